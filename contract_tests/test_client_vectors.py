@@ -1,0 +1,452 @@
+"""The reference client against the vectors, and both against http-message-signatures, which is not ours."""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import client
+import pytest
+import requests
+import vectors
+from client import BackupClient, Keys, SignatureAuth
+from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, InvalidSignature, algorithms
+from http_message_signatures.resolvers import MappingKeyResolver
+from vectors import FIXTURES, KINDS, VectorError, Vectors
+
+# Of each group, as parameters of a test; the id of a failing case is its tcId.
+
+
+def each(kind: str, group_type: str, result: str | None = None) -> Any:
+    found = [pair for pair in vectors.cases(kind, group_type) if result in (None, pair[1]["result"])]
+    assert found
+    return pytest.mark.parametrize("group, case", [pytest.param(*pair, id=str(pair[1]["tcId"])) for pair in found])
+
+
+# ---- Derivation --------------------------------------------------------------------------------------------
+
+
+@each("derivation", "Username")
+def test_username(group: Vectors, case: Vectors) -> None:
+    normalized = client.normalize_username(case["username"])
+    user_id = hashlib.sha256(normalized.encode()).hexdigest()
+    same = (normalized, user_id) == (case["normalized"], case["userId"])
+    assert same == (case["result"] == "valid")
+
+
+@each("derivation", "Keys")
+def test_keys(group: Vectors, case: Vectors) -> None:
+    assert group["iterations"] == client.PBKDF2_ITERATIONS
+    keys = derived(case["username"], case["password"])
+    assert keys.user_id == case["userId"]
+    same = (keys.storage_key, keys.encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
+    assert same == (case["result"] == "valid")
+
+
+derived = cache(client.derive_keys)
+
+
+@each("derivation", "Expansion")
+def test_expansion(group: Vectors, case: Vectors) -> None:
+    storage_key, encryption_key = client.expand_master_key(bytes.fromhex(case["masterKey"]))
+    assert (storage_key.hex(), encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
+
+
+def test_neither_key_shows_in_a_repr() -> None:
+    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32)
+    assert "cd" not in repr(keys) and r"\xef" not in repr(keys)
+
+
+# ---- Encryption --------------------------------------------------------------------------------------------
+
+
+def keys_of(case: Vectors) -> Keys:
+    return Keys(case["userId"], "", bytes.fromhex(case["encryptionKey"]))
+
+
+@each("encryption", "Blob", "valid")
+def test_blob(group: Vectors, case: Vectors) -> None:
+    keys, blob, plaintext = keys_of(case), bytes.fromhex(case["blob"]), bytes.fromhex(case["plaintext"])
+    assert client.associated_data(keys.user_id).decode() == case["associatedData"]
+    assert case["nonce"] + case["ciphertext"] + case["tag"] == case["blob"]
+    assert client.encrypt(keys, plaintext, bytes.fromhex(case["nonce"])) == blob
+    assert client.decrypt(keys, blob) == plaintext
+
+
+@each("encryption", "Blob", "invalid")
+def test_blob_refused(group: Vectors, case: Vectors) -> None:
+    with pytest.raises(client.DecryptionError):
+        client.decrypt(keys_of(case), bytes.fromhex(case["blob"]))
+
+
+@each("encryption", "Data")
+def test_data(group: Vectors, case: Vectors) -> None:
+    def decode() -> bytes:
+        return client.decode_data(case["data"], size=case["size"], sha256=case["sha256"])
+
+    if case["result"] == "valid":
+        assert decode().hex() == case["blob"]
+        assert base64.b64encode(bytes.fromhex(case["blob"])).decode() == case["data"]
+    else:
+        with pytest.raises(ValueError):
+            decode()
+
+
+@each("encryption", "File")
+def test_file(group: Vectors, case: Vectors) -> None:
+    plaintext = (FIXTURES / case["file"]).read_bytes()
+    assert (len(plaintext), hashlib.sha256(plaintext).hexdigest()) == (case["fileSize"], case["fileSha256"])
+    blob = client.encrypt(keys_of(case), plaintext, bytes.fromhex(case["nonce"]))
+    assert (len(blob), hashlib.sha256(blob).hexdigest()) == (case["size"], case["sha256"])
+    assert blob[-16:].hex() == case["tag"]
+
+
+def test_each_encryption_has_a_nonce_of_its_own() -> None:
+    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32)
+    assert client.encrypt(keys, b"log")[:12] != client.encrypt(keys, b"log")[:12]
+
+
+# ---- Signing -----------------------------------------------------------------------------------------------
+
+FOUR = ("authorization", "content-digest", "signature-input", "signature")
+PROFILE = re.compile(
+    r'app=(\("@method" "@path" "authorization" "content-digest"\)'
+    r';created=([0-9]{1,15});keyid="([A-Za-z0-9_-]{1,64})";alg="hmac-sha256")'
+)
+
+
+def header_lines(case: Vectors) -> list[tuple[str, str]]:
+    return [(name.lower(), value) for name, _, value in (line.partition(": ") for line in case["headers"])]
+
+
+def verdict(group: Vectors, case: Vectors) -> str | None:
+    """The code of the problem that a request is answered with, or None: the rules, in their order."""
+    values = {name: [value for other, value in header_lines(case) if other == name] for name in FOUR}
+    if not all(values.values()):
+        return "signature_missing"
+    if any(len(lines) > 1 for lines in values.values()):
+        return "signature_invalid"
+    authorization, digest, signature_input, signature = (lines[0] for lines in values.values())
+    profile = PROFILE.fullmatch(signature_input)
+    if not profile or not re.fullmatch(r"sha-256=:[A-Za-z0-9+/]{43}=:", digest):
+        return "signature_invalid"
+    params, created, keyid = profile.groups()
+    if keyid not in group["secrets"]:
+        return "signature_invalid"
+    base = client.signature_base(case["method"], case["path"], authorization, digest, params)
+    mac = hmac.digest(group["secrets"][keyid].encode(), base.encode(), "sha256")
+    if signature != f"app=:{base64.b64encode(mac).decode()}:":
+        return "signature_invalid"
+    if abs(group["serverTime"] - int(created)) > 300:
+        return "signature_expired"
+    if digest != client.content_digest(case["body"].encode()):
+        return "digest_mismatch"
+    return None
+
+
+SIGNING_GROUPS = vectors.load("signing")["testGroups"]
+each_group = pytest.mark.parametrize("group", [pytest.param(group, id=group["comment"]) for group in SIGNING_GROUPS])
+
+
+@each_group
+def test_setting_says_the_secrets(group: Vectors) -> None:
+    pairs = [entry.rpartition(":") for entry in group["appSecretKey"].split(",")]
+    assert {keyid or "app": secret for keyid, _, secret in pairs} == group["secrets"]
+
+
+@each("signing", "Request", "valid")
+def test_request_signed(group: Vectors, case: Vectors) -> None:
+    body = case["body"].encode()
+    headers = client.sign(
+        case["method"],
+        case["path"],
+        body,
+        client.authorization(case["userId"], case["storageKey"]),
+        secret=group["secrets"][case["keyid"]],
+        keyid=case["keyid"],
+        created=case["created"],
+    )
+    sent = dict(header_lines(case))
+    assert {name.lower(): value for name, value in headers.items()} == {name: sent[name] for name in FOUR}
+    base = client.signature_base(
+        case["method"],
+        case["path"],
+        sent["authorization"],
+        sent["content-digest"],
+        client.signature_params(case["keyid"], case["created"]),
+    )
+    assert base == case["signatureBase"]
+    assert hmac.digest(group["secrets"][case["keyid"]].encode(), base.encode(), "sha256").hex() == case["mac"]
+    assert hashlib.sha256(body).hexdigest() == case["bodySha256"]
+    assert verdict(group, case) is None
+
+
+@each("signing", "Request", "invalid")
+def test_request_refused(group: Vectors, case: Vectors) -> None:
+    assert verdict(group, case) == case["code"]
+    assert case["status"] == (400 if case["code"] == "digest_mismatch" else 401)
+    if "signatureBase" in case:
+        sent = dict(header_lines(case))
+        profile = PROFILE.fullmatch(sent["signature-input"])
+        params = profile[1] if profile else ""
+        base = client.signature_base(
+            case["method"], case["path"], sent["authorization"], sent["content-digest"], params
+        )
+        assert base == case["signatureBase"]
+
+
+@each_group
+def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable[..., Any]) -> None:
+    server = start_server(
+        APP_SECRET_KEY=group["appSecretKey"],
+        FAILED_CREDENTIALS_PER_5_MINUTES=1000,  # what is accepted may be of a deleted user
+        frozen=group["serverTime"],
+    )
+    address = urlsplit(server.base_url).netloc
+    for case in group["tests"]:
+        status, problem = exchange(address, case)
+        if case["result"] == "invalid":
+            assert (status, problem.get("code")) == (case["status"], case["code"]), case["tcId"]
+        else:
+            proof = ("signature_missing", "signature_invalid", "signature_expired", "digest_mismatch")
+            assert problem.get("code") not in proof, case["tcId"]
+        if problem.get("code") == "signature_expired":
+            assert problem["serverTime"] == group["serverTime"]
+
+
+def exchange(address: str, case: Vectors) -> tuple[int, dict[str, Any]]:
+    """The answer to a request that is sent just as the case has it: status and JSON, if there is some."""
+    body = case["body"].encode()
+    connection = HTTPConnection(address, timeout=30)
+    connection.putrequest(case["method"], case["path"], skip_accept_encoding=True)
+    for line in [*case["headers"], f"Content-Length: {len(body)}"]:
+        connection.putheader(*line.split(": ", 1))
+    connection.endheaders(body)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, json.loads(content or b"{}")
+
+
+# The oracle: http-message-signatures has its own parser, base and MAC.
+
+
+class VerifierWithoutClock(HTTPMessageVerifier):
+    """The cases' clock stands still, the library's does not; expiry is the server's matter."""
+
+    def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
+        pass
+
+
+def oracle_keys(group: Vectors) -> MappingKeyResolver:
+    keys = {keyid: secret.encode() for keyid, secret in group["secrets"].items()}
+    return MappingKeyResolver(public_keys=keys, private_keys=keys)
+
+
+def message(case: Vectors) -> SimpleNamespace:
+    headers = requests.structures.CaseInsensitiveDict(header_lines(case))
+    return SimpleNamespace(method=case["method"], url=f"https://backup.example{case['path']}", headers=headers)
+
+
+COMPONENTS = ("@method", "@path", "authorization", "content-digest")
+
+
+def oracle_verify(group: Vectors, case: Vectors) -> None:
+    verifier = VerifierWithoutClock(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=oracle_keys(group))
+    verifier.verify(message(case), require_components=COMPONENTS, body=case["body"].encode())
+
+
+@each("signing", "Request", "valid")
+def test_oracle_signs_the_same(group: Vectors, case: Vectors) -> None:
+    signed = message(case)
+    del signed.headers["Signature"], signed.headers["Signature-Input"], signed.headers["Content-Digest"]
+    signer = HTTPMessageSigner(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=oracle_keys(group))
+    created = datetime.fromtimestamp(case["created"], UTC)
+    signer.sign(
+        signed,
+        key_id=case["keyid"],
+        created=created,
+        label="app",
+        covered_component_ids=COMPONENTS,
+        body=case["body"].encode(),
+    )
+    sent = dict(header_lines(case))
+    assert signed.headers["Content-Digest"] == sent["content-digest"]
+    assert signed.headers["Signature-Input"] == sent["signature-input"]
+    assert signed.headers["Signature"] == sent["signature"]
+    oracle_verify(group, case)
+
+
+@each("signing", "Request", "invalid")
+def test_oracle_refuses_what_is_of_the_profile(group: Vectors, case: Vectors) -> None:
+    """What breaks a rule of the profile alone is good by RFC 9421; that is for `verdict` to see."""
+    if "signatureBase" not in case or case["code"] == "signature_expired":
+        return
+    with pytest.raises(InvalidSignature):
+        oracle_verify(group, case)
+
+
+@pytest.mark.parametrize("body", [None, b"", b'{"data":"AA=="}', "text é"])
+def test_signature_auth_signs_what_is_sent(body: bytes | str | None) -> None:
+    """On a prepared request, with the path as `requests` has encoded it."""
+    auth = SignatureAuth("ab" * 32, "cd" * 32, "s" * 32, "k", clock=lambda: 1_767_225_600.9)
+    url = "https://backup.example/api/backup/versions/a b/../é%2f?x=1"
+    request = requests.Request("PUT", url, data=body, auth=auth).prepare()
+    assert request.headers["Content-Digest"] == client.content_digest(_bytes(request.body))
+    assert ";created=1767225600;" in request.headers["Signature-Input"]  # whole seconds, not rounded up
+    group = {"secrets": {"k": "s" * 32}, "serverTime": 1_767_225_600}
+    path = request.path_url.partition("?")[0]
+    assert path.isascii() and " " not in path
+    headers = [f"{name}: {value}" for name, value in request.headers.items()]
+    case = {"method": "PUT", "path": path, "headers": headers, "body": _bytes(request.body).decode()}
+    assert verdict(group, case) is None
+    oracle_verify(group, case)
+
+
+def _bytes(body: bytes | str | None) -> bytes:
+    return body.encode() if isinstance(body, str) else body or b""
+
+
+def test_signature_auth_refuses_a_stream() -> None:
+    auth = SignatureAuth("ab" * 32, "cd" * 32, "s" * 32)
+    with pytest.raises(TypeError):
+        requests.Request("POST", "https://backup.example/api/backup", data=iter([b"a"]), auth=auth).prepare()
+
+
+@pytest.mark.parametrize("keyid", ["", 'a"b', "a b", "ä", "x" * 65, "app\n"])
+def test_a_keyid_that_cannot_be_one(keyid: str) -> None:
+    with pytest.raises(ValueError):
+        client.signature_params(keyid, 0)
+
+
+# ---- What the client makes of an answer --------------------------------------------------------------------
+
+
+def answer(status: int, content_type: str, body: bytes) -> requests.Response:
+    response = requests.Response()
+    response.status_code = status
+    response.headers["Content-Type"] = content_type
+    response._content = body
+    return response
+
+
+def test_checked() -> None:
+    assert client.checked(answer(201, "application/json", b"{}")).status_code == 201
+    assert client.checked(answer(304, "", b"")).status_code == 304
+    problem = {"code": "version_conflict", "detail": "Fetch first.", "currentVersion": 3}
+    with pytest.raises(client.ProblemError, match="409 version_conflict: Fetch first.") as caught:
+        client.checked(answer(409, "application/problem+json; charset=utf-8", json.dumps(problem).encode()))
+    assert (caught.value.code, caught.value.status) == ("version_conflict", 409)
+    assert caught.value.problem["currentVersion"] == 3
+
+
+@pytest.mark.parametrize(
+    "status, content_type, body",
+    [
+        (502, "text/html", b"<h1>Bad Gateway</h1>"),
+        (500, "application/problem+json", b"not JSON"),
+        (500, "application/problem+json", b"[]"),
+        (302, "text/plain", b""),
+    ],
+)
+def test_checked_without_a_problem(status: int, content_type: str, body: bytes) -> None:
+    with pytest.raises(client.ProblemError) as caught:
+        client.checked(answer(status, content_type, body))
+    assert (caught.value.code, caught.value.status) == (None, status)
+
+
+def test_mend_clock() -> None:
+    backup = BackupClient("http://127.0.0.1:1", "s" * 32, ("ab" * 32, "cd" * 32), clock=lambda: 1000.5)
+    problem = {"code": "signature_expired", "serverTime": 5000}
+    expired = answer(401, "application/problem+json", json.dumps(problem).encode())
+    assert backup.mend_clock(expired) and backup.now() == 5000.5
+    other = answer(401, "application/problem+json", b'{"code": "signature_invalid", "serverTime": 9}')
+    assert not backup.mend_clock(other) and backup.now() == 5000.5
+
+
+# ---- The files ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fixtures_copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURES, tmp_path / "fixtures"))
+
+
+def generate_check(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(directory / "generate.py"), "--check"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_files_are_what_the_generator_writes() -> None:
+    done = generate_check(FIXTURES)
+    assert done.returncode == 0, done.stdout
+
+
+def test_generator_notices_a_changed_file(fixtures_copy: Path) -> None:
+    log = fixtures_copy / "training_log.json"
+    log.write_bytes(log.read_bytes().replace(b'"reps":5', b'"reps":6', 1))
+    done = generate_check(fixtures_copy)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines() if "differs" in line] == ["training_log.json"]
+
+
+def test_training_log() -> None:
+    content = (FIXTURES / "training_log.json").read_bytes()
+    assert 290_000 < len(content) < 320_000
+    assert len(json.loads(content)["sessions"]) > 150
+
+
+def test_ids_are_unique_in_all_files() -> None:
+    ids = [test["tcId"] for kind in KINDS for group in vectors.load(kind)["testGroups"] for test in group["tests"]]
+    assert len(set(ids)) == len(ids) >= 150
+
+
+def spoil_test(key: str, value: Any) -> Callable[[Vectors], None]:
+    return lambda document: document["testGroups"][0]["tests"][0].update({key: value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda document: document.update(extra=1), id="unknown key in the file"),
+        pytest.param(lambda document: document["testGroups"][0].update(extra=1), id="unknown key in a group"),
+        pytest.param(spoil_test("extra", 1), id="unknown key in a test"),
+        pytest.param(spoil_test("result", "acceptable"), id="unknown result"),
+        pytest.param(spoil_test("flags", ["NoSuchFlag"]), id="flag without a note"),
+        pytest.param(spoil_test("tcId", None), id="no id"),
+        pytest.param(lambda document: document["notes"].update(Unused="nothing"), id="note without a flag"),
+        pytest.param(lambda document: document.update(numberOfTests=1), id="wrong count"),
+        pytest.param(lambda document: document["testGroups"][0].update(type="Other"), id="unknown group"),
+        pytest.param(
+            lambda document: document["testGroups"][0]["tests"][1].update(
+                tcId=document["testGroups"][0]["tests"][0]["tcId"]
+            ),
+            id="id twice",
+        ),
+    ],
+)
+def test_loader_refuses(kind: str, spoil: Callable[[Vectors], None]) -> None:
+    content = (FIXTURES / f"{kind}.json").read_bytes()
+    document = json.loads(content)
+    spoil(document)
+    with pytest.raises(VectorError):
+        vectors.parse(json.dumps(document).encode())
+
+
+def test_loader_refuses_a_key_twice() -> None:
+    content = (FIXTURES / "signing.json").read_bytes()
+    with pytest.raises(VectorError):
+        vectors.parse(content.replace(b'"kind":', b'"kind": "signing", "kind":', 1))
