@@ -1,0 +1,288 @@
+"""What is deployed: the image, fly.toml, the pinned requirements and what the README promises about them.
+
+Neither Docker nor flyctl is needed: the files are read, held against each other and against the server, and
+the image's command is run on the image's files.
+"""
+
+import ast
+import configparser
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-lint.txt"]
+README = (ROOT / "README.md").read_text()
+SERVER = (ROOT / "backup_server.py").read_text()
+FLY = tomllib.loads((ROOT / "fly.toml").read_text())
+TOX = configparser.ConfigParser(interpolation=None)
+TOX.read(ROOT / "tox.ini")
+SET_BY_FLY = {"FLY_APP_NAME"}
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Return the Dockerfile's instructions in order, as (INSTRUCTION, the rest), each on one line."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    logical = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [tuple(line.split(" ", 1)) for line in logical.splitlines() if line]
+
+
+def arguments(instruction: str) -> list[str]:
+    """Return what follows each `instruction` of the Dockerfile, in order."""
+    return [rest for name, rest in dockerfile() if name == instruction]
+
+
+def image_environment() -> dict[str, str]:
+    return dict(pair.split("=", 1) for rest in arguments("ENV") for pair in rest.split())
+
+
+def copied_files() -> list[str]:
+    return [name for rest in arguments("COPY") for name in rest.split()[:-1]]
+
+
+# ---- The image ---------------------------------------------------------------------------------------------
+
+
+def test_the_image_runs_the_python_that_the_tests_ran():
+    version = (ROOT / ".python-version").read_text().strip()
+    assert arguments("FROM") == [f"python:{version}-slim"]
+    assert sys.version.startswith(f"{version}.")
+    assert TOX["testenv"]["base_python"] == f"py{version.replace('.', '')}"
+
+
+def test_the_image_holds_the_server_and_nothing_else():
+    assert copied_files() == ["requirements.txt", "backup_server.py", "openapi.yaml"]
+    assert all((ROOT / name).is_file() for name in copied_files())
+    ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
+    assert ignore[0] == "*"
+    kept = [line.removeprefix("!") for line in ignore[1:] if line.startswith("!")]
+    assert sorted(kept) == sorted(copied_files()) and len(kept) == len(ignore) - 1
+
+
+def test_the_image_installs_only_what_is_pinned_by_hash():
+    (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
+    assert "pip install --no-cache-dir --require-hashes -r requirements.txt" in install
+
+
+def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():
+    (user,) = arguments("USER")
+    assert user.isdecimal() and int(user) > 0
+    (create,) = [rest for rest in arguments("RUN") if "useradd" in rest]
+    name = re.search(rf"useradd .*--uid {user}\b.* (\w+) &&", create)[1]
+    directory = Path(image_environment()["DATABASE_PATH"]).parent
+    assert re.search(rf"install --directory --owner={name} --mode=0700 {directory}$", create)
+    last = {instruction: line for line, (instruction, _) in enumerate(dockerfile())}
+    assert max(last["RUN"], last["COPY"]) < last["USER"] < last["CMD"]
+
+
+def test_the_image_sets_documented_variables_and_no_secret():
+    assert image_environment() == {"DATABASE_PATH": "/data/backup.db", "HOST": "0.0.0.0", "PORT": "8080"}
+    assert set(image_environment()) <= documented_variables()
+    assert "SECRET" not in (ROOT / "Dockerfile").read_text() and "env" not in FLY
+
+
+def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
+    """The image without Docker: its files in an empty directory, its CMD, its ENV but path and address."""
+    for name in copied_files():
+        shutil.copy(ROOT / name, tmp_path)
+    (command,) = arguments("CMD")
+    program, *rest = json.loads(command)  # the exec form is JSON; the shell form would fail here
+    assert program == "python"
+    settings = {
+        **image_environment(),
+        "APP_SECRET_KEY": secrets.token_urlsafe(32),
+        "DATABASE_PATH": str(tmp_path / "backup.db"),
+        "HOST": "127.0.0.1",
+        "PORT": "0",
+        "PATH": os.environ["PATH"],
+    }
+    with subprocess.Popen(
+        [sys.executable, *rest], cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            url = next(url for line in server.stdout if (url := json.loads(line).get("url")))
+            (check,) = FLY["http_service"]["checks"]
+            request = urllib.request.Request(url.rstrip("/") + check["path"], method=check["method"])
+            with urllib.request.urlopen(request, timeout=seconds(check["timeout"])) as response:
+                assert response.status == 200
+            server.send_signal(signal.Signals[FLY["kill_signal"]])
+            assert server.wait(seconds(FLY["kill_timeout"])) == 0
+        finally:
+            server.kill()
+
+
+# ---- fly.toml ----------------------------------------------------------------------------------------------
+
+
+def seconds(duration: str) -> int:
+    return int(re.fullmatch(r"(\d+)s", duration)[1])
+
+
+def test_fly_runs_one_small_machine_in_one_place():
+    assert FLY["app"] == "dailyreps-backup-server" and FLY["primary_region"] == "iad"
+    assert FLY["vm"] == [{"size": "shared-cpu-1x", "memory": "256mb"}]
+    assert FLY["build"] == {"dockerfile": "Dockerfile"}
+    assert "deploy" not in FLY or "release_command" not in FLY["deploy"]  # it would run without the volume
+
+
+def test_flys_volume_is_where_the_image_keeps_its_data():
+    (mount,) = FLY["mounts"]
+    assert mount["source"] == "dailyreps_data" and 5 <= mount["snapshot_retention"] <= 60
+    assert Path(image_environment()["DATABASE_PATH"]).parent == Path(mount["destination"]) == Path("/data")
+
+
+def test_flys_proxy_reaches_the_port_that_the_image_serves_and_only_by_https():
+    service = FLY["http_service"]
+    assert str(service["internal_port"]) == image_environment()["PORT"] == "8080"
+    assert arguments("EXPOSE") == ["8080"]
+    assert image_environment()["HOST"] == "0.0.0.0"
+    assert service["force_https"] is True
+    assert service["auto_stop_machines"] == "off" and service["min_machines_running"] == 1
+
+
+def test_fly_checks_an_operation_of_the_contract_that_needs_no_proof():
+    (check,) = FLY["http_service"]["checks"]
+    spec = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+    operation = spec["paths"][check["path"]][check["method"].lower()]
+    assert operation["operationId"] == "getHealth"
+    assert operation.get("security", spec.get("security")) in ([], [{}])
+    assert seconds(check["timeout"]) < seconds(check["interval"])
+
+
+def test_fly_leaves_time_for_a_graceful_stop():
+    assert FLY["kill_signal"] == "SIGTERM" and 30 <= seconds(FLY["kill_timeout"]) <= 300
+
+
+# ---- The pinned requirements -------------------------------------------------------------------------------
+
+
+def requirements(lock: str) -> dict[str, str]:
+    """Return {name: version} of a lock; a line that is neither pin nor hash nor comment fails."""
+    pins, hashed = {}, set()
+    for line in (ROOT / lock).read_text().splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if pin := re.fullmatch(r"([a-z0-9-]+)==([0-9][\w.]*) \\", line):
+            pins[pin[1]] = pin[2]
+            continue
+        assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), f"{lock}: {line}"
+        hashed.add(next(reversed(pins)))
+    assert pins and hashed == set(pins), f"{lock}: without a hash: {set(pins) - hashed}"
+    return pins
+
+
+def wanted(name: str) -> set[str]:
+    """Return the requirements that a .in file names, in the lower case of the locks."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return {re.split(r"[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith("-")}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_each_requirement_is_pinned_with_hashes(lock: str):
+    assert wanted(lock.replace(".txt", ".in")) <= set(requirements(lock))
+
+
+def test_the_tests_run_on_the_servers_own_versions():
+    assert requirements("requirements.txt").items() <= requirements("requirements-dev.txt").items()
+
+
+def test_the_server_imports_what_it_requires_and_requires_nothing_else():
+    imported = set()
+    for node in ast.walk(ast.parse(SERVER)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    distributions = packages_distributions()
+    third_party = {distributions[name][0].lower() for name in imported - sys.stdlib_module_names}
+    assert third_party == wanted("requirements.in") == {"bottle", "jsonschema", "pyyaml", "waitress"}
+
+
+def test_the_linters_in_javascript_are_pinned_with_hashes():
+    wanted_packages = json.loads((ROOT / "lint/package.json").read_text())["devDependencies"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted_packages.values())
+    packages = json.loads((ROOT / "lint/package-lock.json").read_text())["packages"]
+    root = packages.pop("")
+    assert root["devDependencies"] == wanted_packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages.values())
+
+
+def test_the_locks_record_no_registry_and_no_path_of_the_machine_that_made_them():
+    for lock in LOCKS:
+        text = (ROOT / lock).read_text()
+        assert "/" not in text and "--index-url" not in text and "--find-links" not in text, lock
+    packages = json.loads((ROOT / "lint/package-lock.json").read_text())["packages"]
+    assert not [name for name, package in packages.items() if "resolved" in package or "link" in package]
+    assert all(name == "" or name.startswith("node_modules/") for name in packages)
+
+
+# ---- The README --------------------------------------------------------------------------------------------
+
+
+def section(title: str) -> str:
+    """Return the README's text under a heading, up to the next one of that level."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+
+
+def table(title: str) -> Iterator[list[str]]:
+    """Yield the names in backticks in the first cell of each row of the table in that section."""
+    for cell in re.findall(r"^\| (`.*?) \|", section(title), re.MULTILINE):
+        yield re.findall(r"`([^`]+)`", cell)
+
+
+def documented_variables() -> set[str]:
+    """Return the environment variables that the README says the server reads."""
+    return {name for names in table("Configuration") for name in names}
+
+
+def test_ci_runs_the_readmes_second_command():
+    start, check = re.findall(r"^```sh\n(.*?)\n```$", section("Two commands"), re.MULTILINE | re.DOTALL)
+    assert start == f"{check} run -e serve"
+    script = (ROOT / ".ci/run").read_text().splitlines()
+    assert check in script and script[0] == "#!/usr/bin/env bash" and "set -eu" in script
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    for form in ("pipx run tox", "uvx --python 3.13 tox"):
+        assert f"| `{form} run -e serve` | `{form}` |" in section("Two commands")
+
+
+def test_plain_tox_checks_everything_there_is_to_check():
+    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["style", "spec", "vectors", "test"]
+
+
+def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
+    environments = {name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")}
+    documents = [README, *(path.read_text() for path in ROOT.glob("requirements*.in"))]
+    assert {name for text in documents for name in re.findall(r"tox run -e (\w+)", text)} <= environments
+    assert set(re.split(r"[,\s]+", TOX["tox"]["env_list"])) <= environments
+    assert all(TOX[f"testenv:{name}"].get("description") for name in environments)
+
+
+def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_round():
+    (settings,) = [node for node in ast.parse(SERVER).body if getattr(node, "name", "") == "Settings"]
+    texts = {node.value for node in ast.walk(settings) if isinstance(node, ast.Constant)}
+    names = {text for text in texts if isinstance(text, str) and re.fullmatch("[A-Z]+(_[A-Z0-9]+)*", text)}
+    assert names - SET_BY_FLY == documented_variables()
+    assert SERVER.count("os.environ") == 1 and "getenv" not in SERVER  # nothing reads it but Settings
+    assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
+
+
+def test_the_layout_in_the_readme_is_the_one_on_disk():
+    listed = {name for names in table("What is where") for name in names}
+    assert not [name for name in listed if not (ROOT / name).exists()]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    directories = tuple(name for name in listed if name.endswith("/"))
+    unlisted = {path for path in tracked.splitlines() if not path.startswith(directories)} - listed
+    assert unlisted <= {"README.md", ".gitignore"}
