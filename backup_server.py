@@ -15,6 +15,7 @@ import dataclasses
 import dbm.sqlite3
 import fcntl
 import functools
+import gc
 import hashlib
 import heapq
 import hmac
@@ -617,7 +618,7 @@ class Store:
         self._deleted: list[tuple[int, str]] = []  # heap of (when to forget, userId)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_file = open(f"{path}.lock", "a")
+            self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartupError(f"Another server has DATABASE_PATH {path} open: stop it first.") from None
@@ -644,9 +645,13 @@ class Store:
             raise StartupError("This SQLite does not sync each commit (WAL, synchronous=FULL): use another build.")
 
     def close(self) -> None:
-        """Finish what is being written, fold the write-ahead log into the file and close it."""
+        """Finish what is being written, fold the write-ahead log into the file and close it.
+
+        The threads that read have ended by now.
+        """
         self._stopping.set()
         self._housekeeper.join()
+        gc.collect()  # a connection refers to itself; the writer's has to be the last that is closed
         self._writer.submit(lambda: self._local.database.close()).result()
         self._writer.shutdown()
         self._lock_file.close()
@@ -1335,6 +1340,9 @@ def run(http: waitress.server.TcpWSGIServer) -> None:
                 channel.will_close = True
         wasyncore.poll2(0.1, http._map)
     http.task_dispatcher.shutdown()
+    for thread in threading.enumerate():  # each gives up its connection to the file as it ends
+        if thread.name.startswith("waitress-"):
+            thread.join(5)
 
 
 def main(argv: list[str] | None = None) -> int:
