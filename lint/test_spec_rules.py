@@ -1,0 +1,246 @@
+"""The linters' silence means something: each finds the faults that are put into copies of openapi.yaml."""
+
+import configparser
+import copy
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+LINT = Path(__file__).resolve().parent
+ROOT = LINT.parent
+# By way of JSON, what YAML's aliases share becomes a copy at each place: a fault stands in one place alone.
+SPEC = json.loads(json.dumps(yaml.safe_load((ROOT / "openapi.yaml").read_text())))
+SPECTRAL_RULES = yaml.safe_load((LINT / "spectral.yaml").read_text())
+REDOCLY_RULES = yaml.safe_load((LINT / "redocly.yaml").read_text())
+
+TOX = configparser.ConfigParser(interpolation=None)
+TOX.read(ROOT / "tox.ini")
+VALIDATOR, REDOCLY, SPECTRAL, _ = map(shlex.split, TOX["testenv:spec"]["commands"].strip().splitlines())
+
+ABSENT = object()
+REGISTER = "/paths/~1api~1register/post"
+STORE = "/paths/~1api~1backup/post"
+FETCH = "/paths/~1api~1backup/get"
+LIST = "/paths/~1api~1backup~1versions/get"
+CHANGE = "/paths/~1api~1user~1storage-key/put"
+DELETE = "/paths/~1api~1user/delete"
+SCHEMAS = "/components/schemas"
+HEADERS = "/components/headers"
+RESPONSES = "/components/responses"
+JSON_BODY = "content/application~1json"
+PROBLEM_BODY = "content/application~1problem+json"
+A_BODY = SPEC["paths"]["/api/backup"]["post"]["requestBody"]
+A_HEADER = {"$ref": "#/components/headers/RateLimit"}
+A_PARAMETER = {
+    "name": "callback",
+    "in": "query",
+    "description": "A callback.",
+    "schema": {"type": "string", "pattern": "^x$", "maxLength": 1},
+    "example": "x",
+}
+
+
+def reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+# By rule: where (JSON Pointer) what is put to break it.
+REDOCLY_FAULTS: dict[str, list[tuple[str, Any]]] = {
+    "struct": [("/info/version", ABSENT)],
+    "info-license": [("/info/license", ABSENT)],  # only a warning, were it not for recommended-strict
+    "no-unused-components": [(f"{SCHEMAS}/Unused", {"type": "object"})],
+    "operation-description": [(f"{FETCH}/description", ABSENT)],
+    "scalar-property-missing-example": [(f"{SCHEMAS}/Health/properties/status/examples", ABSENT)],
+    "rule/operation-id-camel-case": [
+        (f"{FETCH}/operationId", "fetch_backup"),
+        (f"{FETCH}/operationId", "FetchBackup"),
+        (f"{FETCH}/operationId", ABSENT),
+    ],
+}
+SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
+    "oas3-schema": [("/info/version", ABSENT)],
+    "oas3-valid-media-example": [(f"{REGISTER}/responses/200/{JSON_BODY}/example", {})],
+    "openapi-tags-alphabetical": [("/tags/0/name", "zebra")],  # not a recommended rule: `all` turns it on
+    "owasp:api2:2023-read-restricted": [(f"{FETCH}/security", [])],
+    "owasp:api2:2023-no-http-basic": [("/components/securitySchemes/adminKey/scheme", "basic")],
+    "owasp:api3:2023-no-unevaluatedProperties": [(f"{SCHEMAS}/Receipt/unevaluatedProperties", True)],
+    "owasp:api4:2023-string-limit": [(f"{SCHEMAS}/Health/properties/status/maxLength", ABSENT)],
+    "owasp:api4:2023-rate-limit-responses-429": [(f"{FETCH}/responses/429", ABSENT)],
+    "owasp:api8:2023-define-error-responses-401": [(f"{FETCH}/responses/401", ABSENT)],
+    "owasp:api8:2023-define-cors-origin": [(f"{DELETE}/responses/204/headers/Access-Control-Allow-Origin", ABSENT)],
+    "no-body-on-get-or-delete": [(f"{FETCH}/requestBody", A_BODY), (f"{DELETE}/requestBody", A_BODY)],
+    "no-null": [
+        (f"{SCHEMAS}/Size/type", ["integer", "null"]),
+        (f"{SCHEMAS}/Backup/properties/data", {"oneOf": [reference("BackupData"), {"type": "null"}]}),
+        (f"{SCHEMAS}/ProblemCode/anyOf/1", {"type": "null"}),
+        (f"{SCHEMAS}/ProblemCode/anyOf/1", {"const": None}),
+        (f"{SCHEMAS}/ProblemCode/anyOf/0/enum/0", None),
+    ],
+    "no-nullable": [(f"{SCHEMAS}/Size/nullable", True)],
+    "no-closed-response-object": [
+        (f"{SCHEMAS}/Receipt/additionalProperties", False),
+        (f"{SCHEMAS}/ValidationError/additionalProperties", False),  # two references down
+        (f"{SCHEMAS}/Problem/unevaluatedProperties", False),
+    ],
+    "canonical-base64": [
+        (f"{SCHEMAS}/BackupData/contentEncoding", ABSENT),
+        (f"{SCHEMAS}/BackupData/contentEncoding", "base64url"),
+        (f"{SCHEMAS}/BackupData/pattern", ABSENT),
+        (f"{SCHEMAS}/BackupData/pattern", "^[A-Za-z0-9+/]+={0,2}$"),
+        (f"{SCHEMAS}/Sha256/format", "byte"),
+    ],
+    "declared-statuses": [
+        (f"{FETCH}/responses/default", ABSENT),
+        (f"{FETCH}/responses/401", ABSENT),
+        (f"{FETCH}/responses/431", ABSENT),
+        (f"{FETCH}/responses/4XX", {"$ref": "#/components/responses/OtherProblem"}),
+        (f"{LIST}/responses/200", ABSENT),
+        (f"{STORE}/responses/415", ABSENT),
+        ("/paths/~1admin~1stats/get/responses/404", ABSENT),
+    ],
+    "property-camel-case": [
+        (f"{SCHEMAS}/Receipt/properties/key_version", reference("KeyVersion")),
+        (f"{SCHEMAS}/BackupUpload/properties/BaseSha256", reference("Sha256")),
+    ],
+    "each-body-has-an-example": [
+        (f"{FETCH}/responses/200/{JSON_BODY}/example", ABSENT),
+        (f"{CHANGE}/requestBody/{JSON_BODY}/example", ABSENT),
+        (f"{RESPONSES}/NoBackup/{PROBLEM_BODY}/examples", ABSENT),
+        (f"{RESPONSES}/NoBackup/{PROBLEM_BODY}/examples", {}),
+        ("/paths/~1api~1backup~1versions~1{version}/get/parameters/0/example", ABSENT),
+    ],
+    "headers-of-every-answer": [
+        (f"{DELETE}/responses/204/headers", ABSENT),
+        (f"{RESPONSES}/OtherProblem/headers/X-Request-Id", ABSENT),
+        (f"{RESPONSES}/NotModified/headers/Cache-Control", ABSENT),
+    ],
+    "challenge-with-401": [(f"{RESPONSES}/Unauthorized/headers/WWW-Authenticate", ABSENT)],
+    "rate-limit-of-uploads": [
+        (f"{STORE}/responses/200/headers/RateLimit", ABSENT),
+        (f"{CHANGE}/responses/200/headers/RateLimit-Policy", ABSENT),
+        (f"{RESPONSES}/TooManyUploads/headers", ABSENT),
+        (f"{HEADERS}/RateLimit-Policy/required", ABSENT),
+    ],
+    "no-other-rate-limit": [
+        (f"{DELETE}/responses/204/headers/RateLimit", A_HEADER),
+        (f"{LIST}/responses/200/headers/X-RateLimit-Limit", A_HEADER),
+        (f"{RESPONSES}/VersionConflict/headers/RateLimit", A_HEADER),
+    ],
+}
+# One fault for each command; for Spectral also one that it takes for nothing but a piece of information.
+FAILING = [
+    (VALIDATOR, "/info/version", ABSENT),
+    (REDOCLY, "/info/license", ABSENT),
+    (SPECTRAL, "/tags/0/name", "zebra"),
+    (SPECTRAL, f"{LIST}/parameters", [A_PARAMETER]),
+]
+
+
+def with_fault(pointer: str, value: Any) -> Any:
+    """A copy of the spec with `value` at this JSON Pointer (RFC 6901)."""
+    spec = copy.deepcopy(SPEC)
+    *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
+    at = spec
+    for step in steps:
+        at = at[int(step)] if isinstance(at, list) else at[step]
+    if isinstance(at, list):
+        at[int(last)] = value
+    elif value is ABSENT:
+        del at[last]
+    else:
+        at[last] = value
+    return spec
+
+
+def write(spec: Any, directory: Path) -> Path:
+    """Write a copy under the name that the exceptions in the lint's configuration go by. (JSON is YAML.)"""
+    directory.mkdir()
+    path = directory / "openapi.yaml"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def run(command: list[str], *paths: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of tox.ini from where tox runs it, on these files instead of openapi.yaml."""
+    at = command.index("openapi.yaml")
+    command = [*command[:at], *map(str, paths), *command[at + 1 :]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def redocly(*paths: Path) -> Iterator[tuple[Path, str]]:
+    """Each finding of Redocly: its file and rule."""
+    rest = run([*REDOCLY, "--format", "json", "--max-problems", "1000"], *paths).stdout
+    while rest:  # one document for each file
+        report, end = json.JSONDecoder().raw_decode(rest)
+        rest = rest[end:].lstrip()
+        for problem in report["problems"]:
+            yield (ROOT / problem["location"][0]["source"]["ref"]).resolve(), problem["ruleId"]
+
+
+def spectral(*paths: Path, ruleset: str = "lint/spectral.yaml") -> Iterator[tuple[Path, str, str]]:
+    """Each finding of Spectral: its file, rule and JSON Pointer."""
+    command = [ruleset if word == "lint/spectral.yaml" else word for word in SPECTRAL]
+    for finding in json.loads(run([*command, "--format", "json", "--quiet"], *paths).stdout):
+        steps = [str(step).replace("~", "~0").replace("/", "~1") for step in finding["path"]]
+        yield Path(finding["source"]), finding["code"], "".join(f"/{step}" for step in steps)
+
+
+@pytest.mark.parametrize(("linter", "faults"), [(redocly, REDOCLY_FAULTS), (spectral, SPECTRAL_FAULTS)])
+def test_each_fault_is_found(tmp_path, linter, faults):
+    cases = [(rule, pointer, value) for rule, pairs in faults.items() for pointer, value in pairs]
+    directory = tmp_path.resolve()
+    copies = [write(with_fault(at, value), directory / str(index)) for index, (_, at, value) in enumerate(cases)]
+    sound = write(SPEC, directory / "sound")
+    with ThreadPoolExecutor() as pool:  # a linter takes one CPU, and half a second for a copy
+        runs = pool.map(lambda paths: list(linter(*paths)), [[sound, *copies[::2]], [sound, *copies[1::2]]])
+        found = {(path, rule) for findings in runs for path, rule, *_ in findings}
+    assert sound not in {path for path, _ in found}
+    missed = [
+        (rule, pointer) for (rule, pointer, _), path in zip(cases, copies, strict=True) if (path, rule) not in found
+    ]
+    assert not missed
+
+
+def test_each_rule_of_our_own_is_put_to_the_test():
+    assert REDOCLY_RULES["rules"].keys() <= REDOCLY_FAULTS.keys()
+    ours = {rule for rule, definition in SPECTRAL_RULES["rules"].items() if definition != "off"}
+    assert ours <= SPECTRAL_FAULTS.keys()
+
+
+@pytest.mark.parametrize(("command", "pointer", "value"), FAILING)
+def test_the_commands_of_tox_fail_at_a_fault(tmp_path, command, pointer, value):
+    assert run(command, write(with_fault(pointer, value), tmp_path / "faulty")).returncode == 1
+
+
+@pytest.mark.parametrize("command", [VALIDATOR, REDOCLY, SPECTRAL])
+def test_the_commands_of_tox_fail_without_the_file_and_pass_with_it(tmp_path, command):
+    assert run(command, write(SPEC, tmp_path / "sound")).returncode == 0
+    assert run(command, tmp_path / "missing" / "openapi.yaml").returncode != 0
+
+
+def test_each_exception_is_needed_and_there_is_no_other(tmp_path):
+    """What the rulesets find without the exceptions is exactly what is excepted, place by place."""
+    rules = SPECTRAL_RULES["rules"]
+    switched_off = {rule for rule in rules if rules[rule] == "off"}
+    assert switched_off == {"owasp:api4:2023-rate-limit"}  # two of our own stand for it
+
+    excepted = set()
+    for override in SPECTRAL_RULES["overrides"]:
+        assert override.keys() == {"files", "rules"} and set(override["rules"].values()) == {"off"}
+        for place in override["files"]:
+            name, _, pointer = place.partition("#")
+            assert name == "openapi.yaml"
+            excepted |= {(rule, pointer) for rule in override["rules"]}
+
+    (tmp_path / "node_modules").symlink_to(LINT / "node_modules")
+    ruleset = tmp_path / "spectral.json"
+    ruleset.write_text(json.dumps({key: value for key, value in SPECTRAL_RULES.items() if key != "overrides"}))
+    findings = spectral(ROOT / "openapi.yaml", ruleset=str(ruleset))
+    assert {(rule, pointer) for _, rule, pointer in findings} == excepted
