@@ -1230,14 +1230,17 @@ class RequestParser(waitress.parser.HTTPRequestParser):
                 self.expect_continue = False  # the error is the answer
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        # A method is case-sensitive (RFC 9110 section 9.1), and one in small letters is a method that no path has.
+        super().parse_header(re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus))
         if self.version not in ("1.0", "1.1"):
             raise waitress.parser.ParsingError("unknown version")
         if not re.fullmatch(r"[!-~]+", self.request_uri):
             raise waitress.parser.ParsingError("the target is not ASCII")  # RFC 3986 section 2
         if self.version == "1.1" and ("HOST" not in self.headers or "," in self.headers["HOST"]):
             raise waitress.parser.ParsingError("not exactly one Host")  # RFC 9112 section 3.2
-        if "TRANSFER_ENCODING" in self.headers or (self.chunked and "CONTENT_LENGTH" in self.headers):
+        codings = re.findall(rb"(?im)^transfer-encoding:[ \t]*(.*?)[ \t]*\r?$", header_plus)
+        is_faulty = self.version == "1.0" or "CONTENT_LENGTH" in self.headers or codings[1:] or not self.chunked
+        if codings and (is_faulty or codings[0].lower() != b"chunked"):
             raise waitress.parser.ParsingError("faulty framing")  # RFC 9112 section 6.1
         if self.expect_continue:
             # A client that waits for leave to send is refused at once; without a body there is nothing to wait for.

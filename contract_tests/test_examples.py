@@ -1,0 +1,497 @@
+"""Every example in openapi.yaml is true: each exchange that it documents is made, and that answer comes back.
+
+The clock stands still at the examples' time. ROWS says for each example what has happened before and how the request
+departs from the documented one; an example without a row fails, and so does a row without an example.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import client
+import pytest
+import raw
+import spec
+from launcher import ServerProcess, load_server
+from spec import LIMITS, MAX_DECODED_BYTES, SPEC
+
+NOW = 1795510800  # 2026-11-24T09:00:00Z
+SECRET = "an-example-secret-for-the-documentation"
+USERNAME, PASSWORD, NEW_PASSWORD = "alex", "correct horse battery staple", "a longer and better passphrase"
+PROSE: str = SPEC["info"]["description"]
+PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
+
+# ---- The examples ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One documented answer: of an operation, with a status, and with a body unless there is none."""
+
+    operation: spec.Operation
+    status: str
+    name: str
+    response: Mapping[str, Any]
+    body: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.operation.id} {self.status} {self.name}".strip()
+
+
+def examples() -> Iterator[Example]:
+    for operation in spec.OPERATIONS.values():
+        for status, response in operation.responses.items():
+            if "content" not in response:
+                yield Example(operation, status, "", response)
+            for content in response.get("content", {}).values():
+                if "example" in content:
+                    yield Example(operation, status, "", response, content["example"])
+                for name, example in content.get("examples", {}).items():
+                    yield Example(operation, status, name, response, example["value"])
+
+
+EXAMPLES = list(examples())
+
+
+def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
+    """The request body that an operation shows, the first if there are several."""
+    operation = spec.OPERATIONS[operation_id]
+    (content,) = SPEC["paths"][operation.path][operation.method.lower()]["requestBody"]["content"].values()
+    if "example" in content:
+        return content["example"]
+    return content["examples"][name or next(iter(content["examples"]))]["value"]
+
+
+def header_example(operation_id: str, status: str, name: str) -> str:
+    return spec.OPERATIONS[operation_id].responses[status]["headers"][name]["schema"]["examples"][0]
+
+
+# ---- What has happened before ------------------------------------------------------------------------------
+
+
+@dataclass
+class Scene:
+    """A server, and a user of it whom nobody else knows."""
+
+    server: ServerProcess
+    credentials: tuple[str, str] = field(default_factory=lambda: (secrets.token_hex(32), secrets.token_hex(32)))
+    version: str = "1"  # in the path
+    latest: str | None = None  # sha256
+
+    @property
+    def user(self) -> client.BackupClient:
+        return self.server.client(self.credentials)
+
+    def store(self, upload: Mapping[str, str]) -> None:
+        response = self.user.request("POST", "/api/backup", body=upload)
+        assert response.status_code == 201, response.text
+        self.latest = response.json()["sha256"]
+
+
+def registered(scene: Scene) -> None:
+    assert scene.user.register_user().status_code == 201
+
+
+def stored(scene: Scene) -> None:
+    registered(scene)
+    scene.store(documented_upload("storeBackup", "first"))
+
+
+def stored_twice(scene: Scene) -> None:
+    stored(scene)
+    scene.store(documented_upload("storeBackup", "next"))
+
+
+def stored_as_often_as_allowed(scene: Scene) -> None:
+    registered(scene)
+    for number in range(SPEC["x-configurable-limits"]["BACKUPS_PER_HOUR"]):
+        base = {} if scene.latest is None else {"baseSha256": scene.latest}
+        scene.store({"data": base64.b64encode(bytes([number])).decode(), **base})
+
+
+def registered_with_another_key(scene: Scene) -> None:
+    registered(scene)
+    scene.credentials = (scene.credentials[0], secrets.token_hex(32))
+
+
+def deleted(scene: Scene) -> None:
+    registered(scene)
+    assert scene.user.delete_user().status_code == 204
+
+
+def failed_too_often(scene: Scene) -> None:
+    assert scene.user.fetch_backup().status_code in (401, 429)
+
+
+def damaged(scene: Scene) -> None:
+    stored(scene)
+    key = f"blob/{scene.credentials[0]}/0".encode()
+    with sqlite3.connect(scene.server.database) as database:
+        changed = database.execute("UPDATE Dict SET value = zeroblob(43) WHERE CAST(key AS BLOB) = ?", (key,))
+        assert changed.rowcount == 1
+    database.close()
+
+
+# ---- How the request departs from the documented one ---------------------------------------------------------
+
+
+@dataclass
+class Call:
+    """What is sent; as it stands, just what the document asks for."""
+
+    scene: Scene
+    operation: spec.Operation
+    method: str = ""
+    path: str = ""
+    body: bytes = b""
+    media_type: str = "application/json"
+    headers: list[str] = field(default_factory=lambda: [f"Origin: {ORIGIN}"])
+    signed_body: bytes | None = None
+    authorization: str = ""
+    admin_key: str | None = None
+    secret: str = SECRET
+    created: int = NOW
+    proofs: bool = True
+
+    def __post_init__(self) -> None:
+        self.method, self.path = self.operation.method, self.operation.path.replace("{version}", self.scene.version)
+        self.authorization = client.authorization(*self.scene.credentials)
+        self.admin_key = self.scene.server.admin_key
+        if self.operation.id in ("storeBackup", "changeStorageKey"):
+            self.upload(documented_upload(self.operation.id))
+
+    def upload(self, value: Mapping[str, str]) -> None:
+        self.body = json.dumps(value, separators=(",", ":")).encode()
+
+    def request(self) -> bytes:
+        lines = list(self.headers)
+        if self.operation.signed and self.proofs:
+            signed_body = self.body if self.signed_body is None else self.signed_body
+            options = {"secret": self.secret, "created": self.created}
+            proof = client.sign(self.method, self.path, signed_body, self.authorization, **options)
+            lines += [f"{name}: {value}" for name, value in proof.items()]
+        if self.operation.id == "getAdminStats" and self.proofs:
+            lines.append(f"Authorization: Bearer {self.admin_key}")
+        if self.body:
+            lines.append(f"Content-Type: {self.media_type}")
+        return raw.request(self.method, self.path, self.body or None, tuple(lines))
+
+
+Change = Callable[[Call], None]
+
+
+def change(**attributes: Any) -> Change:
+    return lambda call: vars(call).update(attributes)
+
+
+def with_etag(call: Call) -> None:
+    call.headers.append(f"If-None-Match: {header_example('fetchBackup', '304', 'ETag')}")
+
+
+def with_a_long_header(call: Call) -> None:
+    call.headers.append("Cookie: " + "x" * LIMITS["requestHeaderBytes"])
+
+
+def with_a_member_twice(call: Call) -> None:
+    call.body = call.body.replace(b"{", b'{"data":"AA==",', 1)
+
+
+def with_another_body_than_signed(call: Call) -> None:
+    call.signed_body, call.body = call.body, call.body + b" "
+
+
+def without_data(call: Call) -> None:
+    upload = json.loads(call.body)
+    del upload["data"]
+    call.upload(upload)
+
+
+def from_the_latest(call: Call) -> None:
+    call.upload(json.loads(call.body) | {"baseSha256": call.scene.latest})
+
+
+with_a_body = change(body=b"{}")
+unsigned = change(proofs=False)
+with_a_wrong_secret = change(secret="not-" + SECRET)
+with_a_wrong_clock = change(created=NOW - LIMITS["signatureSkewSeconds"] - 1)
+without_credentials = change(authorization="Basic " + base64.b64encode(b"alex").decode())
+with_a_wrong_admin_key = change(admin_key="wrong")
+as_text = change(media_type="text/plain")
+too_large = change(body=bytes(LIMITS["requestBodyBytes"] + 1))
+elsewhere = change(path="/no/such/path")
+patched = change(method="PATCH")
+
+# ---- The rows ----------------------------------------------------------------------------------------------
+
+ORIGIN = header_example("getHealth", "200", "Access-Control-Allow-Origin")
+# Other tests' failures and registrations, all at the same moment, shall not count.
+USUAL = {"FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000, "REGISTRATIONS_PER_HOUR": 1_000_000, "ALLOWED_ORIGINS": ORIGIN}
+ONE_FAILURE = USUAL | {"FAILED_CREDENTIALS_PER_5_MINUTES": 1}
+NO_ADMIN_KEY = USUAL | {"ADMIN_SECRET_KEY": None}
+NEW_SERVER = USUAL | {"BACKUPS_PER_DAY": 20}  # the default; for a server of the row's own
+
+
+@dataclass(frozen=True)
+class Row:
+    """How to come by a documented answer: what happens first, what becomes of the documented request, where."""
+
+    before: Callable[[Scene], None] = lambda _: None
+    sent: Change = lambda _: None
+    server: Mapping[str, Any] = field(default_factory=lambda: USUAL)
+    fault: str | None = None
+
+
+UNREACHABLE = None  # only the table of problems can be asked
+
+ROWS: dict[str, Row | None] = {  # by operation, status, name of the example; * stands for any operation without a row
+    "registerUser 201": Row(),
+    "registerUser 200": Row(registered),
+    "storeBackup 201": Row(registered),
+    "storeBackup 200": Row(stored),
+    "fetchBackup 200": Row(stored),
+    "fetchBackup 304": Row(stored, with_etag),
+    "listBackupVersions 200": Row(stored),
+    "fetchBackupVersion 200": Row(stored),
+    "fetchBackupVersion 304": Row(stored, with_etag),
+    "changeStorageKey 200": Row(stored),
+    "deleteUser 204": Row(stored),
+    "getHealth 200": Row(),
+    "getAdminStats 200": Row(stored, server=NEW_SERVER),
+    "getOpenapiYaml 200": Row(),
+    "getOpenapiJson 200": Row(),
+    "* 400 malformed_request": Row(registered, with_a_body),
+    "storeBackup 400 malformed_request": Row(registered, with_a_member_twice),
+    "changeStorageKey 400 malformed_request": Row(stored, with_a_member_twice),
+    "* 400 digest_mismatch": Row(registered, with_another_body_than_signed),
+    "* 401 signature_missing": Row(registered, unsigned),
+    "* 401 signature_invalid": Row(registered, with_a_wrong_secret),
+    "* 401 signature_expired": Row(registered, with_a_wrong_clock),
+    "* 401 credentials_invalid": Row(registered_with_another_key),
+    "registerUser 401 credentials_invalid": Row(sent=without_credentials),
+    "getAdminStats 401 admin_key_invalid": Row(sent=with_a_wrong_admin_key),
+    "getAdminStats 404 not_found": Row(server=NO_ADMIN_KEY),
+    "fetchBackup 404 no_backup": Row(registered),
+    "fetchBackupVersion 404 no_such_version": Row(registered),
+    "registerUser 409 username_taken": Row(registered_with_another_key),
+    "registerUser 409 recently_deleted": Row(deleted),
+    "* 409 version_conflict": Row(stored_twice),
+    "* 413 payload_too_large": Row(sent=too_large),
+    "* 415 unsupported_media_type": Row(registered, as_text),
+    "* 422 validation_failed": Row(registered, without_data),
+    "* 429 uploads": Row(stored_as_often_as_allowed, from_the_latest),
+    "* 429 rate_limited": Row(failed_too_often, server=ONE_FAILURE),
+    "* 431 headers_too_large": Row(sent=with_a_long_header),
+    "* 500 internal_error": Row(registered, fault="internal_error"),
+    "getAdminStats 500 internal_error": UNREACHABLE,
+    "getOpenapiYaml 500 internal_error": UNREACHABLE,
+    "getOpenapiJson 500 internal_error": UNREACHABLE,
+    "* 500 backup_damaged": Row(damaged),
+    "* 503 unavailable": Row(registered, fault="unavailable"),
+    "getAdminStats 503 unavailable": UNREACHABLE,
+    "* 507 storage_full": Row(registered, fault="storage_full"),
+    "registerUser 507 storage_full": Row(fault="storage_full"),
+    "changeStorageKey 507 storage_full": Row(stored, fault="storage_full"),
+    "* default not_found": Row(sent=elsewhere),
+    "* default method_not_allowed": Row(sent=patched),
+}
+
+
+def row_of(example: Example) -> str:
+    """The key of an example's row."""
+    own = str(example)
+    return own if own in ROWS else own.replace(example.operation.id, "*", 1)
+
+
+def test_each_example_has_a_row_and_each_row_an_example() -> None:
+    assert {row_of(example) for example in EXAMPLES} == set(ROWS)
+
+
+def test_each_answer_with_content_has_an_example() -> None:
+    for operation in spec.OPERATIONS.values():
+        for status in operation.responses:
+            assert any((example.operation, example.status) == (operation, status) for example in EXAMPLES)
+
+
+# ---- The exchanges -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., ServerProcess]]:
+    """The server with these settings, frozen in the examples' time; started once."""
+    if request.config.getoption("--base-url"):
+        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
+    started: dict[str, ServerProcess] = {}
+    with ExitStack() as stack:
+
+        def server(settings: Mapping[str, Any]) -> ServerProcess:
+            key = repr(settings)
+            if key not in started or settings is NEW_SERVER:
+                process = ServerProcess(
+                    tmp_path_factory.mktemp("server"), frozen=NOW, **{"APP_SECRET_KEY": SECRET} | settings
+                )
+                started[key] = stack.enter_context(process)
+            return started[key]
+
+        yield server
+
+
+def play(row: Row, operation: spec.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
+    """The answer to a row's request, after what has to happen before it."""
+    scene = Scene(servers(row.server))
+    row.before(scene)
+    call = Call(scene, operation)
+    row.sent(call)
+    scene.server.fault = row.fault
+    try:
+        return raw.send(scene.server, call.request())
+    finally:
+        scene.server.fault = None
+
+
+NOT_FIXED = {"X-Request-Id"}  # another one in each answer
+WHERE_HEADERS_ARE_AS_SHOWN = {  # elsewhere they depend on what happened before, or on the path
+    "RateLimit": {"storeBackup 201", "storeBackup 200"},
+    "Retry-After": {"storeBackup 429 uploads", "changeStorageKey 429 uploads", "registerUser 409 recently_deleted"},
+    "Allow": {"storeBackup default method_not_allowed", "fetchBackup default method_not_allowed"},
+    # Headers that are too large are not read, and so the Origin is not known.
+    "Access-Control-Allow-Origin": {str(example) for example in EXAMPLES if example.status != "431"},
+}
+
+
+@pytest.mark.parametrize("example", [pytest.param(example, id=str(example)) for example in EXAMPLES])
+def test_the_documented_answer_comes_back(example: Example, servers: Callable[..., ServerProcess]) -> None:
+    row = ROWS[row_of(example)]
+    if example.status >= "400":
+        assert (example.body["status"], example.body["title"]) == PROBLEMS[example.body["code"]]
+    if row is UNREACHABLE:
+        return
+    answer = play(row, example.operation, servers)
+    assert str(answer.status) == (str(example.body["status"]) if example.status == "default" else example.status)
+    check_body(example, answer)
+    for name, header in example.response["headers"].items():
+        (shown,) = header["schema"]["examples"]
+        if name not in NOT_FIXED and str(example) in WHERE_HEADERS_ARE_AS_SHOWN.get(name, {str(example)}):
+            assert answer.headers[name] == str(shown), name
+
+
+def check_body(example: Example, answer: raw.Answer) -> None:
+    """The whole body is as documented, but for what cannot be: bytes on the disk, and this document in itself."""
+    if example.body is None:
+        assert answer.body == b""
+    elif str(example) == "getAdminStats 200":
+        assert answer.json().keys() == example.body.keys()
+        assert answer.json() | {"databaseBytes": 0} == example.body | {"databaseBytes": 0}
+    elif str(example) == "getOpenapiYaml 200":
+        assert answer.text.startswith(example.body)
+    elif str(example) == "getOpenapiJson 200":
+        document = answer.json()
+        info = {name: document["info"][name] for name in example.body["info"]}
+        assert {"openapi": document["openapi"], "info": info, "paths": {}} == example.body
+    else:
+        assert answer.json() == example.body
+
+
+def test_each_header_with_an_example_is_seen_as_shown() -> None:
+    for name, at in WHERE_HEADERS_ARE_AS_SHOWN.items():
+        assert at <= {str(example) for example in EXAMPLES if name in example.response["headers"]}
+
+
+@pytest.mark.parametrize("name", ["first", "next"])
+def test_the_documented_uploads_are_accepted(name: str, servers: Callable[..., ServerProcess]) -> None:
+    scene = Scene(servers(USUAL))
+    before = {"first": registered, "next": stored}
+    before[name](scene)
+    scene.store(documented_upload("storeBackup", name))
+    operation = SPEC["paths"]["/api/backup"]["post"]
+    assert set(operation["requestBody"]["content"]["application/json"]["examples"]) == set(before)
+
+
+def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -> None:
+    """Just as the prose prints it: its body and its four headers."""
+    server = servers(USUAL)
+    keys = client.derive_keys(USERNAME, PASSWORD)
+    assert server.client(keys).register_user().status_code == 201
+    body = block("exactly as they will be sent:").encode()
+    lines = block("Send the four headers:").splitlines()
+    request = raw.request("POST", "/api/backup", body, ("Content-Type: application/json", *lines))
+    answer = raw.send(server, request)
+    assert answer.status == 201
+    content = spec.OPERATIONS["storeBackup"].responses["201"]["content"]["application/json"]
+    assert answer.json() == content["example"]
+
+
+# ---- What is derived ---------------------------------------------------------------------------------------
+
+
+def block(after: str) -> str:
+    """The first fenced block of the prose after these words."""
+    return PROSE.partition(after)[2].split("```")[1].strip("\n")
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def recomputed() -> set[str]:
+    """Every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
+    keys, new_keys = (client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
+    master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
+    blobs = [
+        client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
+        client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
+        client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
+    ]
+    body = json.dumps({"data": base64.b64encode(blobs[0]).decode()}, separators=(",", ":")).encode()
+    authorization = client.authorization(keys.user_id, keys.storage_key)
+    proof = client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
+    in_hex = [keys.user_id, keys.storage_key, keys.encryption_key.hex(), master_key.hex(), new_keys.storage_key]
+    in_hex += [new_keys.encryption_key.hex(), *(sha256(blob).hex() for blob in blobs)]
+    in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]
+    in_base64 += [proof["Signature"].removeprefix("app=:").removesuffix(":"), authorization.removeprefix("Basic ")]
+    return {*in_hex, *in_base64}
+
+
+def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
+    """A value that looks derived and is none of those fails, wherever it stands in the file."""
+    text = spec.SPEC_BYTES.decode()
+    shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
+    assert shown - recomputed() == set()
+    assert len(shown) >= 12
+    credentials = base64.b64decode(next(value for value in shown if value.startswith("NDEz"))).decode()
+    assert credentials.split(":")[0] in shown
+
+
+def members(node: Any) -> Iterator[tuple[str, Any]]:
+    """Each member of each object in an example, by its name."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield name, value
+            yield from members(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from members(value)
+
+
+def test_examples_within_schemas_are_those_of_the_exchanges() -> None:
+    """Each property's own example stands in a documented body, too; and those have been compared."""
+    bodies = [example.body for example in EXAMPLES if example.body is not None]
+    bodies += [documented_upload("storeBackup", "first"), documented_upload("storeBackup", "next")]
+    bodies.append(documented_upload("changeStorageKey"))
+    seen = {(name, json.dumps(value)) for body in bodies for name, value in members(body)}
+    count = 0
+    for schema_name, schema in spec.resolved(SPEC["components"]["schemas"]).items():
+        for name, property_schema in schema.get("properties", {}).items():
+            for value in property_schema.get("examples", []):
+                assert (name, json.dumps(value)) in seen, f"{schema_name}.{name}"
+                count += 1
+    assert count >= 30
+    assert len(base64.b64decode(documented_upload("storeBackup")["data"])) <= MAX_DECODED_BYTES
