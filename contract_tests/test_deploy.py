@@ -24,7 +24,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-lint.txt"]
+LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-lint.txt", "requirements-browser.txt"]
+NPM_LOCKS = ["lint", "contract_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
 SERVER = (ROOT / "backup_server.py").read_text()
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())
@@ -50,7 +51,12 @@ def image_environment() -> dict[str, str]:
 
 
 def copied_files() -> list[str]:
-    return [name for rest in arguments("COPY") for name in rest.split()[:-1]]
+    """Return the files and directories/ that are copied from the checkout, by the build stage or into the image."""
+    return [name for rest in arguments("COPY") if not rest.startswith("--from") for name in rest.split()[:-1]]
+
+
+def image_files() -> list[str]:
+    return [name for name in copied_files() if not name.endswith("/")]
 
 
 # ---- The image ---------------------------------------------------------------------------------------------
@@ -58,18 +64,26 @@ def copied_files() -> list[str]:
 
 def test_the_image_runs_the_python_that_the_tests_ran():
     version = (ROOT / ".python-version").read_text().strip()
-    assert arguments("FROM") == [f"python:{version}-slim"]
+    assert arguments("FROM") == ["node:24-slim AS reference", f"python:{version}-slim"]
     assert sys.version.startswith(f"{version}.")
     assert TOX["testenv"]["base_python"] == f"py{version.replace('.', '')}"
 
 
 def test_the_image_holds_the_server_and_nothing_else():
-    assert copied_files() == ["requirements.txt", "backup_server.py", "openapi.yaml"]
-    assert all((ROOT / name).is_file() for name in copied_files())
+    assert image_files() == ["requirements.txt", "backup_server.py", "openapi.yaml"]
+    assert all((ROOT / name).is_file() for name in image_files())
     ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
-    assert ignore[0] == "*"
-    kept = [line.removeprefix("!") for line in ignore[1:] if line.startswith("!")]
-    assert sorted(kept) == sorted(copied_files()) and len(kept) == len(ignore) - 1
+    kept = [line.removeprefix("!") for line in ignore if line.startswith("!")]
+    assert sorted(kept) == sorted(copied_files())
+    left_out = [line for line in ignore if not line.startswith("!")]
+    assert left_out == ["*", "reference/dist/", "reference/node_modules/"]
+    assert set(left_out[1:]) - {"reference/node_modules/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def test_the_image_holds_the_reference_page_that_it_builds_from_what_is_pinned():
+    assert set(copied_files()) - set(image_files()) == {"reference/"}
+    assert "npm ci && node build.mjs" in arguments("RUN")
+    assert "--from=reference /reference/dist reference/dist" in arguments("COPY")
 
 
 def test_the_image_installs_only_what_is_pinned_by_hash():
@@ -96,7 +110,7 @@ def test_the_image_sets_documented_variables_and_no_secret():
 
 def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
     """The image without Docker: its files in an empty directory, its CMD, its ENV but path and address."""
-    for name in copied_files():
+    for name in image_files():
         shutil.copy(ROOT / name, tmp_path)
     (command,) = arguments("CMD")
     program, *rest = json.loads(command)  # the exec form is JSON; the shell form would fail here
@@ -211,10 +225,11 @@ def test_the_server_imports_what_it_requires_and_requires_nothing_else():
     assert third_party == wanted("requirements.in") == {"bottle", "jsonschema", "pyyaml", "waitress"}
 
 
-def test_the_linters_in_javascript_are_pinned_with_hashes():
-    wanted_packages = json.loads((ROOT / "lint/package.json").read_text())["devDependencies"]
+@pytest.mark.parametrize("directory", NPM_LOCKS)
+def test_each_package_in_javascript_is_pinned_with_hashes(directory: str):
+    wanted_packages = json.loads((ROOT / directory / "package.json").read_text())["devDependencies"]
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted_packages.values())
-    packages = json.loads((ROOT / "lint/package-lock.json").read_text())["packages"]
+    packages = json.loads((ROOT / directory / "package-lock.json").read_text())["packages"]
     root = packages.pop("")
     assert root["devDependencies"] == wanted_packages
     assert all(package["integrity"].startswith("sha512-") for package in packages.values())
@@ -224,9 +239,10 @@ def test_the_locks_record_no_registry_and_no_path_of_the_machine_that_made_them(
     for lock in LOCKS:
         text = (ROOT / lock).read_text()
         assert "/" not in text and "--index-url" not in text and "--find-links" not in text, lock
-    packages = json.loads((ROOT / "lint/package-lock.json").read_text())["packages"]
-    assert not [name for name, package in packages.items() if "resolved" in package or "link" in package]
-    assert all(name == "" or name.startswith("node_modules/") for name in packages)
+    for directory in NPM_LOCKS:
+        packages = json.loads((ROOT / directory / "package-lock.json").read_text())["packages"]
+        assert not [name for name, package in packages.items() if "resolved" in package or "link" in package]
+        assert all(name == "" or name.startswith("node_modules/") for name in packages)
 
 
 # ---- The README --------------------------------------------------------------------------------------------
@@ -259,7 +275,7 @@ def test_ci_runs_the_readmes_second_command():
 
 
 def test_plain_tox_checks_everything_there_is_to_check():
-    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["style", "spec", "vectors", "test"]
+    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["style", "spec", "vectors", "browser", "test"]
 
 
 def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():

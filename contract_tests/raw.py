@@ -1,0 +1,93 @@
+"""Requests as bytes on a socket, for what no HTTP library would send. The spec checks these answers too."""
+
+import http.client
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+from urllib.parse import urlsplit
+
+import spec
+from client import authorization, sign
+
+TIMEOUT = 30  # seconds
+
+
+@dataclass
+class Answer:
+    """An answer: its status, its headers (found in any case), its body."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+def outcome(answer: Any) -> str:
+    """An answer in a word: "201", or for a problem status and code, "409 version_conflict"."""
+    status = getattr(answer, "status_code", None) or answer.status
+    if answer.headers.get("Content-Type", "").startswith("application/problem+json") and answer.text:
+        return f"{status} {answer.json()['code']}"
+    return str(status)
+
+
+@contextmanager
+def connected(target: Any) -> Iterator[socket.socket]:
+    """A connection to the target."""
+    url = urlsplit(target.base_url)
+    with socket.create_connection((url.hostname, url.port or 80), TIMEOUT) as connection:
+        yield connection
+
+
+def receive(connection: socket.socket, method: str = "GET", path: str = "") -> Answer:
+    """The next answer on a connection, interim ones skipped, held against the spec."""
+    response = http.client.HTTPResponse(connection, method=method)
+    response.begin()
+    answer = Answer(response.status, response.headers, response.read())
+    spec.check(method, path, answer.status, answer.headers, answer.body)
+    return answer
+
+
+def send(target: Any, request: bytes) -> Answer:
+    """The answer to one request, given as bytes, on a connection of its own."""
+    method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
+    path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
+    with connected(target) as connection:
+        try:
+            connection.sendall(request)
+        except ConnectionError:  # refused before it was sent whole: the answer is there all the same
+            pass
+        return receive(connection, method, path)
+
+
+def request(
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: tuple[str, ...] = (),
+    version: str = "HTTP/1.1",
+) -> bytes:
+    """A request: these header lines, Host, and Content-Length where there is a body."""
+    lines = [f"{method} {path} {version}", "Host: backup.example", *headers]
+    if body is not None and not any(line.lower().startswith("transfer-encoding") for line in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def signed(
+    target: Any, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
+) -> tuple[str, ...]:
+    """The header lines that prove a request; `change` goes to `client.sign`."""
+    options = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change
+    headers = sign(method, path, body, authorization(*credentials), **options)
+    return tuple(f"{name}: {value}" for name, value in headers.items())

@@ -1,0 +1,186 @@
+"""Holds answers against openapi.yaml: status, content type, headers, body. The one place that does so.
+
+An operation's answer is held against its own responses, without `default`. `default` is for what no operation
+answers: an unknown path (404), an unknown method (405), a request that cannot be read.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import yaml
+from client import BackupClient, Keys
+from jsonschema import Draft202012Validator, FormatChecker
+from launcher import SERVER
+
+SPEC_PATH = SERVER.parent / "openapi.yaml"
+SPEC_BYTES = SPEC_PATH.read_bytes()
+SPEC: dict[str, Any] = yaml.load(SPEC_BYTES, yaml.CSafeLoader)
+LIMITS: dict[str, Any] = SPEC["x-limits"]
+MAX_DECODED_BYTES: int = SPEC["components"]["schemas"]["BackupData"]["x-maxDecodedBytes"]
+
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+FORMATS = FormatChecker([])
+
+
+@FORMATS.checks("date-time", raises=ValueError)
+def is_timestamp(value: object) -> bool:
+    """RFC 3339 in UTC without fractional seconds, as the contract has it."""
+    return not isinstance(value, str) or bool(datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
+
+
+def resolved(node: Any) -> Any:
+    """The node with each $ref replaced by what it points at. (No schema here contains itself.)"""
+    if isinstance(node, Mapping):
+        if "$ref" in node:
+            target: Any = SPEC
+            for step in node["$ref"].removeprefix("#/").split("/"):
+                target = target[step]
+            return resolved(target)
+        return {key: resolved(value) for key, value in node.items()}
+    return [resolved(item) for item in node] if isinstance(node, list) else node
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: its id, method, path template, whether it is signed, and its responses by status."""
+
+    id: str
+    method: str
+    path: str
+    signed: bool
+    responses: dict[str, Any]
+
+    def matches(self, path: str) -> bool:
+        """Whether a path, as sent, is one of this operation's."""
+        return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(self.path)), path) is not None
+
+
+def operations() -> Iterator[Operation]:
+    """Every operation of the spec."""
+    for path, item in SPEC["paths"].items():
+        for method in METHODS:
+            if method in item:
+                operation = item[method]
+                signed = any("appSignature" in alternative for alternative in operation["security"])
+                responses = resolved(operation["responses"])
+                yield Operation(operation["operationId"], method.upper(), path, signed, responses)
+
+
+OPERATIONS = {operation.id: operation for operation in operations()}
+
+
+def find_operation(method: str, path: str) -> Operation | None:
+    """The operation that answers this method at this path, as sent; HEAD is answered by an unproven GET."""
+    for operation in OPERATIONS.values():
+        if operation.matches(path):
+            proof = SPEC["paths"][operation.path][operation.method.lower()]["security"]
+            if method == operation.method or (method == "HEAD" and operation.method == "GET" and not proof):
+                return operation
+    return None
+
+
+def methods_at(path: str) -> set[str]:
+    """The methods that a path has, HEAD included; empty for a path that is not there."""
+    return {method for method in ("GET", "HEAD", "POST", "PUT", "DELETE") if find_operation(method, path)}
+
+
+@cache
+def validator(operation_id: str | None, status: str) -> Draft202012Validator:
+    """The validator of a response's body."""
+    (content,) = response_object(operation_id, status)["content"].values()
+    return Draft202012Validator(content["schema"], format_checker=FORMATS)
+
+
+def response_object(operation_id: str | None, status: str) -> dict[str, Any]:
+    """What the spec says of this answer; None stands for no operation."""
+    if operation_id is None:
+        return resolved(SPEC["components"]["responses"]["OtherProblem"])
+    responses = OPERATIONS[operation_id].responses
+    assert status in responses, f"{operation_id} does not declare {status}"
+    return responses[status]
+
+
+HEADERS: dict[str, Any] = resolved(SPEC["components"]["headers"])
+
+
+def check(method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Raises AssertionError unless the spec allows this answer. `path` is as sent; `headers` ignore case."""
+    operation = find_operation(method, path.partition("?")[0])
+    if method == "OPTIONS" and status == 204:  # a preflight, which is CORS and no operation
+        declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in ("X-Request-Id", "Cache-Control")}}
+    else:
+        declared = response_object(operation and operation.id, str(status))
+    check_headers(declared.get("headers", {}), headers)
+    if operation is None and status != 204:
+        assert (status == 405) == ("Allow" in headers), "Allow belongs to 405"
+    if "content" not in declared:
+        assert body == b"", f"{status} has no body"
+        return
+    (media_type,) = declared["content"]
+    sent = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    assert sent == media_type, f"Content-Type is {sent}, not {media_type}"
+    if method == "HEAD":
+        assert body == b"", "HEAD has no body"
+        return
+    document = json.loads(body) if media_type.endswith("json") else body.decode()
+    errors = [error.message[:200] for error in validator(operation and operation.id, str(status)).iter_errors(document)]
+    assert not errors, errors
+    if media_type == "application/problem+json":
+        check_problem(declared["content"][media_type], document, status, of_operation=operation is not None)
+
+
+def check_headers(declared: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    """Each header that the spec knows is there if it must be, absent if it is not declared, and valid."""
+    for name in HEADERS.keys() | declared.keys():
+        header = declared.get(name, {})
+        if name not in headers:
+            assert not header.get("required"), f"{name} is missing"
+            continue
+        assert header, f"{name} is not declared here"
+        value: str | int = headers[name]
+        if header["schema"]["type"] == "integer":
+            assert re.fullmatch("[0-9]+", headers[name]), f"{name} is not a number"
+            value = int(headers[name])
+        Draft202012Validator(header["schema"]).validate(value)
+    assert headers["Cache-Control"] == "no-store"
+
+
+def check_problem(content: Mapping[str, Any], problem: Mapping[str, Any], status: int, *, of_operation: bool) -> None:
+    """A problem repeats its status, and its code is one of those that the spec shows for this answer."""
+    assert problem["status"] == status
+    assert problem["type"].endswith(f"#{problem['code']}")
+    if of_operation:
+        codes = {example["value"]["code"] for example in content["examples"].values()}
+        assert problem["code"] in codes, f"{problem['code']} is not one of {codes}"
+
+
+def check_response(response: requests.Response, *_: Any, **__: Any) -> None:
+    """`check` as a response hook of a requests session."""
+    assert response.request.method and response.request.url
+    path = urlsplit(response.request.url).path or "/"
+    check(response.request.method, path, response.status_code, response.headers, response.content)
+
+
+def checked_client(target: Any, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
+    """A client of a target (base_url, secret, keyid, now), each answer held against the spec.
+
+    Its user is made up unless `credentials` are given; `options` are BackupClient's.
+    """
+    session = requests.Session()
+    session.hooks["response"].append(check_response)
+    options = {
+        "secret": target.secret,
+        "keyid": target.keyid,
+        "clock": target.now,
+        "session": session,
+    } | options
+    credentials = credentials or (secrets.token_hex(32), secrets.token_hex(32))
+    return BackupClient(target.base_url, credentials=credentials, **options)

@@ -1,0 +1,757 @@
+"""HTTP itself, as bytes on a socket: framing, limits, paths, methods, the order of checks, CORS.
+
+`raw.send` holds each answer against the spec, so that X-Request-Id, Cache-Control and the form of a problem
+are checked on every one, those of the HTTP server beneath included.
+"""
+
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import raw
+import spec
+from client import BackupClient, backup_bytes
+from conftest import ALLOWED_ORIGIN
+from raw import outcome
+
+HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
+BODY_BYTES = spec.LIMITS["requestBodyBytes"]
+DECODED_BYTES = spec.MAX_DECODED_BYTES
+PATHS = sorted({operation.path.replace("{version}", "1") for operation in spec.OPERATIONS.values()})
+SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in spec.OPERATIONS.values() if op.signed)
+HOST = b"Host: backup.example\r\n"
+
+
+@dataclass
+class User:
+    """A registered user, for requests as bytes."""
+
+    target: Any
+    credentials: tuple[str, str]
+    client: BackupClient
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, *headers: str, framed: bytes | None = None
+    ) -> bytes:
+        """A signed request. `framed` is sent in place of the body that it stands for."""
+        lines = raw.signed(self.target, self.credentials, method, path.partition("?")[0], body or b"")
+        if body is not None:
+            lines += ("Content-Type: application/json",)
+        return raw.request(method, path, body if framed is None else framed, (*lines, *headers))
+
+    def send(self, *arguments: Any, **options: Any) -> raw.Answer:
+        return raw.send(self.target, self.request(*arguments, **options))
+
+
+@pytest.fixture
+def user(target, new_user) -> User:
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+    return User(target, credentials, new_user(credentials))
+
+
+def upload(blob: bytes, base: bytes | None = None) -> bytes:
+    """The body that stores a blob, made from the version `base`."""
+    members = {"data": base64.b64encode(blob).decode()}
+    if base is not None:
+        members["baseSha256"] = hashlib.sha256(base).hexdigest()
+    return json.dumps(members).encode()
+
+
+def chunked(*chunks: bytes) -> bytes:
+    """A body in the chunked transfer coding (RFC 9112 section 7.1)."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+# ---- Request line and headers ------------------------------------------------------------------------------
+
+
+MALFORMED = {
+    "no version": b"GET /health\r\n\r\n",
+    "no target": b"GET HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no HTTP": b"hello\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "a fourth word": b"GET /health HTTP/1.1 x\r\n" + HOST + b"\r\n",
+    "two spaces": b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a space in the path": b"GET /hea lth HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a tab": b"GET\t/health HTTP/1.1\r\n" + HOST + b"\r\n",
+    "bytes beyond ASCII in the path": b"GET /h\xc3\xa9alth HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a NUL in the path": b"GET /health\0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no name of a protocol": b"GET /health 1.1\r\n" + HOST + b"\r\n",
+    "another protocol": b"GET /health HTTPS/1.1\r\n" + HOST + b"\r\n",
+    "lower-case http": b"GET /health http/1.1\r\n" + HOST + b"\r\n",
+    "HTTP/0.9": b"GET /health HTTP/0.9\r\n" + HOST + b"\r\n",
+    "HTTP/2.0": b"GET /health HTTP/2.0\r\n" + HOST + b"\r\n",
+    "HTTP/1.10": b"GET /health HTTP/1.10\r\n" + HOST + b"\r\n",
+    "HTTP/1": b"GET /health HTTP/1\r\n" + HOST + b"\r\n",
+    "a bare LF after the request line": b"GET /health HTTP/1.1\n" + HOST + b"\r\n",
+    "a bare LF after a header": b"GET /health HTTP/1.1\r\nX: y\n" + HOST + b"\r\n",
+    "bare LFs": b"GET /health HTTP/1.1\nHost: backup.example\n\n\r\n\r\n",
+    "a bare CR in a header": b"GET /health HTTP/1.1\r\nX: y\rz\r\n" + HOST + b"\r\n",
+    "a NUL in a header": b"GET /health HTTP/1.1\r\nX: y\0z\r\n" + HOST + b"\r\n",
+    "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
+    "two different Hosts": b"GET /health HTTP/1.1\r\n" + HOST + b"Host: other.example\r\n\r\n",
+    "a header without a colon": b"GET /health HTTP/1.1\r\n" + HOST + b"X\r\n\r\n",
+    "a header without a name": b"GET /health HTTP/1.1\r\n" + HOST + b": x\r\n\r\n",
+    "a space before the colon": b"GET /health HTTP/1.1\r\n" + HOST + b"X : y\r\n\r\n",
+    "a space in a header's name": b"GET /health HTTP/1.1\r\n" + HOST + b"X Y: z\r\n\r\n",
+    "a folded first header": b"GET /health HTTP/1.1\r\n X: y\r\n" + HOST + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_requests(target, request_bytes):
+    answer = raw.send(target, request_bytes)
+    assert outcome(answer) == "400 malformed_request"
+    assert answer.headers["Connection"] == "close"  # nobody knows where the next request would begin
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /health HTTP/1.1\r\nhOST:backup.example\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost:\r\n\r\n",  # RFC 9112 section 3.2: it may be empty
+        b"GET /health HTTP/1.0\r\n\r\n",
+        b"\r\nGET /health HTTP/1.1\r\n" + HOST + b"\r\n",  # RFC 9112 section 2.2
+    ],
+)
+def test_well_formed_requests(target, request_bytes):
+    assert outcome(raw.send(target, request_bytes)) == "200"
+
+
+@pytest.mark.parametrize(
+    ("size", "wants"),
+    [
+        (HEADER_BYTES - 1, "200"),
+        (HEADER_BYTES, "200"),
+        (HEADER_BYTES + 1, "431 headers_too_large"),
+        (10 * HEADER_BYTES, "431 headers_too_large"),
+        (1_000_000, "431 headers_too_large"),
+    ],
+)
+@pytest.mark.parametrize("where", ["one header", "many headers", "the path"])
+def test_size_of_request_line_and_headers(target, size, wants, where):
+    if where == "the path":
+        wants = wants.replace("200", "404 not_found")
+    head = b"GET /health HTTP/1.1\r\n" + HOST
+    missing = size - len(head + b"X: \r\n\r\n")
+    match where:
+        case "one header":
+            request_bytes = head + b"X: " + b"x" * missing + b"\r\n\r\n"
+        case "many headers":
+            lines, rest = divmod(missing + len(b"X: \r\n"), 10)
+            request_bytes = head + b"X: " + b"x" * (5 + rest) + b"\r\n" + b"X: yyyyy\r\n" * (lines - 1) + b"\r\n"
+        case "the path":
+            request_bytes = head.replace(b"/health", b"/health" + b"x" * missing) + b"X: \r\n\r\n"
+    assert len(request_bytes) == size
+    assert outcome(raw.send(target, request_bytes)) == wants
+
+
+def test_requests_follow_each_other_on_one_connection(target):
+    with raw.connected(target) as connection:
+        for path, wants in [("/health", "200"), ("/", "404 not_found"), ("/health", "200")]:
+            connection.sendall(raw.request("GET", path))
+            assert outcome(raw.receive(connection, "GET", path)) == wants
+        connection.sendall(raw.request("POST", "/health", b"x"))
+        assert outcome(raw.receive(connection, "POST", "/health")) == "405 method_not_allowed"
+
+
+# ---- Framing of the body -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: x"],
+        ["Content-Length: "],
+        ["Content-Length: -1"],
+        ["Content-Length: +1"],
+        ["Content-Length: 1_0"],
+        ["Content-Length: 1.0"],
+        ["Content-Length: 0x1"],
+        ["Content-Length: 1 1"],
+        ["Content-Length: \xb2"],  # "²".isdigit() is true
+        ["Content-Length: 1, 1"],
+        ["Content-Length: 1", "Content-Length: 1"],
+        ["Content-Length: 1", "Content-Length: 2"],
+        ["Content-Length: 1", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked", "Content-Length: 1"],
+        ["Transfer-Encoding: gzip"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Transfer-Encoding: chunked, gzip"],
+        ["Transfer-Encoding: chunked, chunked"],
+        ["Transfer-Encoding: identity"],
+        ["Transfer-Encoding: xchunked"],
+        ["Transfer-Encoding: "],
+        ["Transfer-Encoding : chunked"],
+        ["Transfer_Encoding: chunked", "Content-Length: x"],
+    ],
+)
+def test_malformed_framing(target, lines):
+    request_bytes = raw.request("POST", "/api/backup", headers=tuple(lines)) + b"1\r\nx\r\n0\r\n\r\n"
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
+def test_a_content_length_of_5000_digits(target):
+    answer = raw.send(target, raw.request("POST", "/api/backup", headers=("Content-Length: " + "9" * 5000,)))
+    assert outcome(answer) in ("400 malformed_request", "413 payload_too_large")
+
+
+def test_chunked_is_for_http_1_1(target):
+    """RFC 9112 section 6.1: its framing in HTTP/1.0 is faulty."""
+    request_bytes = raw.request("GET", "/health", headers=("Transfer-Encoding: chunked",), version="HTTP/1.0")
+    assert outcome(raw.send(target, request_bytes + b"0\r\n\r\n")) == "400 malformed_request"
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"x\r\nhello\r\n0\r\n\r\n",
+        b"-1\r\nh\r\n0\r\n\r\n",
+        b"5\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello!\r\n0\r\n\r\n",
+        b"\r\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"1_0\r\nhellohellohelloh\r\n0\r\n\r\n",
+        b" 5\r\nhello\r\n0\r\n\r\n",
+        b"5 5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+def test_malformed_chunks(user, framed):
+    answer = user.send("POST", "/api/backup", b"hello", "Transfer-Encoding: chunked", framed=framed)
+    assert outcome(answer) == "400 malformed_request"
+
+
+@pytest.mark.parametrize(
+    ("coding", "frame"),
+    [
+        ("chunked", lambda body: chunked(body)),
+        ("Chunked", lambda body: chunked(body)),
+        ("chunked", lambda body: chunked(*(body[i : i + 1] for i in range(len(body))))),
+        ("chunked", lambda body: b"%X;name=value\r\n%b\r\n0\r\n\r\n" % (len(body), body)),
+        ("chunked", lambda body: b"000%x\r\n%b\r\n00\r\n\r\n" % (len(body), body)),
+        ("chunked", lambda body: b"%x\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (len(body), body)),
+    ],
+)
+def test_chunked_bodies(user, coding, frame):
+    body = upload(b"in chunks")
+    answer = user.send("POST", "/api/backup", body, f"Transfer-Encoding: {coding}", framed=frame(body))
+    assert outcome(answer) == "201"
+    assert backup_bytes(user.client.fetch_backup()) == b"in chunks"
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 0", "Transfer-Encoding: chunked"])
+def test_a_body_without_bytes_is_none(target, user, line):
+    framed = b"0\r\n\r\n" if "chunked" in line else b""
+    for method, path in [("GET", "/health"), ("HEAD", "/health")]:
+        assert outcome(raw.send(target, raw.request(method, path, headers=(line,)) + framed)) == "200"
+    lines = (*raw.signed(target, user.credentials, "POST", "/api/register"), line)
+    assert outcome(raw.send(target, raw.request("POST", "/api/register", headers=lines) + framed)) == "200"
+
+
+def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
+    """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
+    with raw.connected(target) as connection:
+        connection.sendall(head)
+        first = connection.recv(25, 0x02)  # socket.MSG_PEEK
+        asked = first.startswith(b"HTTP/1.1 100 ")
+        if asked:
+            connection.sendall(body)
+        return asked, raw.receive(connection, method, path)
+
+
+def test_expect_100_continue(target, user):
+    body = upload(b"asked for")
+    head = user.request("POST", "/api/backup", body, "Expect: 100-continue").removesuffix(body)
+    asked, answer = expect(target, head, body, "POST", "/api/backup")
+    assert (asked, outcome(answer)) == (True, "201")
+    assert backup_bytes(user.client.fetch_backup()) == b"asked for"
+
+
+def test_expect_100_continue_without_a_body(target):
+    head = raw.request("GET", "/health", headers=("Expect: 100-continue",))
+    asked, answer = expect(target, head, b"", "GET", "/health")
+    assert (asked, outcome(answer)) == (False, "200")
+
+
+@pytest.mark.parametrize("size", [BODY_BYTES + 1, 2 * BODY_BYTES + 2, 10**12])
+def test_expect_100_continue_of_too_large_a_body(target, size):
+    head = raw.request("POST", "/api/backup", headers=("Expect: 100-continue", f"Content-Length: {size}"))
+    asked, answer = expect(target, head, b"", "POST", "/api/backup")
+    assert (asked, outcome(answer)) == (False, "413 payload_too_large")
+
+
+# ---- Sizes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "wants"),
+    [(BODY_BYTES - 1, "201"), (BODY_BYTES, "201"), (BODY_BYTES + 1, "413 payload_too_large")],
+)
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_size_of_the_body(user, size, wants, coding):
+    body = upload(b"short, but padded with white space").ljust(size)
+    if coding == "chunked":
+        frames = chunked(*(body[start : start + 1_000_000] for start in range(0, size, 1_000_000)))
+        answer = user.send("POST", "/api/backup", body, "Transfer-Encoding: chunked", framed=frames)
+    else:
+        answer = user.send("POST", "/api/backup", body)
+    assert outcome(answer) == wants
+
+
+@pytest.mark.parametrize("size", [2 * BODY_BYTES, 4 * BODY_BYTES])
+def test_much_too_large_a_body_sent_all_the_same(target, user, size):
+    assert outcome(user.send("POST", "/api/backup", b" " * size)) == "413 payload_too_large"
+    assert outcome(user.client.fetch_backup()) == "404 no_backup"
+
+
+@pytest.mark.parametrize(
+    ("size", "wants"),
+    [
+        (1, "201"),
+        (DECODED_BYTES - 1, "201"),
+        (DECODED_BYTES, "201"),
+        (DECODED_BYTES + 1, "413 payload_too_large"),
+        (DECODED_BYTES + 2, "413 payload_too_large"),
+    ],
+)
+def test_size_of_the_backup(user, size, wants):
+    blob = secrets.token_bytes(size)
+    stored = user.client.store_backup(blob)
+    assert outcome(stored) == wants
+    if wants == "201":
+        assert stored.json()["size"] == size
+        assert backup_bytes(user.client.fetch_backup()) == blob
+    else:
+        assert outcome(user.client.fetch_backup()) == "404 no_backup"
+
+
+@pytest.mark.parametrize(("size", "wants"), [(DECODED_BYTES, "200"), (DECODED_BYTES + 1, "413 payload_too_large")])
+def test_size_of_the_backup_at_a_key_change(user, size, wants):
+    assert outcome(user.client.change_storage_key(user.credentials[1][::-1], bytes(size))) == wants
+    if wants == "200":
+        user.target.client((user.credentials[0], user.credentials[1][::-1])).delete_user()
+
+
+def test_the_largest_backup_with_each_slash_escaped(user):
+    blob = b"\xff\xff\xff" * 300_000 + secrets.token_bytes(DECODED_BYTES - 900_000)
+    body = upload(blob).replace(b"/", rb"\/")
+    assert BODY_BYTES * 0.9 < len(body) <= BODY_BYTES
+    assert outcome(user.send("POST", "/api/backup", body)) == "201"
+    assert backup_bytes(user.client.fetch_backup()) == blob
+
+
+# ---- Paths, queries, methods -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "//",
+        "//health",
+        "/health/",
+        "/health//",
+        "/Health",
+        "/HEALTH",
+        "/health%",
+        "/%68ealth",
+        "/health%00",
+        "/health%0A",
+        "/health%20",
+        "/health%3F",
+        "/health;x",
+        "/health.json",
+        "/./health",
+        "/health/.",
+        "/api/../health",
+        "/api",
+        "/api/backup/",
+        "/api//backup",
+        "//api/backup",
+        "/api/./backup",
+        "/api%2Fbackup",
+        "/api/backup%2Fversions",
+        "/api/backup/versions/",
+        "/api/backup/versions/1/",
+        "/api/backup/versions//1",
+        "/api/user/",
+        "/user",
+        "/openapi.yml",
+        "/openapi",
+        "/openapi.JSON",
+        "/favicon.ico",
+        "/admin",
+        "/admin/stats/",
+        "*",
+        "health",
+        "http://backup.example",
+        "http://backup.example/",
+        "http://backup.example//health",
+        "http://backup.example/Health",
+        "/http://backup.example/health",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_a_path_is_compared_as_sent(target, user, method, path):
+    for headers in ((), raw.signed(target, user.credentials, method, path)):
+        assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "404 not_found"
+
+
+@pytest.mark.parametrize(
+    "form", ["http://backup.example{path}", "HTTP://other.example:80{path}", "https://[::1]{path}"]
+)
+def test_absolute_form(target, user, form):
+    """RFC 9112 section 3.2.2. `@path` is the path of that target (RFC 9421 section 2.2.6)."""
+    assert outcome(raw.send(target, raw.request("GET", form.format(path="/health")))) == "200"
+    proofs = raw.signed(target, user.credentials, "GET", "/api/backup/versions")
+    request_bytes = raw.request("GET", form.format(path="/api/backup/versions"), headers=proofs)
+    assert outcome(raw.send(target, request_bytes)) == "200"
+
+
+@pytest.mark.parametrize(("method", "path"), SIGNED)
+@pytest.mark.parametrize("query", ["?", "?x=1", "??", "?%00"])
+def test_a_signed_operation_has_no_query(user, method, path, query):
+    assert outcome(user.send(method, path + query)) == "400 malformed_request"
+    assert outcome(user.client.fetch_backup()) == "404 no_backup"
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.json", "/openapi.yaml"])
+@pytest.mark.parametrize("query", ["?", "?x=1", "?/../api/backup"])
+def test_an_unsigned_operation_ignores_a_query(target, path, query):
+    assert outcome(raw.send(target, raw.request("GET", path + query))) == "200"
+
+
+ALLOW = {
+    "/api/register": {"POST"},
+    "/api/backup": {"GET", "POST"},
+    "/api/backup/versions": {"GET"},
+    "/api/backup/versions/1": {"GET"},
+    "/api/user/storage-key": {"PUT"},
+    "/api/user": {"DELETE"},
+    "/health": {"GET", "HEAD"},
+    "/admin/stats": {"GET"},
+    "/openapi.yaml": {"GET", "HEAD"},
+    "/openapi.json": {"GET", "HEAD"},
+}
+METHODS = """GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT QUERY PROPFIND LINK
+get Get post M-SEARCH FOO GETX GE""".split()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_methods(target, user, path):
+    if path == "/admin/stats" and not target.admin_key:
+        pytest.skip("not run: needs ADMIN_SECRET_KEY")
+    for method in set(METHODS) - ALLOW[path]:
+        for headers in ((), raw.signed(target, user.credentials, method, path)):
+            answer = raw.send(target, raw.request(method, path, headers=headers))
+            assert answer.status == 405, method
+            assert set(answer.headers["Allow"].split(", ")) == ALLOW[path], method
+            assert method == "HEAD" or answer.json()["code"] == "method_not_allowed"
+    assert outcome(user.client.register_user()) == "200"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_of_a_path_that_is_not_there(target, method):
+    assert raw.send(target, raw.request(method, "/nothing")).status == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.yaml", "/openapi.json"])
+def test_head_is_get_without_the_body(target, path):
+    got, head = (raw.send(target, raw.request(method, path)) for method in ("GET", "HEAD"))
+    assert (head.status, head.body) == (200, b"")
+    for name in ("Content-Type", "Content-Length"):
+        assert head.headers[name] == got.headers[name]
+    assert int(head.headers["Content-Length"]) == len(got.body)
+
+
+def test_if_none_match_may_stand_on_two_lines(user):
+    """RFC 9110 section 5.3: as if joined by a comma."""
+    etag = user.client.store_backup(b"any").json()
+    etag = f'"1-{etag["sha256"]}"'
+    lines = ('If-None-Match: "other"', f"If-None-Match: {etag}")
+    proofs = raw.signed(user.target, user.credentials, "GET", "/api/backup")
+    answer = raw.send(user.target, raw.request("GET", "/api/backup", headers=(*proofs, *lines)))
+    assert (answer.status, answer.headers["ETag"]) == (304, etag)
+
+
+# ---- The order of checks -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Draft:
+    """An upload in the making. The faults below each spoil one thing of it."""
+
+    server: Any
+    user_id: str
+    storage_key: str
+    method: str = "POST"
+    path: str = "/api/backup"
+    query: str = ""
+    content_type: str = "application/json"
+    lines: list[str] = field(default_factory=list)
+    members: dict[str, Any] = field(default_factory=dict)
+    trailing: bytes = b""
+    unsigned: bytes = b""
+    sign: dict[str, Any] = field(default_factory=dict)
+    length: int | None = None
+
+    def send(self) -> raw.Answer:
+        body = json.dumps(self.members).encode() + self.trailing
+        credentials = (self.user_id, self.storage_key)
+        headers = raw.signed(self.server, credentials, self.method, self.path, body, **self.sign)
+        body += self.unsigned
+        headers += (f"Content-Type: {self.content_type}", *self.lines)
+        if self.length is not None:
+            headers, body = (*headers, f"Content-Length: {self.length}"), None
+        return raw.send(self.server, raw.request(self.method, self.path + self.query, body, headers))
+
+
+LATEST, BASE = b"the latest version", hashlib.sha256(b"the latest version").hexdigest()
+
+
+def fail_credentials(draft: Draft) -> None:
+    """Spends what the address may fail, which is once."""
+    assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
+
+
+def spend_uploads(draft: Draft) -> None:
+    """Spends what the account may upload in an hour."""
+    client = draft.server.client((draft.user_id, draft.storage_key))
+    stored = client.store_backup(secrets.token_bytes(8), BASE)
+    assert outcome(stored) == "201"
+    again = client.store_backup(LATEST, stored.json()["sha256"])
+    assert outcome(again) == "201"
+
+
+def fill_the_disk(draft: Draft) -> None:
+    draft.server.fault = "storage_full"
+
+
+# What is prepared before the request is sent, uploads before failures.
+PREPARE: dict[str, Callable[[Draft], None]] = {
+    "429 rate_limited (account)": spend_uploads,
+    "429 rate_limited (address)": fail_credentials,
+    "507 storage_full": fill_the_disk,
+}
+# In the order of the spec: the first that fails answers.
+SPOIL: dict[str, Callable[[Draft], None]] = {
+    "400 malformed_request": lambda draft: draft.lines.append("Host: other.example"),
+    "413 payload_too_large": lambda draft: setattr(draft, "length", 10**9),
+    "404 not_found": lambda draft: setattr(draft, "path", "/api/backups"),
+    "405 method_not_allowed": lambda draft: setattr(draft, "method", "PATCH"),
+    "400 malformed_request (query)": lambda draft: setattr(draft, "query", "?x"),
+    "401 signature_invalid": lambda draft: draft.sign.update(secret="another secret"),
+    "400 digest_mismatch": lambda draft: setattr(draft, "unsigned", b" "),
+    "429 rate_limited (address)": lambda draft: None,
+    "401 credentials_invalid": lambda draft: setattr(draft, "storage_key", "ab" * 32),
+    "415 unsupported_media_type": lambda draft: setattr(draft, "content_type", "text/plain"),
+    "400 malformed_request (JSON)": lambda draft: setattr(draft, "trailing", b"x"),
+    "422 validation_failed": lambda draft: draft.members.update(unknown=1),
+    "413 payload_too_large (decoded)": lambda draft: draft.members.update(
+        data=base64.b64encode(bytes(DECODED_BYTES + 1)).decode()
+    ),
+    "200": lambda draft: draft.members.update(data=base64.b64encode(LATEST).decode()),
+    "409 version_conflict": lambda draft: draft.members.update(baseSha256="ab" * 32),
+    "429 rate_limited (account)": lambda draft: None,
+    "507 storage_full": lambda draft: None,
+}
+
+
+@pytest.mark.parametrize("first", SPOIL)
+def test_the_first_that_fails_answers(ordered, first):
+    """Each pair of faults in one request."""
+    rest = list(SPOIL)[list(SPOIL).index(first) :]
+    server = ordered
+    for second in rest:
+        if {first, second} == {"413 payload_too_large (decoded)", "200"}:
+            continue  # no upload is both
+        server.move_clock(86_400)
+        draft = Draft(server, secrets.token_hex(32), secrets.token_hex(32))
+        client = server.client((draft.user_id, draft.storage_key))
+        assert outcome(client.register_user()) == "201"
+        assert outcome(client.store_backup(LATEST)) == "201"
+        server.move_clock(3600)
+        draft.members = {"data": base64.b64encode(secrets.token_bytes(8)).decode(), "baseSha256": BASE}
+        for name, prepare in PREPARE.items():
+            if name in (first, second):
+                prepare(draft)
+        for name in (second, first):
+            SPOIL[name](draft)
+        answer = draft.send()
+        server.fault = None
+        assert outcome(answer) == first.partition(" (")[0], f"{first} before {second}"
+
+
+@pytest.fixture(scope="module")
+def ordered(request, tmp_path_factory):
+    """A server on which an account may upload twice an hour, and an address fail once."""
+    if request.config.getoption("--base-url"):
+        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
+    from launcher import ServerProcess
+
+    limits = {"BACKUPS_PER_HOUR": 2, "FAILED_CREDENTIALS_PER_5_MINUTES": 1}
+    with ServerProcess(tmp_path_factory.mktemp("ordered"), frozen=1_800_000_000, **limits) as server:
+        yield server
+
+
+def test_the_order_at_registration(start_server):
+    server = start_server(frozen=1_800_000_000, REGISTRATIONS_PER_HOUR=2)
+    user_id = secrets.token_hex(32)
+    living, deleted, newcomer = (
+        server.client((user_id, secrets.token_hex(32))),
+        server.client(),
+        server.client(),
+    )
+    other = server.client((user_id, secrets.token_hex(32)))
+    for client in (living, deleted):
+        assert outcome(client.register_user()) == "201"
+    assert outcome(deleted.delete_user()) == "204"
+    server.fault = "storage_full"
+    for client, wants in [
+        (living, "200"),
+        (other, "409 username_taken"),
+        (deleted, "409 recently_deleted"),
+        (newcomer, "429 rate_limited"),
+    ]:
+        assert outcome(client.register_user()) == wants
+    server.move_clock(3600)
+    assert outcome(newcomer.register_user()) == "507 storage_full"
+    server.fault = None
+    assert outcome(newcomer.register_user()) == "201"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wants"),
+    [
+        ("GET", "/api/backup", "400 malformed_request"),  # a body, before no_backup
+        ("GET", "/api/backup/versions/x", "400 malformed_request"),  # before no_such_version
+    ],
+)
+def test_a_body_where_none_belongs_comes_before_what_is_asked_for(user, method, path, wants):
+    assert outcome(user.send(method, path, b"{}")) == wants
+
+
+def test_a_version_is_looked_at_after_the_credentials(target):
+    for path in ("/api/backup/versions/x", "/api/backup/versions/0"):
+        proofs = raw.signed(target, (secrets.token_hex(32), secrets.token_hex(32)), "GET", path)
+        assert outcome(raw.send(target, raw.request("GET", path, headers=proofs))) == "401 credentials_invalid"
+        assert outcome(raw.send(target, raw.request("GET", path))) == "401 signature_missing"
+
+
+# ---- CORS --------------------------------------------------------------------------------------------------
+
+
+EXPOSED = {"ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
+SENT = {"Authorization", "Content-Digest", "Content-Type", "If-None-Match", "Signature", "Signature-Input"}
+OTHER_ORIGINS = [
+    "https://other.example",
+    "http://app.example",
+    "https://app.example:8443",
+    "https://app.example.other",
+    "https://app.example/",
+    "https://APP.example",
+    "https://sub.app.example",
+    "https://app.exampl",
+    "null",
+    "*",
+    "",
+    "https://app.example, https://app.example",
+]
+
+
+def listed(answer: raw.Answer, name: str) -> set[str]:
+    """The members of a header that is a list."""
+    return set(filter(None, answer.headers.get(name, "").replace(" ", "").split(",")))
+
+
+def cors(answer: raw.Answer) -> list[str]:
+    """What an answer says to a browser."""
+    return [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.fixture
+def with_origin(target):
+    if target.process is None:
+        pytest.skip(f"not run: needs a target whose ALLOWED_ORIGINS are {ALLOWED_ORIGIN}")
+    return target
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_preflight(with_origin, path):
+    lines = (
+        f"Origin: {ALLOWED_ORIGIN}",
+        "Access-Control-Request-Method: GET",
+        "Access-Control-Request-Headers: x",
+    )
+    answer = raw.send(with_origin, raw.request("OPTIONS", path, headers=lines))
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["Access-Control-Allow-Origin"] == ALLOWED_ORIGIN
+    assert listed(answer, "Access-Control-Allow-Headers") == SENT
+    assert listed(answer, "Access-Control-Allow-Methods") == ALLOW[path]
+    assert "Origin" in listed(answer, "Vary")
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        (f"Origin: {ALLOWED_ORIGIN}",),
+        ("Access-Control-Request-Method: GET",),
+        *((f"Origin: {origin}", "Access-Control-Request-Method: GET") for origin in OTHER_ORIGINS),
+    ],
+)
+def test_any_other_options_is_405(with_origin, lines):
+    answer = raw.send(with_origin, raw.request("OPTIONS", "/api/backup", headers=lines))
+    assert outcome(answer) == "405 method_not_allowed"
+    assert "Access-Control-Allow-Methods" not in answer.headers
+
+
+CORS_REQUESTS = {
+    "200": raw.request("GET", "/health"),
+    "404": raw.request("GET", "/nothing"),
+    "405": raw.request("POST", "/health"),
+    "401": raw.request("GET", "/api/backup"),
+    "400": raw.request("GET", "/health", headers=("Content-Length: x",)),
+    "413": raw.request("POST", "/api/backup", headers=("Content-Length: 1000000000",)),
+}
+
+
+@pytest.mark.parametrize("status", CORS_REQUESTS)
+def test_an_allowed_origin_may_read_every_answer(with_origin, status):
+    line = f"{HOST.decode()}Origin: {ALLOWED_ORIGIN}\r\n".encode()
+    answer = raw.send(with_origin, CORS_REQUESTS[status].replace(HOST, line))
+    assert answer.status == int(status)
+    assert answer.headers["Access-Control-Allow-Origin"] == ALLOWED_ORIGIN
+    assert listed(answer, "Access-Control-Expose-Headers") == EXPOSED
+    assert "Origin" in listed(answer, "Vary")
+
+
+@pytest.mark.parametrize("origin", [None, *OTHER_ORIGINS])
+@pytest.mark.parametrize("status", ["200", "404", "401", "400"])
+def test_any_other_origin_is_told_nothing(with_origin, status, origin):
+    line = HOST if origin is None else f"{HOST.decode()}Origin: {origin}\r\n".encode()
+    answer = raw.send(with_origin, CORS_REQUESTS[status].replace(HOST, line))
+    assert cors(answer) == []
+    assert "Origin" in listed(answer, "Vary")
+
+
+def test_without_allowed_origins_there_is_no_cors(start_server):
+    server = start_server()
+    lines = (f"Origin: {ALLOWED_ORIGIN}", "Access-Control-Request-Method: GET")
+    for method, wants in [("OPTIONS", "405 method_not_allowed"), ("GET", "200")]:
+        answer = raw.send(server, raw.request(method, "/health", headers=lines))
+        assert outcome(answer) == wants
+        assert cors(answer) == []
+
+
+def test_each_request_has_an_id_of_its_own(target):
+    ids = [raw.send(target, raw.request("GET", "/health")).headers["X-Request-Id"] for _ in range(20)]
+    assert len(set(ids)) == 20

@@ -1,0 +1,306 @@
+"""What a stranger can do who knows a username and the app's secret, and whom the limits per address hold back.
+
+openapi.yaml, "Two proofs" and "Limits". The stranger sends from 127.0.0.2, the user from 127.0.0.1.
+"""
+
+import base64
+import hashlib
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from client import authorization
+from requests.adapters import HTTPAdapter
+
+FROZEN = 1_795_510_800
+STRANGER = "127.0.0.2"
+
+
+class FromAddress(HTTPAdapter):
+    """Sends from this address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *arguments, **options) -> None:
+        super().init_poolmanager(*arguments, source_address=(self._address, 0), **options)
+
+
+def client_at(server, address, credentials=None, **options):
+    client = server.client(credentials, **options)
+    client.session.mount("http://", FromAddress(address))
+    return client
+
+
+@pytest.fixture
+def server(start_server):
+    """A server with the contract's limits and a clock that only the test moves."""
+    return start_server(frozen=FROZEN)
+
+
+@pytest.fixture
+def user(server):
+    """A user with two versions."""
+    user = server.client()
+    assert user.register_user().status_code == 201
+    first = user.store_backup(b"first").json()
+    assert user.store_backup(b"second", first["sha256"]).status_code == 201
+    return user
+
+
+def problem(response) -> tuple[int, str]:
+    return response.status_code, response.json()["code"]
+
+
+def fail(client) -> None:
+    assert problem(client.list_backup_versions()) == (401, "credentials_invalid")
+
+
+# ---- A stranger --------------------------------------------------------------------------------------------
+
+
+def of_like_hash(key: str, part: slice) -> str:
+    """Another key, whose SHA-256 has the same four digits there."""
+    digits = hashlib.sha256(key.encode()).hexdigest()[part]
+    keys = (f"{number:064x}" for number in itertools.count())
+    return next(key for key in keys if hashlib.sha256(key.encode()).hexdigest()[part] == digits)
+
+
+GUESSES = {
+    "a key of the stranger's": lambda user_id, key: (user_id, "5e" * 32),
+    "the user's own hash": lambda user_id, key: (user_id, hashlib.sha256(key.encode()).hexdigest()),
+    "the hash of the key's bytes": lambda user_id, key: (user_id, hashlib.sha256(bytes.fromhex(key)).hexdigest()),
+    "the userId": lambda user_id, key: (user_id, user_id),
+    "another first digit": lambda user_id, key: (user_id, f"{int(key[0], 16) ^ 1:x}" + key[1:]),
+    "another last digit": lambda user_id, key: (user_id, key[:-1] + f"{int(key[-1], 16) ^ 1:x}"),
+    "another of which the hash begins the same": lambda user_id, key: (user_id, of_like_hash(key, slice(4))),
+    "another of which the hash ends the same": lambda user_id, key: (user_id, of_like_hash(key, slice(60, 64))),
+    "the stranger's own account": lambda user_id, key: ("0" * 64, "5e" * 32),
+}
+
+
+@pytest.mark.parametrize("guess", GUESSES.values(), ids=GUESSES)
+def test_a_stranger_can_do_nothing(server, user, guess):
+    stranger = client_at(server, STRANGER, ("0" * 64, "5e" * 32))
+    assert stranger.register_user().status_code == 201
+    own = stranger.store_backup(b"the stranger's").json()
+    before = user.fetch_backup().json(), user.list_backup_versions().json()
+
+    credentials = guess(*user.credentials)
+    stranger = client_at(server, STRANGER, credentials)
+    if credentials[0] == user.credentials[0]:
+        assert problem(stranger.register_user()) == (409, "username_taken")
+        for refused in (
+            stranger.fetch_backup(),
+            stranger.fetch_backup('"*"'),
+            stranger.list_backup_versions(),
+            stranger.fetch_backup_version(1),
+            stranger.store_backup(b"second"),
+            stranger.store_backup(b"overwritten", before[0]["sha256"]),
+            stranger.change_storage_key("ab" * 32, b"changed", before[0]["sha256"]),
+            stranger.change_storage_key(credentials[1], b"changed", before[0]["sha256"]),
+            stranger.delete_user(),
+        ):
+            assert problem(refused) == (401, "credentials_invalid")
+            assert "RateLimit" not in refused.headers
+    else:
+        assert [version["sha256"] for version in stranger.list_backup_versions().json()["versions"]] == [own["sha256"]]
+        assert problem(stranger.fetch_backup_version(2)) == (404, "no_such_version")
+        assert problem(stranger.store_backup(b"overwritten", before[0]["sha256"])) == (409, "version_conflict")
+        assert stranger.delete_user().status_code == 204
+
+    assert (user.fetch_backup().json(), user.list_backup_versions().json()) == before
+    for version, blob in ((1, b"first"), (2, b"second")):
+        assert base64.b64decode(user.fetch_backup_version(version).json()["data"]) == blob
+
+
+def test_a_stranger_at_another_address_cannot_block_a_user(server, user):
+    stranger = client_at(server, STRANGER, (user.credentials[0], "5e" * 32))
+    answers = [stranger.store_backup(b"junk") for _ in range(20)]
+    answers += [stranger.register_user() for _ in range(20)]
+    answers += [stranger.delete_user() for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {401, 409, 429}
+    assert user.fetch_backup().status_code == 200
+    stored = user.store_backup(b"third", user.fetch_backup().json()["sha256"])
+    assert stored.status_code == 201
+    assert stored.headers["RateLimit"] == '"hour";r=2;t=3600, "day";r=17;t=86400'  # only the user's own three
+    assert user.delete_user().status_code == 204
+
+
+# ---- Failed credentials: 30 in 5 minutes from one address --------------------------------------------------
+
+
+def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
+    stranger = client_at(server, STRANGER)
+    neighbour = client_at(server, STRANGER, user.credentials)  # the right credentials, at the stranger's address
+    fail(stranger)
+    server.move_clock(10)
+    for _ in range(28):
+        fail(stranger)
+    assert neighbour.list_backup_versions().status_code == 200  # and a success costs nothing
+    fail(stranger)
+
+    latest = user.fetch_backup().json()["sha256"]
+    for client in (stranger, neighbour):
+        answers = {
+            "register": client.register_user(),
+            "fetch": client.fetch_backup(),
+            "list": client.list_backup_versions(),
+            "one": client.fetch_backup_version(1),
+            "store": client.store_backup(b"third", latest),
+            "change": client.change_storage_key("ab" * 32, b"third", latest),
+            "delete": client.delete_user(),
+        }
+        for name, answer in answers.items():
+            assert (problem(answer), answer.headers["Retry-After"]) == ((429, "rate_limited"), "290"), name
+            assert ("RateLimit-Policy" in answer.headers) == (name in ("store", "change")), name
+    assert user.fetch_backup().status_code == 200  # another address is untouched
+
+    server.move_clock(289)
+    answer = neighbour.list_backup_versions()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    server.move_clock(1)
+    assert neighbour.list_backup_versions().status_code == 200
+    fail(stranger)  # one has left the window, so one more is compared, and no second
+    answer = neighbour.list_backup_versions()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
+    server.move_clock(10)
+    for _ in range(29):
+        fail(stranger)
+    assert problem(neighbour.list_backup_versions()) == (429, "rate_limited")
+
+
+def test_no_double_burst_round_the_end_of_5_minutes(server):
+    stranger = client_at(server, STRANGER)
+    server.move_clock(299 - FROZEN % 300)  # where a counter of fixed windows would start anew
+    for _ in range(30):
+        fail(stranger)
+    server.move_clock(2)
+    assert problem(stranger.list_backup_versions()) == (429, "rate_limited")
+
+
+FAILURES = {
+    "an unknown user": (401, lambda client: client.list_backup_versions()),
+    "a wrong key": (401, lambda client: client.delete_user()),
+    "a username taken": (409, lambda client: client.register_user()),
+}
+
+
+@pytest.mark.parametrize(("status", "failure"), FAILURES.values(), ids=FAILURES)
+def test_each_failure_counts(server, user, status, failure):
+    stranger = client_at(server, STRANGER, (user.credentials[0], "5e" * 32))
+    assert [failure(stranger).status_code for _ in range(31)] == [status] * 30 + [429]
+
+
+@pytest.mark.parametrize("value", ["Basic !", "Bearer " + "5e" * 32, "nothing", authorization("A" * 64, "5e" * 32)])
+def test_malformed_credentials_count(server, value):
+    stranger = client_at(server, STRANGER)
+    stranger._auth._authorization = value
+    assert [stranger.register_user().status_code for _ in range(31)] == [401] * 30 + [429]
+
+
+def test_what_is_refused_before_the_credentials_does_not_count(server, user):
+    """Else anybody could block the people behind one address without knowing the app's secret."""
+    without_secret = client_at(server, STRANGER, secret="not-the-secret-of-this-server")
+    with_old_clock = client_at(server, STRANGER, clock=lambda: FROZEN - 301)
+    for client in (without_secret, with_old_clock):
+        assert {client.list_backup_versions().status_code for _ in range(40)} == {401}
+    neighbour = client_at(server, STRANGER, user.credentials)
+    assert neighbour.list_backup_versions().status_code == 200
+
+
+def test_a_clock_that_ran_ahead_blocks_nobody(server):
+    server.move_clock(86400)
+    stranger = client_at(server, STRANGER)
+    for _ in range(30):
+        fail(stranger)
+    server.move_clock(-86400)
+    fail(stranger)
+
+
+def test_an_address_is_not_what_a_header_says(server):
+    """Off Fly nothing in front of the server sets these headers, so anybody may."""
+    stranger = client_at(server, STRANGER)
+    for number in range(30):
+        forged = {"Fly-Client-IP": f"192.0.2.{number}", "X-Forwarded-For": f"192.0.2.{number}"}
+        stranger.session.headers.update(forged)
+        fail(stranger)
+    assert problem(stranger.list_backup_versions()) == (429, "rate_limited")
+
+
+SAME_ADDRESS = {
+    "the same": ("192.0.2.1", "192.0.2.1", True),
+    "other IPv4": ("192.0.2.1", "192.0.2.2", False),
+    "one IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+    "another IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    "IPv4 mapped into IPv6": ("::ffff:192.0.2.1", "192.0.2.1", True),
+    "IPv4 mapped into IPv6, others": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    "two spellings": ("2001:DB8:0:1:0:0:0:1", "2001:db8:0:1::1", True),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "same"), SAME_ADDRESS.values(), ids=SAME_ADDRESS)
+def test_addresses_on_fly(start_server, first, second, same):
+    server = start_server(FLY_APP_NAME="a-name-that-fly-sets", FAILED_CREDENTIALS_PER_5_MINUTES=2)
+    stranger = server.client()
+    stranger.session.headers["Fly-Client-IP"] = first
+    fail(stranger)
+    fail(stranger)
+    stranger.session.headers["Fly-Client-IP"] = second
+    assert stranger.list_backup_versions().status_code == (429 if same else 401)
+
+
+# ---- Accounts created: 20 an hour from one address ---------------------------------------------------------
+
+
+def test_20_accounts_created_in_an_hour_from_one_address(server, user):
+    created = [client_at(server, STRANGER) for _ in range(20)]
+    assert created[0].register_user().status_code == 201
+    server.move_clock(600)
+    assert {client.register_user().status_code for client in created[1:]} == {201}
+
+    one_more = client_at(server, STRANGER)
+    for _ in range(3):
+        answer = one_more.register_user()
+        assert (problem(answer), answer.headers["Retry-After"]) == ((429, "rate_limited"), "3000")
+    # Whatever creates no account goes on.
+    assert created[0].register_user().status_code == 200
+    assert problem(client_at(server, STRANGER, (user.credentials[0], "5e" * 32)).register_user()) == (
+        409,
+        "username_taken",
+    )
+    assert created[0].store_backup(b"a backup").status_code == 201
+    assert created[1].delete_user().status_code == 204
+    answer = created[1].register_user()
+    assert (problem(answer), answer.headers["Retry-After"]) == ((409, "recently_deleted"), "601")
+    # A deletion gives no registration back, and another address has its own.
+    assert problem(one_more.register_user()) == (429, "rate_limited")
+    assert client_at(server, "127.0.0.3").register_user().status_code == 201
+
+    server.move_clock(2999)
+    answer = one_more.register_user()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    server.move_clock(1)
+    assert one_more.register_user().status_code == 201
+    assert problem(client_at(server, STRANGER).register_user()) == (429, "rate_limited")
+
+
+def test_registrations_refused_or_repeated_do_not_count(server, user):
+    stranger = client_at(server, STRANGER)
+    assert [stranger.register_user().status_code for _ in range(40)] == [201] + [200] * 39
+    taken = client_at(server, STRANGER, (user.credentials[0], "5e" * 32))
+    assert {taken.register_user().status_code for _ in range(29)} == {409}
+    assert {client_at(server, STRANGER).register_user().status_code for _ in range(19)} == {201}
+    assert client_at(server, STRANGER).register_user().status_code == 429
+
+
+def test_no_more_by_asking_at_once(server):
+    """What is counted is counted once, however the requests race."""
+    clients = [client_at(server, STRANGER) for _ in range(40)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        registered = list(pool.map(lambda client: client.register_user().status_code, clients))
+        assert sorted(registered) == [201] * 20 + [429] * 20
+        clients = [client_at(server, STRANGER) for _ in range(40)]
+        failed = list(pool.map(lambda client: client.list_backup_versions().status_code, clients))
+        assert sorted(failed) == [401] * 30 + [429] * 10

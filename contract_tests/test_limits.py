@@ -1,0 +1,242 @@
+"""New versions per account: 5 an hour and 20 a day, as exact sliding windows (openapi.yaml, "Limits").
+
+The server's clock stands still but for what a test moves it, so each number is exact. A history of uploads is written
+as the seconds at which they were made.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from secrets import token_hex
+
+import pytest
+import requests
+from launcher import ServerProcess
+
+FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
+HOUR, DAY = 3600, 86_400
+MIDNIGHT = 15 * HOUR  # after FROZEN
+
+
+class Device:
+    """A user with one device, which always knows the base; `at` is its time in seconds after FROZEN."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.credentials = token_hex(32), token_hex(32)
+        self.base: str | None = None
+        self.made = 0
+        assert self.client.register_user().status_code == 201
+
+    @property
+    def client(self):
+        return self.server.client(self.credentials)
+
+    def upload(self, at: float) -> requests.Response:
+        """Tries to store a new version at that time."""
+        self.server.move_clock(FROZEN + at - self.server.now())
+        self.made += 1
+        blob = f"backup {self.made}".encode()
+        response = self.client.store_backup(blob, self.base)
+        if response.status_code == 201:
+            self.base = hashlib.sha256(blob).hexdigest()
+        return response
+
+    def uploads(self, times: Iterable[float]) -> None:
+        for at in times:
+            assert self.upload(at).status_code == 201, at
+
+    def change_key(self) -> requests.Response:
+        """Changes the key, with a new version, now."""
+        user_id, new_key = self.credentials[0], token_hex(32)
+        response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
+        if response.status_code == 200:
+            self.credentials, self.base = (user_id, new_key), hashlib.sha256(new_key.encode()).hexdigest()
+        return response
+
+
+@pytest.fixture
+def server(start_server) -> ServerProcess:
+    return start_server(frozen=FROZEN)
+
+
+@pytest.fixture
+def device(server) -> Device:
+    return Device(server)
+
+
+def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
+    """Status, RateLimit and Retry-After."""
+    assert response.headers["RateLimit-Policy"] == '"hour";q=5;w=3600, "day";q=20;w=86400'
+    return response.status_code, response.headers.get("RateLimit"), response.headers.get("Retry-After")
+
+
+# ---- The two windows ---------------------------------------------------------------------------------------
+
+
+def test_5_an_hour(device):
+    assert limits(device.upload(0)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    assert limits(device.upload(10)) == (201, '"hour";r=3;t=3590, "day";r=18;t=86390', None)
+    assert limits(device.upload(20)) == (201, '"hour";r=2;t=3580, "day";r=17;t=86380', None)
+    assert limits(device.upload(30)) == (201, '"hour";r=1;t=3570, "day";r=16;t=86370', None)
+    assert limits(device.upload(40)) == (201, '"hour";r=0;t=3560, "day";r=15;t=86360', None)
+    assert limits(device.upload(50)) == (429, '"hour";r=0;t=3550, "day";r=15;t=86350', "3550")
+    assert limits(device.upload(3599)) == (429, '"hour";r=0;t=1, "day";r=15;t=82801', "1")
+    assert limits(device.upload(3600)) == (201, '"hour";r=0;t=10, "day";r=14;t=82800', None)
+    assert limits(device.upload(3609)) == (429, '"hour";r=0;t=1, "day";r=14;t=82791', "1")
+    assert limits(device.upload(3610)) == (201, '"hour";r=0;t=10, "day";r=13;t=82790', None)
+    assert limits(device.upload(7219)) == (201, '"hour";r=4;t=3600, "day";r=12;t=79181', None)
+
+
+def test_20_a_day(device):
+    device.uploads(hour * HOUR for hour in range(20))
+    refused = (429, '"hour";r=5, "day";r=0;t=14400', "14400")  # none is counted in the hour
+    assert limits(device.upload(20 * HOUR)) == refused
+    assert limits(device.upload(DAY - 1)) == (429, '"hour";r=5, "day";r=0;t=1', "1")
+    assert limits(device.upload(DAY)) == (201, '"hour";r=4;t=3600, "day";r=0;t=3600', None)
+    assert limits(device.upload(DAY + 1)) == (429, '"hour";r=4;t=3599, "day";r=0;t=3599', "3599")
+    assert limits(device.upload(DAY + HOUR)) == (201, '"hour";r=4;t=3600, "day";r=0;t=3600', None)
+
+
+# Uploads that are all accepted, the time of one more, and its Retry-After.
+REFUSED = {
+    "the hour": ([0, 1, 2, 3, 4], 5, 3595),
+    "the day": ([hour * HOUR for hour in range(20)], 23 * HOUR, HOUR),
+    "both, the hour is longer": (
+        [hour * HOUR for hour in range(15)] + [DAY - 60 + n for n in range(5)],
+        DAY - 30,
+        3570,
+    ),
+    "both, the day is longer": (
+        [hour * HOUR + 1 for hour in range(15)] + [15 * HOUR + n for n in range(5)],
+        15 * HOUR + 9,
+        8 * HOUR + 3592,
+    ),
+    "round midnight": ([MIDNIGHT - 2, MIDNIGHT - 1, MIDNIGHT, MIDNIGHT + 1, MIDNIGHT + 2], MIDNIGHT + 3, 3595),
+    "fractions are rounded up": ([0.9, 1, 2, 3, 4], 5.3, 3596),
+    "a millisecond": ([0, 1, 2, 3, 4], 3599.999, 1),
+}
+
+
+@pytest.mark.parametrize(("accepted", "at", "retry_after"), REFUSED.values(), ids=REFUSED)
+def test_retry_after_is_right_to_the_second(device, accepted, at, retry_after):
+    device.uploads(accepted)
+    refused = device.upload(at)
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert refused.headers["Retry-After"] == str(retry_after)
+    early = device.upload(at + retry_after - 1)
+    assert (early.status_code, early.headers["Retry-After"]) == (429, "1")
+    assert device.upload(at + retry_after).status_code == 201
+
+
+@pytest.mark.parametrize("boundary", [HOUR, MIDNIGHT, DAY])
+def test_no_double_burst_round_a_boundary(device, boundary):
+    device.uploads([boundary - 1] * 5)
+    assert {device.upload(boundary + seconds).status_code for seconds in (0, 1, HOUR - 2)} == {429}
+    device.uploads([boundary + HOUR - 1] * 5)
+
+
+def test_exactly_an_hour_old_no_longer_counts_a_millisecond_less_does(device):
+    device.uploads([0.5] * 5)
+    assert device.upload(HOUR + 0.499).status_code == 429
+    assert device.upload(HOUR + 0.5).status_code == 201
+
+
+# ---- What counts -------------------------------------------------------------------------------------------
+
+
+def test_a_retry_does_not_count_and_is_answered_past_the_limit(device):
+    device.uploads([0])
+    for _ in range(30):
+        retry = device.client.store_backup(b"backup 1", device.base)
+        assert limits(retry) == (200, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    device.uploads([1, 2, 3, 4])
+    retry = device.client.store_backup(b"backup 5")  # whatever its base
+    assert limits(retry) == (200, '"hour";r=0;t=3596, "day";r=15;t=86396', None)
+    device.server.move_clock(HOUR)
+    retry = device.client.store_backup(b"backup 5")
+    assert limits(retry) == (200, '"hour";r=5, "day";r=15;t=82796', None)
+    device.server.move_clock(DAY)
+    assert limits(device.client.store_backup(b"backup 5")) == (200, '"hour";r=5, "day";r=20', None)
+
+
+def test_refused_uploads_do_not_count(device):
+    device.uploads([0])
+    client = device.client
+    for _ in range(10):
+        assert client.store_backup(b"stale", "0" * 64).status_code == 409
+        assert client.change_storage_key("ab" * 32, b"stale", "0" * 64).status_code == 409
+        assert client.change_storage_key(device.credentials[1], b"the key in force", device.base).status_code == 422
+        assert client.request("POST", "/api/backup", body={"data": "!"}).status_code == 422
+        assert client.request("POST", "/api/backup", body=b"{}").status_code == 415
+    device.uploads([1, 2, 3, 4])
+    for at in range(5, 25):
+        assert device.upload(at).status_code == 429  # nor one that the limit itself refused
+    assert device.upload(HOUR).status_code == 201
+
+
+def test_a_stale_base_is_told_before_the_limit(device):
+    device.uploads([0] * 5)
+    assert device.client.store_backup(b"stale", "0" * 64).status_code == 409
+
+
+def test_a_changed_key_counts(device):
+    assert limits(device.change_key()) == (200, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    device.uploads([10])
+    assert limits(device.change_key()) == (200, '"hour";r=2;t=3590, "day";r=17;t=86390', None)
+    device.uploads([20, 30])
+    assert limits(device.change_key()) == (429, '"hour";r=0;t=3570, "day";r=15;t=86370', "3570")
+    assert device.client.list_backup_versions().json()["versions"][0]["keyVersion"] == 3  # and changed nothing
+    assert device.upload(40).status_code == 429
+    device.server.move_clock(HOUR - 40)
+    assert device.change_key().status_code == 200
+
+
+def test_each_account_has_its_own(device, server):
+    device.uploads([0] * 5)
+    assert device.upload(0).status_code == 429
+    Device(server).uploads([0] * 5)
+
+
+def test_a_clock_that_ran_ahead_costs_nothing(device):
+    device.uploads([10 * DAY + second for second in range(5)])
+    assert device.upload(10 * DAY + 5).status_code == 429
+    assert limits(device.upload(0)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    device.uploads([1, 2, 3, 4])
+    assert limits(device.upload(5)) == (429, '"hour";r=0;t=3595, "day";r=15;t=86395', "3595")
+    assert device.upload(HOUR).status_code == 201
+
+
+def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
+    """Those dated later count again once their time comes, and Retry-After knows."""
+    device.uploads([HOUR // 2 + second for second in range(5)])
+    device.uploads([0, 1, 2, 3, 4])
+    refused = device.upload(5)
+    assert refused.status_code == 429
+    assert device.upload(5 + int(refused.headers["Retry-After"]) - 1).status_code == 429
+    assert device.upload(5 + int(refused.headers["Retry-After"])).status_code == 201
+
+
+# ---- A restart ---------------------------------------------------------------------------------------------
+
+
+def test_both_windows_survive_a_restart(device, server):
+    device.uploads(hour * HOUR for hour in range(15))
+    device.uploads([15 * HOUR] * 4)
+    server.restart()
+    assert limits(device.upload(15 * HOUR)) == (201, '"hour";r=0;t=3600, "day";r=0;t=32400', None)
+    server.kill()
+    server.start()
+    assert limits(device.upload(15 * HOUR)) == (429, '"hour";r=0;t=3600, "day";r=0;t=32400', "32400")
+
+
+def test_a_limit_lowered_by_the_operator(device, server):
+    """Retry-After then waits until more than one upload has left the window."""
+    device.uploads([0, 10, 20, 30, 40])
+    server.environ |= {"BACKUPS_PER_HOUR": "2"}
+    server.restart()
+    refused = device.upload(50)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, str(HOUR + 30 - 50))
+    assert refused.headers["RateLimit"] == '"hour";r=0;t=3550, "day";r=15;t=86350'
+    assert refused.headers["RateLimit-Policy"] == '"hour";q=2;w=3600, "day";q=20;w=86400'
+    assert device.upload(HOUR + 29).status_code == 429
+    assert device.upload(HOUR + 30).status_code == 201

@@ -1,0 +1,510 @@
+"""Each operation and each of its own statuses, as the table of operations in openapi.yaml has them."""
+
+import base64
+import hashlib
+import json
+import secrets
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+import raw
+import spec
+from client import BackupClient, backup_bytes
+from conftest import RAISED_LIMITS
+from raw import outcome
+
+NEW_KEY = secrets.token_hex(32)
+A, B, C = b"the first backup", b"the second", b"\x00\xff" * 5000
+
+
+def sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def run(client: BackupClient, steps: list[tuple[Any, ...]]) -> None:
+    """Makes the calls in order and compares their outcomes."""
+    for number, (call, *arguments, wants) in enumerate(steps):
+        assert outcome(getattr(client, call)(*arguments)) == wants, f"step {number}: {call}"
+
+
+SEQUENCES = {
+    "registering again is a retry": [
+        ("register_user", "201"),
+        ("register_user", "200"),
+        ("store_backup", A, "201"),
+        ("register_user", "200"),
+        ("fetch_backup", "200"),
+    ],
+    "nothing works before the registration": [
+        ("fetch_backup", "401 credentials_invalid"),
+        ("list_backup_versions", "401 credentials_invalid"),
+        ("fetch_backup_version", 1, "401 credentials_invalid"),
+        ("fetch_backup_version", "x", "401 credentials_invalid"),
+        ("store_backup", A, "401 credentials_invalid"),
+        ("change_storage_key", NEW_KEY, A, "401 credentials_invalid"),
+        ("delete_user", "401 credentials_invalid"),
+    ],
+    "an account without a backup": [
+        ("register_user", "201"),
+        ("fetch_backup", "404 no_backup"),
+        ("fetch_backup", "*", "404 no_backup"),
+        ("fetch_backup_version", 1, "404 no_such_version"),
+        ("list_backup_versions", "200"),
+        ("delete_user", "204"),
+    ],
+    "an upload repeated is a retry, with any base": [
+        ("register_user", "201"),
+        ("store_backup", A, "201"),
+        ("store_backup", A, "200"),
+        ("store_backup", A, sha256(A), "200"),
+        ("store_backup", A, sha256(B), "200"),
+        ("fetch_backup_version", 2, "404 no_such_version"),
+    ],
+    "only an upload made from the latest version": [
+        ("register_user", "201"),
+        ("store_backup", A, sha256(A), "409 version_conflict"),
+        ("store_backup", A, "201"),
+        ("store_backup", B, "409 version_conflict"),
+        ("store_backup", B, sha256(B), "409 version_conflict"),
+        ("store_backup", B, sha256(A), "201"),
+        ("store_backup", C, sha256(A), "409 version_conflict"),
+        ("store_backup", C, "409 version_conflict"),
+        ("store_backup", C, sha256(B), "201"),
+        ("fetch_backup_version", 3, "200"),
+        ("fetch_backup_version", 4, "404 no_such_version"),
+    ],
+    "an older version's bytes are a new version": [
+        ("register_user", "201"),
+        ("store_backup", A, "201"),
+        ("store_backup", B, sha256(A), "201"),
+        ("store_backup", A, "409 version_conflict"),
+        ("store_backup", A, sha256(B), "201"),
+        ("fetch_backup_version", 3, "200"),
+    ],
+    "the storage key": [
+        ("register_user", "201"),
+        ("change_storage_key", NEW_KEY, A, sha256(A), "409 version_conflict"),
+        ("store_backup", A, "201"),
+        ("change_storage_key", NEW_KEY, B, "409 version_conflict"),
+        ("change_storage_key", NEW_KEY.upper(), B, sha256(A), "422 validation_failed"),
+        ("change_storage_key", NEW_KEY[2:], B, sha256(A), "422 validation_failed"),
+        ("change_storage_key", NEW_KEY, B, sha256(A), "200"),
+        ("change_storage_key", NEW_KEY, B, sha256(A), "401 credentials_invalid"),
+        ("fetch_backup", "401 credentials_invalid"),
+        ("delete_user", "401 credentials_invalid"),
+        ("register_user", "409 username_taken"),
+    ],
+    "the end": [
+        ("register_user", "201"),
+        ("store_backup", A, "201"),
+        ("delete_user", "204"),
+        ("delete_user", "401 credentials_invalid"),
+        ("fetch_backup", "401 credentials_invalid"),
+        ("list_backup_versions", "401 credentials_invalid"),
+        ("store_backup", A, "401 credentials_invalid"),
+        ("register_user", "409 recently_deleted"),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences(target, steps):
+    user_id = secrets.token_hex(32)
+    target.client((user_id, NEW_KEY))  # so that it is deleted, too
+    run(target.client((user_id, secrets.token_hex(32))), steps)
+
+
+# ---- The account -------------------------------------------------------------------------------------------
+
+
+def test_registration_tells_when(new_user):
+    before = int(time.time())
+    client = new_user()
+    created = client.register_user().json()["createdAt"]
+    assert before - 300 <= seconds(created) <= time.time() + 300
+
+
+def test_another_storage_key_does_not_register_nor_change_anything(target, new_user):
+    user_id, storage_key = secrets.token_hex(32), secrets.token_hex(32)
+    client = new_user((user_id, storage_key))
+    assert outcome(client.store_backup(A)) == "201"
+    other = target.client((user_id, secrets.token_hex(32)))
+    assert outcome(other.register_user()) == "409 username_taken"
+    assert outcome(other.fetch_backup()) == "401 credentials_invalid"
+    assert backup_bytes(client.fetch_backup()) == A
+
+
+def test_changed_storage_key(target, new_user):
+    user_id, old_key, new_key = (secrets.token_hex(32) for _ in range(3))
+    old = new_user((user_id, old_key))
+    new = target.client((user_id, new_key))
+    first = old.store_backup(A).json()
+    assert first["keyVersion"] == 1
+
+    # The key in force is no change, by the schema's name of what is wrong.
+    same = old.change_storage_key(old_key, B, sha256(A))
+    assert outcome(same) == "422 validation_failed"
+    assert [error["pointer"] for error in same.json()["errors"]] == ["#/storageKey"]
+
+    changed = old.change_storage_key(new_key, B, sha256(A))
+    assert outcome(changed) == "200"
+    assert changed.json() | {"updatedAt": None} == {
+        "version": 2,
+        "updatedAt": None,
+        "size": len(B),
+        "sha256": sha256(B),
+        "keyVersion": 2,
+    }
+    assert outcome(old.fetch_backup()) == "401 credentials_invalid"
+    # The new key opens everything; the older version keeps the keyVersion that it was stored under.
+    assert new.list_backup_versions().json()["versions"] == [changed.json(), first]
+    assert backup_bytes(new.fetch_backup()) == B
+    assert backup_bytes(new.fetch_backup_version(1)) == A
+    assert outcome(new.register_user()) == "200"
+    assert new.store_backup(C, sha256(B)).json()["keyVersion"] == 2
+
+
+def test_a_first_backup_may_come_with_a_key_change(target, new_user):
+    user_id, new_key = secrets.token_hex(32), secrets.token_hex(32)
+    changed = new_user((user_id, secrets.token_hex(32))).change_storage_key(new_key, A)
+    assert outcome(changed) == "200"
+    assert (changed.json()["version"], changed.json()["keyVersion"]) == (1, 2)
+    assert backup_bytes(target.client((user_id, new_key)).fetch_backup()) == A
+
+
+def test_a_key_change_has_no_retry_by_equal_bytes(target, new_user):
+    user_id, new_key = secrets.token_hex(32), secrets.token_hex(32)
+    client = new_user((user_id, secrets.token_hex(32)))
+    client.store_backup(A)
+    assert outcome(client.change_storage_key(new_key, A)) == "409 version_conflict"
+    changed = client.change_storage_key(new_key, A, sha256(A))
+    assert (outcome(changed), changed.json()["version"]) == ("200", 2)
+    assert outcome(target.client((user_id, new_key)).list_backup_versions()) == "200"
+
+
+def test_a_deleted_user_may_register_after_601_seconds(start_server):
+    server = start_server(frozen=1_800_000_000)
+    credentials = (secrets.token_hex(32), secrets.token_hex(32))
+    client = server.client(credentials)
+    run(client, [("register_user", "201"), ("store_backup", A, "201"), ("delete_user", "204")])
+    for passed, left in [(0, "601"), (1, "600"), (599, "1")]:
+        server.move_clock(passed)
+        refused = client.register_user()
+        assert (outcome(refused), refused.headers["Retry-After"]) == ("409 recently_deleted", left)
+    # Whatever its storage key.
+    other = server.client((credentials[0], secrets.token_hex(32)))
+    assert outcome(other.register_user()) == "409 recently_deleted"
+    server.move_clock(1)
+    run(client, [("register_user", "201"), ("fetch_backup", "404 no_backup")])
+    assert client.store_backup(B).json()["version"] == 1
+    assert outcome(client.fetch_backup_version(2)) == "404 no_such_version"
+
+
+def test_users_are_strangers_to_each_other(new_user):
+    one, other = new_user(), new_user()
+    one.store_backup(A)
+    other.store_backup(B)
+    assert (backup_bytes(one.fetch_backup()), backup_bytes(other.fetch_backup())) == (A, B)
+    assert outcome(one.delete_user()) == "204"
+    assert backup_bytes(other.fetch_backup()) == B
+
+
+# ---- Backups and versions ----------------------------------------------------------------------------------
+
+
+def test_receipts(new_user):
+    client = new_user()
+    before = int(time.time())
+    receipts = []
+    for version, (blob, base) in enumerate([(A, None), (B, sha256(A)), (C, sha256(B))], start=1):
+        stored = client.store_backup(blob, base)
+        receipt = stored.json()
+        assert receipt | {"updatedAt": None} == {
+            "version": version,
+            "updatedAt": None,
+            "size": len(blob),
+            "sha256": sha256(blob),
+            "keyVersion": 1,
+        }
+        assert before - 300 <= seconds(receipt["updatedAt"]) <= time.time() + 300
+        assert client.store_backup(blob, base).json() == receipt  # a retry gets the very receipt
+        receipts.insert(0, receipt)
+        latest = client.fetch_backup()
+        assert latest.json() == {**receipt, "data": base64.b64encode(blob).decode()}
+        assert latest.headers["ETag"] == f'"{version}-{sha256(blob)}"'
+        assert client.list_backup_versions().json() == {"versions": receipts}
+    for receipt, blob in zip(receipts, (C, B, A), strict=True):
+        fetched = client.fetch_backup_version(receipt["version"])
+        assert fetched.json() == {**receipt, "data": base64.b64encode(blob).decode()}
+        assert fetched.headers["ETag"] == f'"{receipt["version"]}-{sha256(blob)}"'
+
+
+def test_a_conflict_names_the_current_version(new_user):
+    client = new_user()
+    assert client.store_backup(A, sha256(A)).json()["currentVersion"] == 0
+    client.store_backup(A)
+    client.store_backup(B, sha256(A))
+    assert client.store_backup(C, sha256(A)).json()["currentVersion"] == 2
+    assert client.change_storage_key(NEW_KEY, C).json()["currentVersion"] == 2
+
+
+def test_an_empty_list(new_user):
+    assert new_user().list_backup_versions().json() == {"versions": []}
+
+
+@pytest.mark.parametrize(
+    ("version", "wants"),
+    [
+        ("1", "200"),
+        ("2", "404 no_such_version"),
+        ("0", "404 no_such_version"),
+        ("-1", "404 no_such_version"),
+        ("01", "404 no_such_version"),
+        ("+1", "404 no_such_version"),
+        ("1.0", "404 no_such_version"),
+        ("1e0", "404 no_such_version"),
+        ("0x1", "404 no_such_version"),
+        ("1_0", "404 no_such_version"),
+        ("%31", "404 no_such_version"),
+        ("1%0A", "404 no_such_version"),
+        ("1%20", "404 no_such_version"),
+        ("%EF%BC%91", "404 no_such_version"),  # a full-width 1
+        ("%FF", "404 no_such_version"),
+        ("1;a=b", "404 no_such_version"),
+        ("x", "404 no_such_version"),
+        ("9007199254740992", "404 no_such_version"),
+        ("18446744073709551617", "404 no_such_version"),  # 1 in 64 bits
+        ("1" * 5000, "404 no_such_version"),
+        ("", "404 not_found"),
+        ("1/", "404 not_found"),
+        ("1/1", "404 not_found"),
+    ],
+)
+def test_canonical_version(target, version, wants):
+    credentials = (secrets.token_hex(32), secrets.token_hex(32))
+    run(target.client(credentials), [("register_user", "201"), ("store_backup", A, "201")])
+    path = f"/api/backup/versions/{version}"
+    answer = raw.send(target, raw.request("GET", path, headers=raw.signed(target, credentials, "GET", path)))
+    assert outcome(answer) == wants
+
+
+@pytest.mark.parametrize(
+    ("if_none_match", "wants"),
+    [
+        ("{etag}", 304),
+        ("W/{etag}", 304),  # RFC 9110 section 13.1.2: compared weakly
+        ("*", 304),
+        ('"other", {etag}', 304),
+        ('{etag},"other"', 304),
+        ('"with, comma" , W/"x",{etag}', 304),
+        (", {etag} ,", 304),  # RFC 9110 section 5.6.1.2: empty elements are ignored
+        ("{older}, {etag}", 304),
+        ("{older}", 200),
+        ('"other"', 200),
+        ('"*"', 200),
+        ('W/"other", "x"', 200),
+        ('"1"', 200),
+        ("", 200),
+        ('"{etag}"', 200),
+    ],
+)
+def test_if_none_match(new_user, if_none_match, wants):
+    client = new_user()
+    client.store_backup(A)
+    older = client.fetch_backup().headers["ETag"]
+    client.store_backup(B, sha256(A))
+    etag = client.fetch_backup().headers["ETag"]
+    condition = if_none_match.replace("{etag}", etag).replace("{older}", older)
+    for fetched in (client.fetch_backup(condition), client.fetch_backup_version(2, condition)):
+        assert fetched.status_code == wants
+        assert fetched.headers["ETag"] == etag
+    assert client.fetch_backup_version(1, older).status_code == 304
+
+
+# ---- Limits on uploads -------------------------------------------------------------------------------------
+
+
+POLICY = '"hour";q=5;w=3600, "day";q=20;w=86400'
+UPLOADS = [  # seconds that pass before it, its outcome, RateLimit, Retry-After
+    (0, "201", '"hour";r=4;t=3600, "day";r=19;t=86400', None),
+    (0.5, "201", '"hour";r=3;t=3600, "day";r=18;t=86400', None),  # rounded up
+    (99.5, "201", '"hour";r=2;t=3500, "day";r=17;t=86300', None),
+    (100, "201", '"hour";r=1;t=3400, "day";r=16;t=86200', None),
+    (100, "201", '"hour";r=0;t=3300, "day";r=15;t=86100', None),
+    (100, "429 rate_limited", '"hour";r=0;t=3200, "day";r=15;t=86000', "3200"),
+    (3199, "429 rate_limited", '"hour";r=0;t=1, "day";r=15;t=82801', "1"),
+    (1, "201", '"hour";r=0;t=1, "day";r=14;t=82800', None),  # the first, 3600 s old, counts no longer
+    (0, "429 rate_limited", '"hour";r=0;t=1, "day";r=14;t=82800', "1"),
+]
+
+
+def test_rate_limit_headers(start_server):
+    server = start_server(frozen=1_800_000_000)
+    client = server.client()
+    client.register_user()
+    base = None
+    for number, (passes, wants, rate_limit, retry_after) in enumerate(UPLOADS):
+        server.move_clock(passes)
+        blob = b"backup %d" % number
+        stored = client.store_backup(blob, base)
+        assert outcome(stored) == wants, f"upload {number}"
+        assert stored.headers["RateLimit"] == rate_limit, f"upload {number}"
+        assert stored.headers["RateLimit-Policy"] == POLICY
+        assert stored.headers.get("Retry-After") == retry_after
+        if wants == "201":
+            base = sha256(blob)
+            # A retry counts for nothing and shows the same.
+            retried = client.store_backup(blob)
+            assert (outcome(retried), retried.headers["RateLimit"]) == ("200", rate_limit)
+
+
+def test_a_retry_shows_an_empty_window_without_t(start_server):
+    server = start_server(frozen=1_800_000_000)
+    client = server.client()
+    run(client, [("register_user", "201"), ("store_backup", A, "201")])
+    for passes, rate_limit in [(3600, '"hour";r=5, "day";r=19;t=82800'), (82800, '"hour";r=5, "day";r=20')]:
+        server.move_clock(passes)
+        retried = client.store_backup(A)
+        assert (outcome(retried), retried.headers["RateLimit"]) == ("200", rate_limit)
+
+
+def test_the_limits_in_force_are_told_and_hold_for_key_changes(start_server):
+    server = start_server(frozen=1_800_000_000, BACKUPS_PER_HOUR=2, BACKUPS_PER_DAY=3)
+    user_id, *keys = (secrets.token_hex(32) for _ in range(5))
+    client = server.client((user_id, keys[0]))
+    client.register_user()
+    client.store_backup(A)
+    changed = client.change_storage_key(keys[1], B, sha256(A))
+    assert changed.headers["RateLimit-Policy"] == '"hour";q=2;w=3600, "day";q=3;w=86400'
+    assert changed.headers["RateLimit"] == '"hour";r=0;t=3600, "day";r=1;t=86400'
+    client = server.client((user_id, keys[1]))
+    refused = client.change_storage_key(keys[2], C, sha256(B))
+    assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "3600")
+    server.move_clock(3600)
+    assert outcome(client.change_storage_key(keys[2], C, sha256(B))) == "200"
+    server.move_clock(3600)
+    refused = server.client((user_id, keys[2])).store_backup(A, sha256(C))
+    assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", str(86400 - 7200))
+    assert refused.headers["RateLimit"] == '"hour";r=2, "day";r=0;t=79200'
+
+
+def test_registrations_from_one_address(start_server):
+    server = start_server(frozen=1_800_000_000)
+    clients = [server.client() for _ in range(21)]
+    for client in clients[:20]:
+        assert outcome(client.register_user()) == "201"
+        server.move_clock(1)
+    refused = clients[20].register_user()
+    assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "3580")
+    # Only a registration that would create an account is refused.
+    assert outcome(clients[0].register_user()) == "200"
+    assert outcome(clients[0].store_backup(A)) == "201"
+    server.move_clock(3579)
+    assert outcome(clients[20].register_user()) == "429 rate_limited"
+    server.move_clock(1)
+    assert outcome(clients[20].register_user()) == "201"
+
+
+def test_failed_credentials_from_one_address(start_server):
+    server = start_server(frozen=1_800_000_000)
+    user_id = secrets.token_hex(32)
+    client = server.client((user_id, secrets.token_hex(32)))
+    run(client, [("register_user", "201"), ("store_backup", A, "201")])
+    stranger = server.client((user_id, secrets.token_hex(32)))
+    malformed = server.client((user_id.upper(), secrets.token_hex(32)))
+    for call, wants in [
+        (stranger.fetch_backup, "401 credentials_invalid"),
+        (stranger.register_user, "409 username_taken"),
+        (malformed.fetch_backup, "401 credentials_invalid"),
+    ] * 10:
+        assert outcome(call()) == wants
+    # Past 30, every request with credentials is refused, the right ones too; others are not.
+    for call in (client.fetch_backup, client.register_user, stranger.fetch_backup, client.delete_user):
+        refused = call()
+        assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "300")
+    upload = client.store_backup(B, sha256(A))
+    assert (outcome(upload), upload.headers["RateLimit-Policy"]) == ("429 rate_limited", POLICY)
+    assert outcome(client.get_health()) == "200"
+    server.move_clock(300)
+    assert backup_bytes(client.fetch_backup()) == A
+
+
+# ---- Service -----------------------------------------------------------------------------------------------
+
+
+def test_health(target):
+    assert target.client().get_health().json() == {"status": "ok", "version": spec.SPEC["info"]["version"]}
+
+
+def test_the_documents_are_the_file(target):
+    client = target.client()
+    assert client.get_openapi("yaml").content == spec.SPEC_BYTES
+    assert client.get_openapi("json").json() == json.loads(json.dumps(spec.SPEC))
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer x", "Basic {key}", "{key}", "Bearer {key}x", "Bearer", "Bearer "]
+)
+def test_admin_stats_need_the_key(target, authorization):
+    headers = {"Authorization": authorization.replace("{key}", str(target.admin_key))} if authorization else {}
+    refused = target.client().request("GET", "/admin/stats", headers=headers, signed=False)
+    assert outcome(refused) in ("401 admin_key_invalid", "404 not_found")
+    if target.admin_key:
+        assert outcome(refused) == "401 admin_key_invalid"
+        assert refused.headers["WWW-Authenticate"] == "Bearer"
+
+
+def stats(server: Any) -> dict[str, int]:
+    """The counts, once they are taken."""
+    for _ in range(100):
+        answer = server.client().get_admin_stats(server.admin_key)
+        if answer.status_code != 503:
+            break
+        time.sleep(0.1)
+    assert outcome(answer) == "200"
+    return answer.json()
+
+
+def test_admin_stats_count(start_server):
+    server = start_server(**RAISED_LIMITS)
+
+    def counts() -> tuple[int, ...]:
+        counted = stats(server)
+        assert counted.pop("databaseBytes") >= server.database.stat().st_size
+        return tuple(counted[name] for name in ("users", "backups", "versions"))
+
+    assert counts() == (0, 0, 0)
+    clients = [server.client() for _ in range(3)]
+    for client in clients:
+        client.register_user()
+    assert counts() == (3, 0, 0)
+    clients[0].store_backup(A)
+    clients[1].store_backup(A)
+    clients[1].store_backup(B, sha256(A))
+    clients[1].store_backup(B, sha256(A))
+    assert counts() == (3, 2, 3)
+    server.restart()
+    assert counts() == (3, 2, 3)
+    for client in clients:
+        client.base_url = server.base_url
+    clients[1].delete_user()
+    clients[2].delete_user()
+    assert counts() == (1, 1, 1)
+    for number in range(8):  # versions that are dropped are counted no more
+        latest = clients[0].fetch_backup().json()["sha256"]
+        clients[0].store_backup(b"backup %d" % number, latest)
+    assert counts() == (1, 1, len(clients[0].list_backup_versions().json()["versions"]))
+
+
+def test_without_an_admin_key_there_are_no_stats(start_server):
+    server = start_server(ADMIN_SECRET_KEY=None)
+    for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}):
+        answer = server.client().request("GET", "/admin/stats", headers=headers, signed=False)
+        assert outcome(answer) == "404 not_found"
+
+
+def seconds(timestamp: str) -> float:
+    """A timestamp of the contract in Unix seconds."""
+    return datetime.fromisoformat(timestamp).timestamp()

@@ -1,0 +1,336 @@
+"""Nothing replayed takes effect (openapi.yaml, "Replays").
+
+A request that was captured on its way is sent again, byte for byte, whenever it might do harm: what the user sees
+is the same before and after. The clock stands still unless a test moves it.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from client import BackupClient
+from launcher import ServerProcess
+
+FROZEN = 1_795_510_800
+SKEW = 300  # seconds that `created` may differ either way
+RESERVED = 601  # seconds for which a deleted userId stays
+
+
+def sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+@dataclass
+class User:
+    """A user whose device's clock is `drift` seconds ahead. `keys` are all that were ever in force, the last one is."""
+
+    server: ServerProcess
+    drift: int = 0
+    user_id: str = field(default_factory=lambda: token_hex(32))
+    keys: list[str] = field(default_factory=lambda: [token_hex(32)])
+
+    def client(self, key: str | None = None, drift: int = 0) -> BackupClient:
+        return self.server.client((self.user_id, key or self.keys[-1]), clock=lambda: self.server.now() + drift)
+
+    @property
+    def device(self) -> BackupClient:
+        return self.client(drift=self.drift)
+
+    def register(self) -> requests.Response:
+        return accepted(self.device.register_user())
+
+    def store(self, blob: bytes, base: bytes | None = None) -> requests.Response:
+        return accepted(self.device.store_backup(blob, base and sha256(base)))
+
+    def change_key(self, blob: bytes, base: bytes | None, key: str | None = None) -> requests.Response:
+        key = key or token_hex(32)
+        response = accepted(self.device.change_storage_key(key, blob, base and sha256(base)))
+        self.keys.append(key)
+        return response
+
+    def delete(self) -> requests.Response:
+        return accepted(self.device.delete_user())
+
+    def state(self) -> list[Any]:
+        """Everything that the server shows of this user, under each key, and its counts of all."""
+        shown: list[Any] = [self.server.client().get_admin_stats(self.server.admin_key).json()]
+        shown[0].pop("databaseBytes", None)
+        for key in self.keys:
+            client = self.client(key)
+            versions = client.list_backup_versions()
+            shown.append((versions.status_code, versions.json()))
+            for receipt in versions.json().get("versions", []):
+                shown.append(client.fetch_backup_version(receipt["version"]).json())
+        return shown
+
+
+def accepted(response: requests.Response) -> requests.Response:
+    assert response.status_code in (200, 201, 204), response.text
+    return response
+
+
+def replay(server: ServerProcess, captured: requests.Response) -> tuple[int, str | None]:
+    """Sends the request of an exchange again, byte for byte; the server's port may be another by now."""
+    request = captured.request.copy()
+    request.url = server.base_url + urlsplit(request.url).path
+    session = server.client().session
+    answer = session.send(request, timeout=30)
+    problem = answer.headers.get("Content-Type") == "application/problem+json"
+    return answer.status_code, answer.json()["code"] if problem else None
+
+
+def replay_changes_nothing(user: User, captured: requests.Response, answer: tuple[int, str | None]) -> None:
+    before = user.state()
+    assert replay(user.server, captured) == answer
+    assert user.state() == before
+
+
+@pytest.fixture
+def server(start_server) -> ServerProcess:
+    return start_server(frozen=FROZEN, FAILED_CREDENTIALS_PER_5_MINUTES=1000)
+
+
+# ---- Each writing operation, replayed at each moment -------------------------------------------------------
+
+# What the user does, up to the request that is captured.
+CAPTURED = {
+    "register": lambda user: user.register(),
+    "store the first": lambda user: (user.register(), user.store(b"1"))[-1],
+    "store the next": lambda user: (user.register(), user.store(b"1"), user.store(b"2", b"1"))[-1],
+    "change the key": lambda user: (user.register(), user.store(b"1"), user.change_key(b"2", b"1"))[-1],
+    "change the key first": lambda user: (user.register(), user.change_key(b"2", None))[-1],
+    "delete": lambda user: (user.register(), user.store(b"1"), user.delete())[-1],
+}
+LATEST = {"register": None, "store the first": b"1"} | dict.fromkeys(
+    ("store the next", "change the key", "change the key first"), b"2"
+)
+RETRY = (200, None)
+WRONG_KEY, TAKEN = (401, "credentials_invalid"), (409, "username_taken")
+STALE, DELETED, EXPIRED = (409, "version_conflict"), (409, "recently_deleted"), (401, "signature_expired")
+
+
+def at_once(user: User, latest: bytes | None) -> None:
+    pass
+
+
+def after_a_restart(user: User, latest: bytes | None) -> None:
+    user.server.restart()
+
+
+def after_a_later_version(user: User, latest: bytes | None) -> None:
+    user.store(b"later", latest)
+
+
+def after_a_key_change(user: User, latest: bytes | None) -> None:
+    user.change_key(b"later", latest)
+
+
+def after_deletion(user: User, latest: bytes | None) -> None:
+    user.delete()
+
+
+def after_deletion_and_a_restart(user: User, latest: bytes | None) -> None:
+    user.delete()
+    user.server.restart()
+
+
+def after_deletion_and_a_new_registration(user: User, latest: bytes | None) -> None:
+    user.delete()
+    user.server.move_clock(RESERVED)
+    user.keys = user.keys[:1]  # of the same username and password
+    user.register()
+
+
+# What a replay of each captured request gets at each moment.
+ANSWERS = {
+    at_once: {"register": RETRY, "store": RETRY, "change": WRONG_KEY},
+    after_a_restart: {"register": RETRY, "store": RETRY, "change": WRONG_KEY},
+    after_a_later_version: {"register": RETRY, "store": STALE, "change": WRONG_KEY},
+    after_a_key_change: {"register": TAKEN, "store": WRONG_KEY, "change": WRONG_KEY},
+    after_deletion: {"register": DELETED, "store": WRONG_KEY, "change": WRONG_KEY},
+    after_deletion_and_a_restart: {"register": DELETED, "store": WRONG_KEY, "change": WRONG_KEY},
+    after_deletion_and_a_new_registration: {"register": EXPIRED, "store": EXPIRED, "change": EXPIRED},
+}
+
+
+@pytest.mark.parametrize("moment", ANSWERS, ids=lambda moment: moment.__name__)
+def test_a_replay_changes_nothing(server, moment):
+    for name, latest in LATEST.items():
+        user = User(server)
+        captured = CAPTURED[name](user)
+        moment(user, latest)
+        answer = ANSWERS[moment][name.split()[0]]
+        replay_changes_nothing(user, captured, answer)
+
+
+def test_a_replayed_deletion_changes_nothing(server):
+    user = User(server)
+    captured = CAPTURED["delete"](user)
+    replay_changes_nothing(user, captured, WRONG_KEY)
+    server.restart()
+    replay_changes_nothing(user, captured, WRONG_KEY)
+    server.move_clock(RESERVED)
+    user.register()
+    user.store(b"1")  # the very bytes that were deleted
+    replay_changes_nothing(user, captured, EXPIRED)
+
+
+# ---- A device whose clock is as far ahead as it may be: its signatures live 600 s --------------------------
+
+
+def test_replays_as_late_as_a_signature_lives(server):
+    user = User(server, drift=SKEW)
+    captured = {"register": user.register(), "store": user.store(b"1"), "next": user.store(b"2", b"1")}
+    captured |= {"change": user.change_key(b"3", b"2"), "delete": user.delete()}
+    answers = {"register": DELETED, "store": WRONG_KEY, "next": WRONG_KEY, "change": WRONG_KEY, "delete": WRONG_KEY}
+    for seconds in (0, SKEW, SKEW):
+        server.move_clock(seconds)
+        server.restart()
+        for name, exchange in captured.items():
+            replay_changes_nothing(user, exchange, answers[name])
+
+    answer = user.client().register_user()  # the last second of the reserved name
+    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (*DELETED, "1")
+    server.move_clock(1)
+    user.keys = user.keys[:1]
+    user.register()
+    for exchange in captured.values():
+        replay_changes_nothing(user, exchange, EXPIRED)
+
+
+def test_a_device_whose_clock_is_behind(server):
+    user = User(server, drift=-SKEW)
+    user.register()
+    captured = user.store(b"1")
+    replay_changes_nothing(user, captured, RETRY)
+    server.move_clock(1)
+    replay_changes_nothing(user, captured, EXPIRED)
+
+
+# ---- Content that comes back: the base fits again, the signature does not ----------------------------------
+
+
+def back_by_uploads(user: User) -> requests.Response:
+    """A, then B made from A, then A again made from B: the upload of B would fit once more."""
+    user.register()
+    user.store(b"A")
+    captured = user.store(b"B", b"A")
+    user.store(b"A", b"B")
+    return captured
+
+
+def back_by_changes_of_the_key(user: User) -> requests.Response:
+    """The same with the key: old, new, and old again."""
+    user.register()
+    user.store(b"A")
+    captured = user.change_key(b"B", b"A")
+    user.change_key(b"A", b"B", user.keys[0])
+    return captured
+
+
+def back_by_an_upload_and_a_change(user: User) -> requests.Response:
+    user.register()
+    user.store(b"A")
+    captured = user.store(b"B", b"A")
+    user.change_key(b"A", b"B")
+    user.change_key(b"C", b"A", user.keys[0])
+    user.store(b"A", b"C")
+    return captured
+
+
+@pytest.mark.parametrize(
+    "captured", [back_by_uploads, back_by_changes_of_the_key, back_by_an_upload_and_a_change], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("drift", [-SKEW, 0, SKEW])
+def test_a_signature_stores_one_version_only(server, captured, drift):
+    user = User(server, drift)
+    exchange = captured(user)
+    replay_changes_nothing(user, exchange, STALE)
+    server.restart()
+    replay_changes_nothing(user, exchange, STALE)
+    server.move_clock(SKEW + drift)  # the last second in which the signature is accepted
+    replay_changes_nothing(user, exchange, STALE)
+    server.move_clock(1)
+    replay_changes_nothing(user, exchange, EXPIRED)
+
+
+def test_nor_when_the_content_comes_back_late(server):
+    """The device's clock is ahead, and another version is stored in the last second in which the signature lives."""
+    user = User(server, drift=SKEW)
+    user.register()
+    user.store(b"A")
+    captured = user.store(b"B", b"A")
+    server.move_clock(2 * SKEW)
+    user.store(b"A", b"B")
+    replay_changes_nothing(user, captured, STALE)
+
+
+def test_nor_after_many_uploads(start_server):
+    server = start_server(frozen=FROZEN, BACKUPS_PER_HOUR=1000, BACKUPS_PER_DAY=1000)
+    user = User(server)
+    user.register()
+    user.store(b"0")
+    captured = [user.store(b"%d" % (number + 1), b"%d" % number) for number in range(60)]
+    user.store(b"0", b"60")
+    replay_changes_nothing(user, captured[0], STALE)
+    user.store(b"30", b"0")
+    replay_changes_nothing(user, captured[30], STALE)
+
+
+def test_a_refused_replay_names_the_version_there_is(server):
+    user = User(server)
+    request = back_by_uploads(user).request
+    answer = server.client().session.send(request, timeout=30)
+    assert (answer.status_code, answer.json()["currentVersion"]) == (409, 3)
+
+
+def test_what_is_signed_afresh_may_come_back(server):
+    """The rule is about a signature, not about bytes."""
+    user = User(server)
+    back_by_uploads(user)
+    server.move_clock(1)
+    user.store(b"B", b"A")
+
+
+def test_a_refused_upload_may_be_repeated_as_it_is(server):
+    """Only a signature under which a version was stored is spent."""
+    user = User(server)
+    user.register()
+    captured = user.device.store_backup(b"B", sha256(b"A"))
+    assert captured.status_code == 409
+    user.store(b"A")
+    assert replay(server, captured) == (201, None)
+
+
+# ---- A clock that jumps ------------------------------------------------------------------------------------
+
+
+def test_a_replay_once_the_clock_has_come_back(server):
+    """The server's clock was an hour ahead: what was signed by it lives again when that hour comes."""
+    server.move_clock(3600)
+    user = User(server)
+    captured = back_by_uploads(user)
+    server.move_clock(-3600)
+    replay_changes_nothing(user, captured, EXPIRED)
+    user.store(b"C", b"A")
+    user.store(b"A", b"C")
+    for seconds in (3300, 300, 300):
+        server.move_clock(seconds)
+        replay_changes_nothing(user, captured, STALE)
+
+
+def test_a_deleted_user_once_the_clock_has_come_back(server):
+    server.move_clock(3600)
+    user = User(server)
+    captured = user.register()
+    user.delete()
+    server.move_clock(-3600)
+    server.restart()
+    for seconds in (0, 3300, 300, 300):
+        server.move_clock(seconds)
+        assert replay(server, captured) in (EXPIRED, DELETED)
+    assert user.state()[1:] == [(401, user.client().list_backup_versions().json())]

@@ -1,0 +1,405 @@
+"""The server as a process: settings, boot, signals, log, files. These are this server's own, not the contract's."""
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import raw
+import spec
+from client import authorization, backup_bytes, content_digest
+from launcher import SERVER, ServerProcess
+from raw import outcome
+
+SECRET = "an-example-secret-for-the-tests-alone"
+SETTINGS = [
+    "APP_SECRET_KEY",
+    "ADMIN_SECRET_KEY",
+    "ALLOWED_ORIGINS",
+    "DATABASE_PATH",
+    "HOST",
+    "PORT",
+    "BACKUPS_PER_HOUR",
+    "BACKUPS_PER_DAY",
+    "REGISTRATIONS_PER_HOUR",
+    "FAILED_CREDENTIALS_PER_5_MINUTES",
+    "KEEP_VERSIONS",
+]
+pytestmark = pytest.mark.usefixtures("local")
+
+
+@pytest.fixture
+def local(request):
+    if request.config.getoption("--base-url"):
+        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
+
+
+def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs the server's file itself, as its user does, to its end."""
+    return subprocess.run(
+        [sys.executable, server, *arguments],
+        cwd=directory,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@contextmanager
+def serving(
+    directory: Path, server: Path = SERVER, **environ: str
+) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
+    """Runs the server's file itself: the process, and the line that says where it serves."""
+    command = [sys.executable, server]
+    with subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+# ---- Settings ----------------------------------------------------------------------------------------------
+
+
+def test_help(tmp_path):
+    done = run(tmp_path, SERVER, "--help")
+    assert done.returncode == 0
+    for name in SETTINGS:
+        assert name in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED_SETTINGS = [
+    ("APP_SECRET_KEY", None),
+    ("APP_SECRET_KEY", ""),
+    ("APP_SECRET_KEY", "s" * 31),
+    ("APP_SECRET_KEY", " " * 40),
+    ("APP_SECRET_KEY", f"{SECRET},"),
+    ("APP_SECRET_KEY", f",{SECRET}"),
+    ("APP_SECRET_KEY", f":{SECRET}"),
+    ("APP_SECRET_KEY", f"a b:{SECRET}"),
+    ("APP_SECRET_KEY", f"é:{SECRET}"),
+    ("APP_SECRET_KEY", f"{'k' * 65}:{SECRET}"),
+    ("APP_SECRET_KEY", f"a:b:{SECRET}"),
+    ("APP_SECRET_KEY", f"a:{SECRET},a:{SECRET}x"),
+    ("APP_SECRET_KEY", f"a:{SECRET},b:short"),
+    ("ADMIN_SECRET_KEY", "short"),
+    ("ALLOWED_ORIGINS", "*"),
+    ("ALLOWED_ORIGINS", "app.example"),
+    ("ALLOWED_ORIGINS", "https://app.example/path"),
+    ("PORT", "x"),
+    ("PORT", "-1"),
+    ("PORT", "65536"),
+    ("PORT", "80 80"),
+    ("HOST", "nowhere.invalid"),
+    ("BACKUPS_PER_HOUR", "0"),
+    ("BACKUPS_PER_HOUR", "-5"),
+    ("BACKUPS_PER_HOUR", "1.5"),
+    ("BACKUPS_PER_DAY", "many"),
+    ("REGISTRATIONS_PER_HOUR", "0"),
+    ("FAILED_CREDENTIALS_PER_5_MINUTES", "0x10"),
+    ("KEEP_VERSIONS", "0,3,2,2"),
+    ("KEEP_VERSIONS", "4,3,2"),
+    ("KEEP_VERSIONS", "4,3,2,2,1"),
+    ("KEEP_VERSIONS", "4,3,-2,2"),
+    ("KEEP_VERSIONS", "four"),
+    ("DATABASE_PATH", "/dev/null/backup.db"),
+    ("DATABASE_PATH", "."),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED_SETTINGS)
+def test_refused_settings_are_named(tmp_path, name, value):
+    environ = {"APP_SECRET_KEY": SECRET, "PORT": "0", "DATABASE_PATH": str(tmp_path / "backup.db"), name: value}
+    done = run(tmp_path, **{name: value for name, value in environ.items() if value is not None})
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "serving" not in done.stdout
+    assert SECRET not in done.stderr + done.stdout
+    if name == "APP_SECRET_KEY" and not value:
+        assert "token_urlsafe" in done.stderr  # how to make one
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "backup.db").write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    done = run(tmp_path, APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
+    assert (done.returncode, "DATABASE_PATH" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_a_second_server_on_the_same_file_is_refused(start_server, tmp_path):
+    server = start_server()
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    done = run(tmp_path, APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH=str(server.database))
+    assert (done.returncode, "DATABASE_PATH" in done.stderr) == (2, True)
+    assert outcome(user.store_backup(b"not disturbed")) == "201"
+    server.kill()
+    server.start()  # a lock does not outlive its server
+    user.base_url = server.base_url
+    assert backup_bytes(user.fetch_backup()) == b"not disturbed"
+
+
+def test_a_taken_port_is_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run(tmp_path, APP_SECRET_KEY=SECRET, PORT=port, DATABASE_PATH="backup.db")
+    assert (done.returncode, "PORT" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_defaults(tmp_path):
+    """The server's own file, without the launcher: one line says where it serves and how many operations."""
+    with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0") as (process, line):
+        assert (line["event"], line["operations"]) == ("serving", 11)
+        url = urlsplit(line["url"])
+        assert url.port
+        connection = http.client.HTTPConnection(url.hostname or "", url.port)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert (tmp_path / "data" / "backup.db").exists()
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
+
+def test_two_secrets_are_valid_at_once(start_server):
+    old, new = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    server = start_server(APP_SECRET_KEY=f"ios-1:{old},ios_2:{new}")
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+
+    def fetch(keyid: str, secret: str) -> str:
+        return outcome(server.client(credentials, keyid=keyid, secret=secret).fetch_backup())
+
+    assert outcome(server.client(credentials, keyid="ios-1", secret=old).register_user()) == "201"
+    assert fetch("ios-1", old) == fetch("ios_2", new) == "404 no_backup"
+    for keyid, secret in [("ios-1", new), ("ios_2", old), ("app", old), ("IOS-1", old), ("ios-3", new)]:
+        assert fetch(keyid, secret) == "401 signature_invalid"
+    server.environ["APP_SECRET_KEY"] = f"ios_2:{new}"  # the old one is retired
+    server.restart()
+    assert fetch("ios_2", new) == "404 no_backup"
+    assert fetch("ios-1", old) == fetch("ios_2", old) == "401 signature_invalid"
+
+
+def test_the_secret_is_its_characters(start_server):
+    """Not decoded from hex or base64, and not confined to ASCII."""
+    for secret in ("é" * 32, "ab" * 32, base64.b64encode(b"thirty-two bytes, in base64 here").decode()):
+        server = start_server(APP_SECRET_KEY=secret)
+        assert outcome(server.client().register_user()) == "201"
+
+
+# ---- The spec at boot --------------------------------------------------------------------------------------
+
+
+FAULTY_SPECS = {  # what is replaced, by what, what the message names
+    "no handler": ("operationId: getHealth", "operationId: getWealth", "getWealth"),
+    "no operation": ("operationId: deleteUser", "operationId: getHealth", "deleteUser"),
+    "an unknown security scheme": ("- adminKey: []", "- adminKeys: []", "adminKeys"),
+    "an unknown schema keyword": ("contentEncoding: base64", "contentCoding: base64", "contentCoding"),
+    "an unknown keyword deep down": ("examples: ['#/data']", "minLenght: 1", "minLenght"),
+    "another content encoding": ("contentEncoding: base64", "contentEncoding: base32", "contentEncoding"),
+    "a keyword of the wrong type": ("pattern: ^[0-9a-f]{64}$", "pattern: 64", "openapi.yaml"),
+    "a reference to nothing": ("#/components/schemas/Receipt'", "#/components/schemas/Recipe'", "Recipe"),
+    "no limits": ("x-limits:", "y-limits:", "x-limits"),
+    "no YAML": ("openapi: 3.1.0", "openapi: [", "openapi.yaml"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY_SPECS)
+def test_faulty_specs_are_refused(tmp_path, fault):
+    good, bad, named = FAULTY_SPECS[fault]
+    text = spec.SPEC_BYTES.decode()
+    assert good in text
+    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    (tmp_path / "openapi.yaml").write_text(text.replace(good, bad))
+    done = run(tmp_path, tmp_path / "backup_server.py", APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_limits_are_read_from_the_spec(tmp_path):
+    """A server beside a spec with other limits has those."""
+    text = spec.SPEC_BYTES.decode()
+    for good, bad in [
+        ("x-maxDecodedBytes: 5242880", "x-maxDecodedBytes: 10"),
+        ("requestBodyBytes: 8388608", "requestBodyBytes: 300"),
+        ("requestHeaderBytes: 16384", "requestHeaderBytes: 1000"),
+        ("signatureSkewSeconds: 300", "signatureSkewSeconds: 30"),
+        ("deletedUserSeconds: 601", "deletedUserSeconds: 61"),
+        ("BACKUPS_PER_HOUR: 5", "BACKUPS_PER_HOUR: 7"),
+    ]:
+        assert good in text
+        text = text.replace(good, bad)
+    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    (tmp_path / "openapi.yaml").write_text(text)
+    server, environ = tmp_path / "backup_server.py", {"APP_SECRET_KEY": SECRET, "PORT": "0"}
+    with serving(tmp_path, server, **environ) as (process, line):
+        target = ServerProcess(tmp_path / "unused", APP_SECRET_KEY=SECRET)
+        target.base_url = line["url"]
+        user = target.client()
+        early = target.client(clock=lambda: target.now() - 40)
+        assert outcome(early.register_user()) == "401 signature_expired"
+        assert outcome(user.register_user()) == "201"
+        stored = user.store_backup(bytes(10))
+        assert outcome(stored) == "201"
+        assert stored.headers["RateLimit-Policy"].startswith('"hour";q=7')
+        assert outcome(user.store_backup(bytes(11), hashlib.sha256(bytes(10)).hexdigest())) == "413 payload_too_large"
+        padded = user.request("POST", "/api/backup", body=b"{}".ljust(301))
+        assert outcome(padded) == "413 payload_too_large"
+        assert outcome(raw.send(target, raw.request("GET", f"/{'x' * 1000}"))) == "431 headers_too_large"
+        assert outcome(user.delete_user()) == "204"
+        assert 60 <= int(user.register_user().headers["Retry-After"]) <= 61
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+# ---- Stopping ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_in_flight_is_finished(start_server, number):
+    server = start_server()
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+    user = server.client(credentials)
+    assert outcome(user.register_user()) == "201"
+    body = json.dumps({"data": base64.b64encode(b"stored while the server stops" * 10_000).decode()}).encode()
+    headers = (*raw.signed(server, credentials, "POST", "/api/backup", body), "Content-Type: application/json")
+    request = raw.request("POST", "/api/backup", body, headers)
+    with raw.connected(server) as slow:
+        slow.sendall(request[: len(request) // 2])
+        assert outcome(user.get_health()) == "200"  # answered after the first half has arrived
+        server.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1)
+        with pytest.raises(ConnectionError), raw.connected(server):
+            pass  # nothing new is accepted
+        slow.sendall(request[len(request) // 2 :])
+        assert outcome(raw.receive(slow, "POST", "/api/backup")) == "201"
+    assert server.wait() == 0
+    assert [path.name for path in server.database.parent.glob("backup.db-*")] == []  # the WAL is folded in
+    assert server.stderr.read_text() == ""
+    server.start()
+    user.base_url = server.base_url
+    assert backup_bytes(user.fetch_backup()) == b"stored while the server stops" * 10_000
+
+
+def test_an_idle_connection_does_not_delay_the_stop(start_server):
+    server = start_server()
+    with raw.connected(server) as idle, raw.connected(server):
+        idle.sendall(raw.request("GET", "/health"))
+        assert outcome(raw.receive(idle, "GET", "/health")) == "200"
+        server.send_signal(signal.SIGTERM)
+        assert server.process.wait(5) == 0
+
+
+# ---- Log and files -----------------------------------------------------------------------------------------
+
+
+def test_the_log_tells_what_happened_and_no_secret(start_server):
+    server = start_server(APP_SECRET_KEY=f"ios:{secrets.token_urlsafe(32)}", ALLOWED_ORIGINS="https://app.example")
+    user_id, storage_key, new_key = (secrets.token_hex(32) for _ in range(3))
+    user, blob = server.client((user_id, storage_key)), secrets.token_bytes(300)
+    digest = hashlib.sha256(blob).hexdigest()
+    answers = [
+        user.register_user(),
+        user.store_backup(blob),
+        user.fetch_backup(),
+        user.list_backup_versions(),
+        user.fetch_backup_version(1),
+        user.fetch_backup_version("private"),
+        user.change_storage_key(new_key, blob, digest),
+        user.fetch_backup(),
+        server.client((user_id, new_key)).delete_user(),
+        user.get_health(),
+        user.get_admin_stats(server.admin_key),
+        user.get_admin_stats("a wrong admin key, and a private one"),
+        raw.send(server, raw.request("GET", "/private?private", headers=("Private: private",))),
+        raw.send(server, raw.request("PRIVATE", "/health")),
+        raw.send(server, raw.request("GET", "/health", headers=("Content-Length: private",))),
+        raw.send(server, raw.request("GET", "/health", headers=("Private: " + "private" * 5000,))),
+        raw.send(server, raw.request("POST", "/api/backup", headers=("Content-Length: 99999999",))),
+    ]
+    server.fault = "internal_error"
+    answers.append(user.get_health())
+    server.fault = "unavailable"
+    answers.append(user.fetch_backup())
+    server.fault = None
+    assert server.stop() == 0
+
+    lines = server.log()  # each line is JSON
+    requests = {line["requestId"]: line for line in lines if line["event"] == "request"}
+    assert len(requests) == len([line for line in lines if line["event"] == "request"])
+    for answer in answers:
+        line = requests[answer.headers["X-Request-Id"]]
+        assert line["status"] == int(outcome(answer)[:3])
+    expected = {
+        "event": "request",
+        "method": "POST",
+        "route": "/api/backup",
+        "status": 201,
+        "requestBytes": int(answers[1].request.headers["Content-Length"]),
+        "responseBytes": len(answers[1].content),
+    }
+    stored = requests[answers[1].headers["X-Request-Id"]]
+    assert stored.items() >= expected.items()
+    assert 0 < stored["milliseconds"] < 10_000
+    assert requests[answers[4].headers["X-Request-Id"]]["route"] == "/api/backup/versions/{version}"
+    # Requests that the HTTP server refuses are logged alike.
+    refused = [line for line in requests.values() if line["method"] is None]
+    assert sorted(line["status"] for line in refused) == [400, 413, 431]
+
+    log = server.stdout.read_text() + server.stderr.read_text()
+    private = [user_id, storage_key, new_key, digest, base64.b64encode(blob).decode()[:60], server.secret]
+    private += [str(server.admin_key), "private", "PRIVATE", hashlib.sha256(storage_key.encode()).hexdigest()]
+    private += [authorization(user_id, key).removeprefix("Basic ")[:60] for key in (storage_key, new_key)]
+    private += [content_digest(answers[1].request.body)[9:40]]
+    for answer in answers:
+        if hasattr(answer, "request") and "Signature" in answer.request.headers:
+            private.append(answer.request.headers["Signature"][5:40])
+    for text in private:
+        assert text not in log
+    # Not in the traceback of a fault either, and the fault is traceable.
+    assert any(line["event"] == "error" and line["error"] == "ZeroDivisionError" for line in lines)
+
+
+def test_no_secret_is_in_the_file(start_server):
+    server = start_server()
+    user_id, storage_key = secrets.token_hex(32), secrets.token_hex(32)
+    user = server.client((user_id, storage_key))
+    user.register_user()
+    user.store_backup(b"opaque")
+    server.stop()
+    content = b"".join(path.read_bytes() for path in server.database.parent.glob("backup.db*"))
+    assert user_id.encode() in content or bytes.fromhex(user_id) in content
+    for secret in (storage_key.encode(), bytes.fromhex(storage_key), server.secret.encode(), b"127.0.0.1"):
+        assert secret not in content
+
+
+def test_files_are_for_their_owner_alone(start_server, tmp_path):
+    umask = os.umask(0)  # which would leave them open to everybody
+    try:
+        server = start_server(DATABASE_PATH=tmp_path / "data" / "backup.db")
+        assert outcome(server.client().register_user()) == "201"
+    finally:
+        os.umask(umask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in server.database.parent.glob("backup.db*")}
+    assert {"backup.db", "backup.db-wal", "backup.db-shm"} <= modes.keys()
+    assert {modes[name] for name in ("backup.db", "backup.db-wal", "backup.db-shm")} == {0o600}
+    assert stat.S_IMODE(server.database.parent.stat().st_mode) == 0o700

@@ -1,0 +1,503 @@
+"""It comes from the app: exactly one profile of RFC 9421 is accepted (openapi.yaml, "Two proofs").
+
+Unless a case is about the MAC, each signature here has the right one for what it says that it signs: a verifier of
+any well-made signature would accept them all.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import client as reference
+import pytest
+import requests
+from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, algorithms
+from http_message_signatures.resolvers import MappingKeyResolver
+from spec import OPERATIONS
+from urllib3 import HTTPHeaderDict
+
+FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
+LIST = "/api/backup/versions"
+HEADERS = ("Authorization", "Content-Digest", "Signature-Input", "Signature")
+COMPONENTS = '"@method" "@path" "authorization" "content-digest"'
+PARAMETERS = ';created={created};keyid="{keyid}";alg="hmac-sha256"'
+
+DATA = base64.b64encode(b"an encrypted log").decode()
+SHA256 = hashlib.sha256(b"an encrypted log").hexdigest()
+UPLOAD = json.dumps({"data": DATA}).encode()
+NEW_KEY = "5e" * 32
+CHANGE = json.dumps({"data": DATA, "storageKey": NEW_KEY, "baseSha256": SHA256}).encode()
+# Each signed operation on a user who has a backup: method, path, body, and its status once the proofs are right.
+REQUESTS = {
+    "registerUser": ("POST", "/api/register", b"", 200),
+    "storeBackup": ("POST", "/api/backup", UPLOAD, 200),
+    "fetchBackup": ("GET", "/api/backup", b"", 200),
+    "listBackupVersions": ("GET", LIST, b"", 200),
+    "fetchBackupVersion": ("GET", "/api/backup/versions/1", b"", 200),
+    "changeStorageKey": ("PUT", "/api/user/storage-key", CHANGE, 200),
+    "deleteUser": ("DELETE", "/api/user", b"", 204),
+}
+
+
+@dataclass
+class User:
+    """A user, whose requests can be signed in ways that the profile forbids."""
+
+    client: reference.BackupClient
+
+    def proof(
+        self,
+        method: str = "GET",
+        path: str = LIST,
+        body: bytes = b"",
+        *,
+        components: str = COMPONENTS,
+        parameters: str = PARAMETERS,
+        label: str = "app",
+        created: int | None = None,
+        keyid: str | None = None,
+        **other: str,
+    ) -> HTTPHeaderDict:
+        """The four headers, with a right MAC; `other` is another secret, authorization or digest."""
+        values = {
+            "@method": method,
+            "@path": path,
+            "@query": "?",
+            "@request-target": path,
+            "@target-uri": self.client.base_url + path,
+            "@authority": urlsplit(self.client.base_url).netloc,
+            "host": urlsplit(self.client.base_url).netloc,
+            "authorization": other.get("authorization") or reference.authorization(*self.client.credentials),
+            "content-digest": other.get("digest") or reference.content_digest(body),
+        }
+        created = int(self.client.now()) if created is None else created
+        keyid = self.client.keyid if keyid is None else keyid
+        params = f"({components})" + parameters.format(created=created, keyid=keyid)
+        lines = [f"{component}: {values[component.split('"')[1]]}" for component in components.split()]
+        base = "\n".join([*lines, f'"@signature-params": {params}'])
+        mac = hmac.digest(other.get("secret", self.client.secret).encode(), base.encode(), "sha256")
+        return HTTPHeaderDict(
+            {
+                "Authorization": values["authorization"],
+                "Content-Digest": values["content-digest"],
+                "Signature-Input": f"{label}={params}",
+                "Signature": f"{label}=:{base64.b64encode(mac).decode()}:",
+            }
+        )
+
+    def send(
+        self, headers: Mapping[str, str], method: str = "GET", path: str = LIST, body: bytes = b""
+    ) -> requests.Response:
+        """Sends exactly these headers, doubled ones too, and the media type and length of a body."""
+        request = requests.Request(method, self.client.base_url).prepare()
+        request.url = self.client.base_url + path  # now, as prepare() would tidy it up
+        request.headers = HTTPHeaderDict(headers)
+        if body:
+            request.body = body
+            request.headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        return self.client.session.send(request, timeout=30, allow_redirects=False)
+
+
+def registered(server) -> User:
+    client = server.client()
+    assert client.register_user().status_code == 201
+    return User(client)
+
+
+@pytest.fixture
+def user(target) -> User:
+    user = registered(target)
+    target.client((user.client.credentials[0], NEW_KEY))  # to be deleted also after a change of the key
+    return user
+
+
+def test_each_signed_operation_is_tried():
+    assert set(REQUESTS) == {operation.id for operation in OPERATIONS.values() if operation.signed}
+
+
+def assert_refused(response: requests.Response, code: str) -> None:
+    assert (response.status_code, response.json()["code"]) == (401, code)
+    assert response.headers["WWW-Authenticate"] == 'Basic realm="backup"'
+
+
+# ---- The profile -------------------------------------------------------------------------------------------
+
+
+def test_the_profile_is_accepted(user):
+    assert user.send(user.proof()).status_code == 200
+
+
+OTHER_PROFILES = {
+    "no component": {"components": ""},
+    "without @method": {"components": '"@path" "authorization" "content-digest"'},
+    "without @path": {"components": '"@method" "authorization" "content-digest"'},
+    "without authorization": {"components": '"@method" "@path" "content-digest"'},
+    "without content-digest": {"components": '"@method" "@path" "authorization"'},
+    "another order": {"components": '"@path" "@method" "authorization" "content-digest"'},
+    "a component twice": {"components": COMPONENTS + ' "@path"'},
+    "an extra component": {"components": COMPONENTS + ' "host"'},
+    "an extra derived component": {"components": COMPONENTS + ' "@query"'},
+    "@target-uri for @path": {"components": COMPONENTS.replace("@path", "@target-uri")},
+    "@request-target for @path": {"components": COMPONENTS.replace("@path", "@request-target")},
+    "a component with a parameter": {"components": COMPONENTS + ";sf"},
+    "no parameter": {"parameters": ""},
+    "without created": {"parameters": ';keyid="{keyid}";alg="hmac-sha256"'},
+    "without keyid": {"parameters": ';created={created};alg="hmac-sha256"'},
+    "without alg": {"parameters": ';created={created};keyid="{keyid}"'},
+    "another order of parameters": {"parameters": ';created={created};alg="hmac-sha256";keyid="{keyid}"'},
+    "created twice": {"parameters": ";created=1" + PARAMETERS},
+    "expires": {"parameters": PARAMETERS + ";expires=9999999999"},
+    "a nonce": {"parameters": PARAMETERS + ';nonce="1"'},
+    "a tag": {"parameters": PARAMETERS + ';tag="app"'},
+    "created as a string": {"parameters": PARAMETERS.replace("{created}", '"{created}"')},
+    "created as a decimal": {"parameters": PARAMETERS.replace("{created}", "{created}.0")},
+    "created with a leading zero": {"parameters": PARAMETERS.replace("{created}", "0{created}")},
+    "created with a sign": {"parameters": PARAMETERS.replace("{created}", "+{created}")},
+    "created negative": {"parameters": PARAMETERS.replace("{created}", "-{created}")},
+    "created as a date": {"parameters": PARAMETERS.replace("{created}", "@{created}")},
+    "created beyond any clock": {"parameters": PARAMETERS.replace("{created}", "{created}" * 500)},
+    "created empty": {"parameters": PARAMETERS.replace("{created}", "")},
+    "created in Arabic digits": {"parameters": PARAMETERS.replace("{created}", "١٧٩٥")},
+    "keyid as a token": {"parameters": PARAMETERS.replace('"{keyid}"', "{keyid}")},
+    "an unknown keyid": {"keyid": "app2"},
+    "a keyid in capitals": {"keyid": "APP"},
+    "a shorter keyid": {"keyid": "ap"},
+    "an empty keyid": {"keyid": ""},
+    "alg as a token": {"parameters": PARAMETERS.replace('"hmac-sha256"', "hmac-sha256")},
+    "alg in capitals": {"parameters": PARAMETERS.replace("hmac-sha256", "HMAC-SHA256")},
+    "another alg": {"parameters": PARAMETERS.replace("hmac-sha256", "hmac-sha512")},
+    "alg none": {"parameters": PARAMETERS.replace("hmac-sha256", "none")},
+    "another label": {"label": "sig1"},
+    "a longer label": {"label": "app2"},
+    "the wrong secret": {"secret": "not-the-secret-of-this-server-but-as-long"},
+    "no secret": {"secret": ""},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_PROFILES.values(), ids=OTHER_PROFILES)
+def test_no_other_profile_is(user, other):
+    headers = user.proof(**other)
+    if not headers["Signature-Input"].isascii():  # how HTTP/1.1 carries UTF-8
+        headers["Signature-Input"] = headers["Signature-Input"].encode().decode("latin-1")
+    assert_refused(user.send(headers), "signature_invalid")
+
+
+def test_no_second_signature_to_choose_from(user):
+    right, wrong = user.proof(), user.proof(secret="wrong", label="sig2")
+    for first, second in ((right, wrong), (wrong, right), (right, right), (right, user.proof(label="sig2"))):
+        both = {name: f"{first[name]}, {second[name]}" for name in ("Signature-Input", "Signature")}
+        assert_refused(user.send(right | both), "signature_invalid")
+
+
+def replaced(old: str, new: str):
+    return lambda value: value.replace(old, new)
+
+
+MALFORMED = {
+    "hex for base64": ("Signature", lambda value: f"app=:{base64.b64decode(value[5:-1]).hex()}:"),
+    "hex in a string": ("Signature", lambda value: f'app="{base64.b64decode(value[5:-1]).hex()}"'),
+    "base64 in a string": ("Signature", lambda value: f'app="{value[5:-1]}"'),
+    "base64 without padding": ("Signature", replaced("=:", ":")),
+    "half of the MAC": (
+        "Signature",
+        lambda value: f"app=:{base64.b64encode(base64.b64decode(value[5:-1])[:16]).decode()}:",
+    ),
+    "more than the MAC": (
+        "Signature",
+        lambda value: f"app=:{base64.b64encode(base64.b64decode(value[5:-1]) + b'.').decode()}:",
+    ),
+    "no MAC": ("Signature", lambda value: "app=::"),
+    "a signature without colons": ("Signature", replaced(":", "")),
+    "a signature without a label": ("Signature", replaced("app=", "")),
+    "a signature with a parameter": ("Signature", lambda value: value + ";v=1"),
+    "a signature and rubbish": ("Signature", lambda value: value + "x"),
+    "a comma behind the signature": ("Signature", lambda value: value + ","),
+    "an open list of components": ("Signature-Input", replaced(")", "")),
+    "no list of components": ("Signature-Input", replaced("(" + COMPONENTS + ")", COMPONENTS)),
+    "a component without quotes": ("Signature-Input", replaced('"@path"', "@path")),
+    "a component in capitals": ("Signature-Input", replaced("authorization", "Authorization")),
+    "input rubbish": ("Signature-Input", lambda value: "{}"),
+    "a digest in hex": ("Content-Digest", lambda value: f"sha-256=:{hashlib.sha256().hexdigest()}:"),
+    "a digest without colons": ("Content-Digest", replaced(":", "")),
+    "a digest without padding": ("Content-Digest", replaced("=:", ":")),
+    "a short digest": ("Content-Digest", lambda value: "sha-256=:AAAA:"),
+    "no digest in it": ("Content-Digest", lambda value: "sha-256=::"),
+    "a digest with a parameter": ("Content-Digest", lambda value: value + ";v=1"),
+    "a digest of another name": ("Content-Digest", replaced("sha-256", "sha-1")),
+    "the name in capitals": ("Content-Digest", replaced("sha-256", "SHA-256")),
+    "rubbish for a digest": ("Content-Digest", lambda value: "{}"),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_header(user, name, change):
+    headers = user.proof()
+    assert headers[name] != change(headers[name])
+    if name == "Content-Digest":
+        headers = user.proof(digest=change(headers[name]))  # malformed, and signed that way
+    else:
+        headers[name] = change(headers[name])
+    assert_refused(user.send(headers), "signature_invalid")
+
+
+def test_another_digest_than_sha_256(user):
+    sha512 = f"sha-512=:{base64.b64encode(hashlib.sha512().digest()).decode()}:"
+    sha256 = reference.content_digest(b"")
+    for digest in (sha512, f"{sha256}, {sha512}", f"{sha512}, {sha256}", f"{sha256}, {sha256}"):
+        assert_refused(user.send(user.proof(digest=digest)), "signature_invalid")
+
+
+@pytest.mark.parametrize("operation", REQUESTS)
+@pytest.mark.parametrize("name", HEADERS)
+def test_each_header_is_needed_and_only_once(user, operation, name):
+    method, path, body, _ = REQUESTS[operation]
+    headers = user.proof(method, path, body)
+    without = {other: value for other, value in headers.items() if other != name}
+    assert_refused(user.send(without, method, path, body), "signature_missing")
+    headers.add(name, headers[name])
+    assert_refused(user.send(headers, method, path, body), "signature_invalid")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Content-Digest"])
+def test_a_header_sent_twice_and_signed_as_the_two(user, name):
+    """RFC 9421 section 2.1 joins field lines by a comma: such a signature is right, and still of another profile."""
+    once = user.proof()[name]
+    headers = user.proof(**{"authorization" if name == "Authorization" else "digest": f"{once}, {once}"})
+    assert_refused(user.send(headers), "signature_invalid")
+    headers[name] = once
+    headers.add(name, once)
+    assert_refused(user.send(headers), "signature_invalid")
+
+
+def test_no_header_at_all(user):
+    assert_refused(user.send({}), "signature_missing")
+
+
+# ---- The MAC -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bit", [0, 7, 8, 127, 128, 255])
+def test_every_bit_of_the_mac_counts(user, bit):
+    headers = user.proof()
+    mac = bytearray(base64.b64decode(headers["Signature"][5:-1]))
+    mac[bit // 8] ^= 1 << bit % 8
+    headers["Signature"] = f"app=:{base64.b64encode(mac).decode()}:"
+    assert_refused(user.send(headers), "signature_invalid")
+
+
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_a_signature_is_for_one_method_and_path(user, operation):
+    method, path, body, _ = REQUESTS[operation]
+    headers = user.proof(method, path, body)
+    for other_method, other_path, _, _ in REQUESTS.values():
+        if (other_method, other_path) != (method, path):
+            assert_refused(user.send(headers, other_method, other_path, body), "signature_invalid")
+
+
+def test_a_signature_is_for_one_version(user):
+    headers = user.proof(path="/api/backup/versions/1")
+    assert_refused(user.send(headers, path="/api/backup/versions/2"), "signature_invalid")
+
+
+def test_a_signature_is_for_one_user(user, target):
+    headers, other = user.proof(), registered(target).proof()
+    assert [user.send(accepted).status_code for accepted in (headers, other)] == [200, 200]
+    assert_refused(user.send(headers | {"Authorization": other["Authorization"]}), "signature_invalid")
+
+
+def test_a_signature_is_for_one_created_and_keyid(user):
+    headers = user.proof(created=int(user.client.now()) - 10)
+    later = user.proof()["Signature-Input"]
+    assert_refused(user.send(headers | {"Signature-Input": later}), "signature_invalid")
+
+
+def test_a_signature_is_for_one_body(user):
+    headers = user.proof("POST", "/api/backup", UPLOAD)
+    changed = UPLOAD.replace(b'"data": ', b'"data":')  # the same JSON, other bytes
+    response = user.send(headers, "POST", "/api/backup", changed)
+    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+    digest = {"Content-Digest": reference.content_digest(changed)}
+    assert_refused(user.send(headers | digest, "POST", "/api/backup", changed), "signature_invalid")
+
+
+def test_the_path_is_signed_as_it_is_sent(user):
+    encoded, decoded = "/api/backup/versions/%31", "/api/backup/versions/1"
+    assert_refused(user.send(user.proof(path=decoded), path=encoded), "signature_invalid")
+    response = user.send(user.proof(path=encoded), path=encoded)
+    assert (response.status_code, response.json()["code"]) == (404, "no_such_version")
+
+
+def test_no_query_on_a_signed_operation(user):
+    response = user.send(user.proof(), path=LIST + "?since=1")
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
+
+
+def test_a_mismatch_is_told_only_under_a_right_signature_and_before_the_credentials(user, target):
+    wrong_body = ("POST", "/api/backup", UPLOAD + b" ")
+    headers = user.proof("POST", "/api/backup", UPLOAD, secret="wrong")
+    assert_refused(user.send(headers, *wrong_body), "signature_invalid")
+    stranger = User(target.client())
+    response = stranger.send(stranger.proof("POST", "/api/backup", UPLOAD), *wrong_body)
+    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+
+
+# ---- The clock ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.999])
+def test_created_may_differ_by_300_seconds_both_ways(start_server, fraction):
+    server = start_server(frozen=FROZEN)
+    user = registered(server)
+    server.move_clock(fraction)  # both in whole seconds: the fraction does not count
+    for seconds in (-300, 0, 300):
+        assert user.send(user.proof(created=FROZEN + seconds)).status_code == 200
+    for seconds in (-FROZEN, -86400, -301, 301, 86400):
+        response = user.send(user.proof(created=FROZEN + seconds))
+        assert_refused(response, "signature_expired")
+        assert response.json()["serverTime"] == FROZEN
+
+
+def test_an_expiry_is_told_only_under_a_right_signature(start_server):
+    user = registered(start_server(frozen=FROZEN))
+    response = user.send(user.proof(created=FROZEN - 301, secret="wrong"))
+    assert_refused(response, "signature_invalid")
+    assert "serverTime" not in response.json()
+
+
+def test_an_expiry_is_told_before_a_wrong_body_and_wrong_credentials(start_server):
+    user = User(start_server(frozen=FROZEN).client())
+    headers = user.proof("POST", "/api/backup", UPLOAD, created=FROZEN - 301)
+    assert_refused(user.send(headers, "POST", "/api/backup", UPLOAD + b" "), "signature_expired")
+
+
+def test_a_phone_with_a_wrong_clock_mends_it(start_server):
+    server = start_server(frozen=FROZEN)
+    phone = server.client(clock=lambda: FROZEN + 86400)
+    assert phone.mend_clock(phone.register_user())
+    assert phone.register_user().status_code == 201
+
+
+# ---- The secrets -------------------------------------------------------------------------------------------
+
+OLD, NEW = "the-secret-of-the-app-of-last-year", "the-secret-of-the-app-of-this-year"
+
+
+def test_two_secrets_at_once_while_the_secret_is_rotated(start_server):
+    server = start_server(APP_SECRET_KEY=f"2025:{OLD},this_Year-26:{NEW}")
+    user = registered(server)
+    both = {"2025": OLD, "this_Year-26": NEW}
+    for keyid, secret in both.items():
+        assert user.send(user.proof(keyid=keyid, secret=secret)).status_code == 200
+    for keyid, secret in [("2025", NEW), ("this_Year-26", OLD), ("app", OLD), ("app", NEW), ("2025", f"2025:{OLD}")]:
+        assert_refused(user.send(user.proof(keyid=keyid, secret=secret)), "signature_invalid")
+    server.environ["APP_SECRET_KEY"] = f"this_Year-26:{NEW}"
+    user.client.base_url = server.restart().base_url
+    assert user.send(user.proof(keyid="this_Year-26", secret=NEW)).status_code == 200
+    assert_refused(user.send(user.proof(keyid="2025", secret=OLD)), "signature_invalid")
+
+
+@pytest.mark.parametrize("secret", ["0123456789abcdef" * 2, "bWFkZSBieSBvcGVuc3NsIHJhbmQgLWJhc2U2NCAzMg==", "ключ" * 8])
+def test_the_key_is_the_secrets_characters_whatever_they_look_like(start_server, secret):
+    assert registered(start_server(APP_SECRET_KEY=secret)).client.secret == secret
+
+
+# ---- The second proof --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_user_and_a_wrong_key_get_the_same_answer(target, user):
+    unknown, wrong = target.client(), target.client((user.client.credentials[0], "0" * 64))
+    for operation in REQUESTS:
+        if operation == "registerUser":  # which tells: 201 and 409
+            continue
+        method, path, body, _ = REQUESTS[operation]
+        body = body and json.loads(body)
+        answers = [client.request(method, path, body=body or None) for client in (unknown, wrong)]
+        for answer in answers:
+            assert_refused(answer, "credentials_invalid")
+            del answer.headers["X-Request-Id"], answer.headers["Date"]  # all else is equal
+        first, second = [(answer.status_code, list(answer.headers.items()), answer.content) for answer in answers]
+        assert first == second
+
+
+NO_CREDENTIALS = {
+    "another scheme": lambda user_id, key: f"Bearer {key}",
+    "no scheme": lambda user_id, key: basic(user_id, key).removeprefix("Basic "),
+    "nothing behind the scheme": lambda user_id, key: "Basic",
+    "not base64": lambda user_id, key: "Basic !",
+    "not UTF-8": lambda user_id, key: "Basic " + base64.b64encode(b"\xff:\xff").decode(),
+    "no colon": lambda user_id, key: "Basic " + base64.b64encode((user_id + key).encode()).decode(),
+    "no password": lambda user_id, key: basic(user_id, ""),
+    "no user": lambda user_id, key: basic("", key),
+    "a user in capitals": lambda user_id, key: basic(user_id.upper(), key),
+    "a key in capitals": lambda user_id, key: basic(user_id, key.upper()),
+    "a key too short": lambda user_id, key: basic(user_id, key[:-1]),
+    "a key too long": lambda user_id, key: basic(user_id, key + "0"),
+    "a newline behind the key": lambda user_id, key: basic(user_id, key + "\n"),
+    "a newline behind the user": lambda user_id, key: basic(user_id + "\n", key),
+    "full-width digits": lambda user_id, key: basic(user_id, key[:-1] + "\uff11"),
+}
+
+
+def basic(user_id: str, key: str) -> str:
+    return reference.authorization(user_id, key)
+
+
+@pytest.mark.parametrize("value", NO_CREDENTIALS.values(), ids=NO_CREDENTIALS)
+def test_what_are_no_credentials(target, value):
+    user = registered(target)
+    for method, path, body, _ in REQUESTS.values():
+        headers = user.proof(method, path, body, authorization=value(*user.client.credentials))
+        assert_refused(user.send(headers, method, path, body), "credentials_invalid")
+
+
+# ---- Somebody else's implementation of RFC 9421 ------------------------------------------------------------
+
+
+def oracle(kind, keyid: str, secret: str):
+    keys = {keyid: secret.encode()}
+    return kind(
+        signature_algorithm=algorithms.HMAC_SHA256,
+        key_resolver=MappingKeyResolver(public_keys=keys, private_keys=keys),
+    )
+
+
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_the_server_accepts_what_http_message_signatures_signs(user, operation):
+    assert user.send(user.proof("POST", "/api/backup", UPLOAD), "POST", "/api/backup", UPLOAD).status_code == 201
+    method, path, body, status = REQUESTS[operation]
+    headers = {
+        "Authorization": reference.authorization(*user.client.credentials),
+        "Content-Digest": reference.content_digest(body),
+    }
+    oracle(HTTPMessageSigner, user.client.keyid, user.client.secret).sign(
+        SimpleNamespace(method=method, url=user.client.base_url + path, headers=headers),
+        key_id=user.client.keyid,
+        created=datetime.fromtimestamp(int(user.client.now()), UTC),
+        label="app",
+        covered_component_ids=("@method", "@path", "authorization", "content-digest"),
+        use_existing_digest=True,
+    )
+    assert user.send(headers, method, path, body).status_code == status
+
+
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_http_message_signatures_accepts_what_the_server_accepts(user, operation):
+    client = user.client
+    assert client.store_backup(b"an encrypted log").status_code == 201
+    method, path, body, status = REQUESTS[operation]
+    response = client.request(method, path, body=json.loads(body) if body else None)
+    assert response.status_code == status
+    (verified,) = oracle(HTTPMessageVerifier, user.client.keyid, user.client.secret).verify(
+        response.request,
+        expect_label=None,
+        require_components=("@method", "@path", "authorization", "content-digest"),
+        body=response.request.body or b"",
+    )
+    assert verified.label == "app"
+    assert list(verified.parameters) == ["created", "keyid", "alg"]

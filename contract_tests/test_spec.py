@@ -1,0 +1,283 @@
+"""openapi.yaml agrees with itself, with the issue's tables, and with the table of problems in the code."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import client
+import pytest
+import spec
+from jsonschema import Draft202012Validator
+from launcher import load_server
+from spec import LIMITS, SPEC, resolved
+
+PROSE: str = SPEC["info"]["description"]
+PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
+
+SIGNED = {"400", "401", "413", "429", "431", "500", "503"}
+UNSIGNED = {"400", "413", "431", "500", "503"}
+UPLOADS = SIGNED | {"409", "415", "422", "507"}
+OPERATIONS = {  # method, path, security, statuses
+    "registerUser": ("POST", "/api/register", "user", SIGNED | {"200", "201", "409", "507"}),
+    "storeBackup": ("POST", "/api/backup", "user", UPLOADS | {"200", "201"}),
+    "fetchBackup": ("GET", "/api/backup", "user", SIGNED | {"200", "304", "404"}),
+    "listBackupVersions": ("GET", "/api/backup/versions", "user", SIGNED | {"200"}),
+    "fetchBackupVersion": ("GET", "/api/backup/versions/{version}", "user", SIGNED | {"200", "304", "404"}),
+    "changeStorageKey": ("PUT", "/api/user/storage-key", "user", UPLOADS | {"200"}),
+    "deleteUser": ("DELETE", "/api/user", "user", SIGNED | {"204"}),
+    "getHealth": ("GET", "/health", "nothing", UNSIGNED | {"200"}),
+    "getAdminStats": ("GET", "/admin/stats", "admin", UNSIGNED | {"200", "401", "404"}),
+    "getOpenapiYaml": ("GET", "/openapi.yaml", "nothing", UNSIGNED - {"503"} | {"200"}),
+    "getOpenapiJson": ("GET", "/openapi.json", "nothing", UNSIGNED - {"503"} | {"200"}),
+}
+SECURITY: dict[str, list[Any]] = {
+    "user": [{"appSignature": [], "userCredentials": []}],  # both at once, not one of two
+    "admin": [{"adminKey": []}],
+    "nothing": [],
+}
+
+
+def test_operations():
+    assert OPERATIONS.keys() == spec.OPERATIONS.keys()
+    assert len(spec.OPERATIONS) == sum(method in spec.METHODS for item in SPEC["paths"].values() for method in item)
+
+
+@pytest.mark.parametrize("operation_id", OPERATIONS)
+def test_operation(operation_id):
+    method, path, security, statuses = OPERATIONS[operation_id]
+    operation = SPEC["paths"][path][method.lower()]
+    assert operation["operationId"] == operation_id
+    assert operation["security"] == SECURITY[security]
+    assert operation["responses"].keys() == statuses | {"default"}
+    has_body = "415" in statuses
+    assert ("requestBody" in operation) == has_body
+    parameters = [(parameter["in"], parameter["name"]) for parameter in operation.get("parameters", [])]
+    assert parameters == [("path", name) for name in re.findall(r"{(\w+)}", path)]
+
+
+def test_security_schemes():
+    assert SPEC["components"]["securitySchemes"].keys() == {"appSignature", "userCredentials", "adminKey"}
+
+
+# ---- Problems ----------------------------------------------------------------------------------------------
+
+
+def problem_examples(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Each example of a problem, wherever it stands."""
+    if isinstance(node, Mapping):
+        if "code" in node and "title" in node and "detail" in node and isinstance(node["code"], str):
+            yield node
+        for value in node.values():
+            yield from problem_examples(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from problem_examples(value)
+
+
+def test_the_code_has_exactly_the_problems_of_the_spec():
+    in_schema = SPEC["components"]["schemas"]["ProblemCode"]["anyOf"][0]["enum"]
+    in_prose = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \|$", PROSE, re.MULTILINE)
+    in_code = [(status, code) for code, (status, _) in PROBLEMS.items()]
+    assert len(set(in_schema)) == len(in_schema)
+    assert set(in_schema) == set(PROBLEMS)
+    assert sorted((int(status), code) for status, code in in_prose) == sorted(in_code)
+
+
+def test_each_problem_has_an_example_that_is_what_the_code_says():
+    seen = set()
+    for example in problem_examples(SPEC["components"]["responses"]):
+        code = example["code"]
+        assert (example["status"], example["title"]) == PROBLEMS[code]
+        assert example["type"].endswith(f"/#{code}")
+        seen.add(code)
+    assert seen == set(PROBLEMS)
+
+
+def test_a_problem_is_shown_under_its_status():
+    shown: dict[str, set[str]] = {}
+    for operation in spec.OPERATIONS.values():
+        for status, response in operation.responses.items():
+            for example in problem_examples(response):
+                assert status in (str(example["status"]), "default")
+                shown.setdefault(example["code"], set()).add(operation.id)
+    users = {name for name, (_, _, security, _) in OPERATIONS.items() if security == "user"}
+    uploads = {"storeBackup", "changeStorageKey"}
+    fetches = {"fetchBackup", "fetchBackupVersion"}
+    assert shown == {code: set(OPERATIONS) for code in PROBLEMS} | {
+        "digest_mismatch": users,
+        "signature_missing": users,
+        "signature_invalid": users,
+        "signature_expired": users,
+        "credentials_invalid": users,
+        "admin_key_invalid": {"getAdminStats"},
+        "no_backup": {"fetchBackup"},
+        "no_such_version": {"fetchBackupVersion"},
+        "username_taken": {"registerUser"},
+        "recently_deleted": {"registerUser"},
+        "version_conflict": uploads,
+        "unsupported_media_type": uploads,
+        "validation_failed": uploads,
+        "rate_limited": users,
+        "backup_damaged": fetches,
+        "unavailable": set(OPERATIONS) - {"getOpenapiYaml", "getOpenapiJson"},
+        "storage_full": uploads | {"registerUser"},
+    }
+
+
+# ---- Examples ----------------------------------------------------------------------------------------------
+
+
+def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each media type object and each parameter and header: what has a schema, and where it stands."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("schema"), Mapping):
+            yield at, node
+        for key, value in node.items():
+            yield from media_types(value, f"{at}/{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from media_types(value, f"{at}/{index}")
+
+
+def schemas(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each schema with examples."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("examples"), list):
+            yield at, node
+        for key, value in node.items():
+            yield from schemas(value, f"{at}/{key}")
+
+
+def validate(schema: Any, value: Any) -> None:
+    Draft202012Validator(schema, format_checker=spec.FORMATS).validate(value)
+
+
+def test_examples_fit_their_schemas():
+    count = 0
+    for at, media_type in media_types(resolved(SPEC)):
+        values = [example["value"] for example in media_type.get("examples", {}).values()]
+        values += [media_type["example"]] if "example" in media_type else []
+        assert values or "application/" not in at, f"{at} has no example"
+        for value in values:
+            validate(media_type["schema"], value)
+            count += 1
+    assert count > 100
+
+
+def test_examples_within_schemas_fit():
+    found = list(schemas(resolved(SPEC)))
+    for _, schema in found:
+        for value in schema["examples"]:
+            validate(schema, value)
+    assert len(found) > 30
+
+
+def test_schemas_are_schemas():
+    for _, media_type in media_types(resolved(SPEC)):
+        Draft202012Validator.check_schema(media_type["schema"])
+
+
+def test_receipts_in_examples_are_of_their_bytes():
+    """Wherever data and its receipt stand together, and between the documented upload and what is answered."""
+    uploads = SPEC["paths"]["/api/backup"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    backup = SPEC["paths"]["/api/backup"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    blob = base64.b64decode(backup["data"])
+    assert (backup["size"], backup["sha256"]) == (len(blob), hashlib.sha256(blob).hexdigest())
+    assert uploads["first"]["value"]["data"] == backup["data"]
+    assert uploads["next"]["value"]["baseSha256"] == backup["sha256"]
+    change = SPEC["paths"]["/api/user/storage-key"]["put"]
+    sent = change["requestBody"]["content"]["application/json"]["example"]
+    got = change["responses"]["200"]["content"]["application/json"]["example"]
+    blob = base64.b64decode(sent["data"])
+    assert (got["size"], got["sha256"]) == (len(blob), hashlib.sha256(blob).hexdigest())
+    assert sent["baseSha256"] == backup["sha256"]
+
+
+# ---- Worked examples and limits in the prose -----------------------------------------------------------------
+
+
+def block(after: str) -> str:
+    """The first fenced block after these words."""
+    return PROSE.partition(after)[2].split("```")[1].strip("\n")
+
+
+def test_the_worked_derivation():
+    keys = client.derive_keys("alex", "correct horse battery staple")
+    plaintext, nonce = b'{"workouts":[]}', bytes.fromhex("000102030405060708090a0b")
+    master_key = hashlib.pbkdf2_hmac(
+        "sha256", b"correct horse battery staple", bytes.fromhex(keys.user_id), 600_000, 32
+    )
+    rows = dict(re.findall(r"^\| (.+?) \| `([0-9A-Za-z+/=]+)` \|$", PROSE, re.MULTILINE))
+    assert rows == {
+        "`userId`": keys.user_id,
+        "master key": master_key.hex(),
+        "`storageKey`": keys.storage_key,
+        "encryption key": keys.encryption_key.hex(),
+        'blob of `{"workouts":[]}` with nonce `000102030405060708090a0b`, in base64': base64.b64encode(
+            client.encrypt(keys, plaintext, nonce)
+        ).decode(),
+    }
+
+
+def test_the_worked_signature():
+    secret, created = "an-example-secret-for-the-documentation", 1795510800  # 2026-11-24T09:00:00Z
+    assert f"at 2026-11-24T09:00:00Z with the secret\n`{secret}` and keyid `app`" in PROSE
+    keys = client.derive_keys("alex", "correct horse battery staple")
+    body = block("exactly as they will be sent:").encode()
+    authorization = client.authorization(keys.user_id, keys.storage_key)
+    params = client.signature_params("app", created)
+    digest = client.content_digest(body)
+    headers = client.sign("POST", "/api/backup", body, authorization, secret=secret, created=created)
+    assert f"`{params}`" in PROSE
+    assert f"`{client.content_digest(b'')}`" in PROSE
+    assert block("path of the request target as sent.") == client.signature_base(
+        "POST", "/api/backup", authorization, digest, params
+    )
+    assert f"`{headers['Signature'].removeprefix('app=:').removesuffix(':')}`" in PROSE
+    assert block("Send the four headers:").splitlines() == [f"{name}: {value}" for name, value in headers.items()]
+
+
+def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
+    prose = " ".join(PROSE.split())
+    configurable = SPEC["x-configurable-limits"]
+    last, days, weeks, months = configurable["KEEP_VERSIONS"].split(",")
+    for sentence in [
+        f"A backup is 1 to {spec.MAX_DECODED_BYTES:,} bytes",
+        f"A request body may have {LIMITS['requestBodyBytes']:,} bytes",
+        f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
+        f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature lives",
+        f"until {LIMITS['deletedUserSeconds']} seconds after the last attempt",
+        f"The request line and headers together may have {LIMITS['requestHeaderBytes']:,} bytes",
+        f"{configurable['BACKUPS_PER_HOUR']} an hour and {configurable['BACKUPS_PER_DAY']} a day",
+        f"{configurable['REGISTRATIONS_PER_HOUR']} accounts created an hour",
+        f"{configurable['FAILED_CREDENTIALS_PER_5_MINUTES']} failed credentials in 5 minutes",
+        f"the last {last} versions and the newest version of each of the last {days} UTC days, {weeks} ISO weeks"
+        f" and {months} months",
+    ]:
+        assert sentence in prose
+    # A replay cannot outlive the reservation: `created` may lie as far ahead as behind.
+    assert LIMITS["deletedUserSeconds"] > 2 * LIMITS["signatureSkewSeconds"]
+    schemas = SPEC["components"]["schemas"]
+    assert schemas["Size"]["maximum"] == spec.MAX_DECODED_BYTES
+    # A text too long for the schema would be 422 where 413 is due.
+    assert schemas["BackupData"]["maxLength"] >= LIMITS["requestBodyBytes"]
+
+
+# ---- What a generated client needs ---------------------------------------------------------------------------
+
+
+def test_schemas_suit_a_generated_client():
+    """Responses stay open for new members; no member is nullable; base64 always says so, with its pattern."""
+    requests = {"BackupUpload", "StorageKeyChange"}
+    for name, schema in SPEC["components"]["schemas"].items():
+        assert ("additionalProperties" in schema) == (name in requests), name
+    text = spec.SPEC_BYTES.decode()
+    assert "null'" not in text and "nullable" not in text
+    base64_schemas = [schema for _, schema in schemas(resolved(SPEC)) if "contentEncoding" in schema]
+    assert base64_schemas
+    for schema in base64_schemas:
+        assert schema["pattern"] == (
+            "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
+        )
