@@ -1,3 +1,9 @@
+# The reference page takes Node to build, and nothing to be served.
+FROM node:24-slim AS reference
+WORKDIR /reference
+COPY reference/ ./
+RUN npm ci && node build.mjs
+
 FROM python:3.13-slim
 
 # A user without rights. /data is where the volume is mounted; Fly gives the mount's root to its owner in the image.
@@ -13,6 +19,7 @@ RUN pip install --no-cache-dir --require-hashes -r requirements.txt \
     && python -m compileall -q /usr/local/lib/python3.13
 
 COPY backup_server.py openapi.yaml ./
+COPY --from=reference /reference/dist reference/dist
 
 # HOST: the proxy outside the container has to reach the port.
 ENV DATABASE_PATH=/data/backup.db \

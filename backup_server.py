@@ -3,7 +3,7 @@
 `openapi.yaml`, beside this file, is the source of truth and the server runs on it: routes, validators and limits are
 taken from it once, at boot. `python backup_server.py --help` lists the settings.
 
-From top to bottom: settings, problems, spec, proofs, store, operations, serving.
+From top to bottom: settings, problems, spec, proofs, store, operations, reference page, serving.
 """
 
 from __future__ import annotations
@@ -1047,6 +1047,35 @@ def get_openapi_json(server: Server, request: Request) -> bottle.HTTPResponse:
     return answer(200, server.spec.json)
 
 
+# --- Reference page ---------------------------------------------------------------------------------------------------
+
+PAGE_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        # The hash is that of nothing: the renderer makes empty style elements and fills them by the CSSOM.
+        "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def read_reference(directory: Path) -> dict[str, tuple[bytes, dict[str, str]]]:
+    """Return body and headers of each path of the reference page, none where it was not built."""
+    pages = {}
+    for file in directory.glob("*"):
+        if file.suffix in PAGE_TYPES:
+            # The build puts a file's hash into its name, and these names into index.html.
+            is_index = file.name == "index.html"
+            cache = "no-cache" if is_index else "public, max-age=31536000, immutable"
+            content_type = f"{PAGE_TYPES[file.suffix]}; charset=utf-8"
+            headers = {"Content-Type": content_type, "Cache-Control": cache, **PAGE_HEADERS}
+            pages["/" if is_index else f"/reference/{file.name}"] = (file.read_bytes(), headers)
+    return pages
+
+
 # --- Serving ----------------------------------------------------------------------------------------------------------
 
 ALLOWED_HEADERS = "Authorization, Content-Digest, Content-Type, If-None-Match, Signature, Signature-Input"
@@ -1073,6 +1102,9 @@ class Server:
         self._bottle.default_error_handler = lambda error: Problem(
             "not_found", "The operations and their paths are in /openapi.yaml."
         )
+        pages = read_reference(Path(__file__).with_name("reference") / "dist")
+        for path in {"/", *pages}:
+            self._bottle.route(path, "ANY", functools.partial(self._serve_page, path, pages.get(path)))
         paths: dict[str, dict[str, Operation]] = {}
         for each in spec.operations:
             if settings.admin_key is not None or check_admin_key not in each.proofs:
@@ -1105,7 +1137,9 @@ class Server:
     def finish_headers(self, headers: list[tuple[str, str]], origin: str | None) -> str:
         """Add what every answer carries, CORS included, and return the request's id."""
         request_id = secrets.token_hex(8)
-        headers += [("X-Request-Id", request_id), ("Cache-Control", "no-store")]
+        headers.append(("X-Request-Id", request_id))
+        if "Cache-Control" not in dict(headers):
+            headers.append(("Cache-Control", "no-store"))
         if self.settings.allowed_origins:
             headers.append(("Vary", "Origin"))
         if origin in self.settings.allowed_origins:
@@ -1160,6 +1194,16 @@ class Server:
             policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.upload_limits)
             response.set_header("RateLimit-Policy", ", ".join(policies))
         return response
+
+    def _serve_page(self, path: str, page: tuple[bytes, dict[str, str]] | None) -> bottle.HTTPResponse:
+        """Answer a request to a file of the reference page, which is no part of the contract."""
+        environ = bottle.request.environ
+        environ["backup.route"] = path
+        if page is None:
+            return Problem("not_found", "The reference page was not built. This builds it: tox run -e reference")
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return self._refuse_method("GET, HEAD", environ)
+        return bottle.HTTPResponse(page[0], headers=page[1])
 
     def _refuse_method(self, methods: str, environ: Mapping[str, Any]) -> bottle.HTTPResponse:
         """Answer a CORS preflight, and any other method that the path does not have with 405."""

@@ -440,7 +440,7 @@ def test_each_problem_once(start_server):
         "signature_expired": lambda: signing(created=int(server.now()) - 301),
         "credentials_invalid": lambda: server.client().fetch_backup(),
         "admin_key_invalid": lambda: anyone("GET", "/admin/stats", "Authorization: Bearer x"),
-        "not_found": lambda: anyone("GET", "/"),
+        "not_found": lambda: anyone("GET", "/nothing"),
         "no_backup": empty.fetch_backup,
         "no_such_version": lambda: user.fetch_backup_version(2),
         "method_not_allowed": lambda: anyone("POST", "/health"),
