@@ -25,7 +25,7 @@ import pytest
 import raw
 import requests
 from client import BackupClient, backup_bytes
-from launcher import ServerProcess
+from launcher import SERVER, ServerProcess
 
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,
@@ -427,13 +427,28 @@ def test_a_change_of_the_key_during_a_large_upload(server, large):
         assert code(invalid.fetch_backup()) == "credentials_invalid"
 
 
+# The server, but for a moment before each blob is read: time enough for its slot to be overwritten.
+SLOW_READS = """
+import dbm.sqlite3, time
+__file__ = {server!r}
+
+def slow(self, key, get=dbm.sqlite3._Database.__getitem__):
+    time.sleep(0.01 if key.startswith(b"blob/") else 0)
+    return get(self, key)
+
+dbm.sqlite3._Database.__getitem__ = slow
+exec(compile(open(__file__).read(), __file__, "exec"))
+"""
+
+
 @pytest.mark.parametrize("keep", ["1,0,0,0", "4,3,2,2"])
-def test_readers_beside_a_writer(start_server, keep):
+def test_readers_beside_a_writer(start_server, tmp_path, keep):
     """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
-    server = start_server(KEEP_VERSIONS=keep, **MANY)
+    (tmp_path / "slow_reads.py").write_text(SLOW_READS.format(server=str(SERVER)))
+    server = start_server(BACKUP_SERVER=tmp_path / "slow_reads.py", KEEP_VERSIONS=keep, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
-    blobs = [number.to_bytes(4) * 50_000 for number in range(1, 81)]
+    blobs = [number.to_bytes(4) * 5_000 for number in range(1, 121)]
     user.store_backup(blobs[0])
     done = threading.Event()
 

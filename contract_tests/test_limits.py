@@ -141,6 +141,11 @@ def test_exactly_an_hour_old_no_longer_counts_a_millisecond_less_does(device):
     assert device.upload(HOUR + 0.5).status_code == 201
 
 
+def test_t_is_rounded_up(device):
+    device.uploads([0.9])
+    assert limits(device.upload(5.3)) == (201, '"hour";r=3;t=3596, "day";r=18;t=86396', None)
+
+
 # ---- What counts -------------------------------------------------------------------------------------------
 
 
