@@ -724,7 +724,10 @@ class Store:
         """Delete an account: one put as the commit, then its blobs. The userId stays reserved for a while."""
         moment = now()
         after = {"deletedAt": moment, "slots": before["slots"]}
-        self.put_record(user_id, before, after)
+        try:
+            self.put_record(user_id, before, after)
+        except Problem:  # also where the disk is full: a deletion asks for no space of its own
+            raise unavailable(5) from None
         heapq.heappush(self._deleted, (moment + self._reserved_milliseconds, user_id))
         with contextlib.suppress(Problem):  # it is logged, and done again when the userId is forgotten
             self.erase_blobs(user_id, after)

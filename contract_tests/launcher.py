@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the server in a process of its own starts sooner without th
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The server to test: another copy can be named, with its openapi.yaml beside it.
 SERVER = Path(os.environ.get("BACKUP_SERVER") or REPOSITORY / "backup_server.py").resolve()
+# The fault of broken.py that every server started here has, for run_broken.py.
+BROKEN = os.environ.get("CONTRACT_BROKEN")
 START_SECONDS = 30  # until "serving", on a busy machine
 STOP_SECONDS = 60  # until the exit, with an upload in flight
 
@@ -140,6 +142,7 @@ class ServerProcess:
         overwrite(self._fault_file, "")
         command = [sys.executable, __file__, "--clock", str(self._clock), "--fault", str(self._fault_file)]
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
+        command += ["--broken", BROKEN] if BROKEN else []
         inherited = {name: os.environ[name] for name in ("PATH", "BACKUP_SERVER") if name in os.environ}
         before = len(self.log())
         with open(self.stdout, "ab") as stdout, open(self.stderr, "ab") as stderr:
@@ -279,8 +282,13 @@ def main() -> int:
     parser.add_argument("--clock", type=Path, required=True, help="file with the offset in seconds, read at each call")
     parser.add_argument("--frozen", type=float, help="Unix seconds at which time stands still, but for the offset")
     parser.add_argument("--fault", type=Path, help=f"file with a fault's name, or none: {', '.join(FAULTS)}")
+    parser.add_argument("--broken", help="break the server by this fault of broken.py")
     arguments = parser.parse_args()
     server = load_server()
+    if arguments.broken:
+        from broken import FAULTS as BROKEN_SERVERS
+
+        BROKEN_SERVERS[arguments.broken].put_in(server)
     server.now = clock(arguments.clock, arguments.frozen)
     if arguments.fault:
         put_in_faults(arguments.fault)

@@ -353,6 +353,7 @@ def test_a_full_disk(start_server):
     for name in ("storeBackup", "changeStorageKey"):
         assert outcome(calls[name]()) == "507 storage_full"
     assert outcome(newcomer.register_user()) == "507 storage_full"
+    assert outcome(user.delete_user()) == "503 unavailable"  # a deletion asks for no space of its own
     # What writes nothing goes on.
     assert outcome(user.register_user()) == "200"
     assert outcome(user.store_backup(LATEST)) == "200"
