@@ -235,6 +235,34 @@ def body_is_not_compared_with_its_digest(server: ModuleType) -> None:
             request.signature = request.header("Signature")
 
 
+@breaks("digest.empty")
+def digest_of_no_body_is_not_compared(server: ModuleType) -> None:
+    """A request without a body may carry the digest of any."""
+
+    @instead_of(server.PROOFS, "appSignature")
+    def check_signature(real: Callable, app: Any, request: Any) -> None:
+        try:
+            real(app, request)
+        except server.Problem as problem:
+            if code(problem) != "digest_mismatch" or request.body:
+                raise
+            request.signature = request.header("Signature")
+
+
+@breaks("signature.accepted")
+def signature_of_a_put_is_refused(server: ModuleType) -> None:
+    """The server has the method as `put`, in small letters, when it computes the MAC."""
+
+    @instead_of(server.PROOFS, "appSignature")
+    def check_signature(real: Callable, app: Any, request: Any) -> None:
+        environ = request.environ
+        request.environ = environ | {"REQUEST_METHOD": environ["REQUEST_METHOD"].replace("PUT", "put")}
+        try:
+            real(app, request)
+        finally:
+            request.environ = environ
+
+
 @breaks("signature.expired")
 def window_is_a_second_too_wide(server: ModuleType) -> None:
     """A signature is accepted when it is 301 seconds old."""
@@ -686,6 +714,18 @@ def if_none_match_has_to_be_the_etag(server: ModuleType) -> None:
 
 
 # ---- No lost update ----------------------------------------------------------------------------------------
+
+
+@breaks("base.latest")
+def first_backup_needs_a_base(server: ModuleType) -> None:
+    """An upload without a base is a conflict, the first one too."""
+
+    @instead_of(server, "store_version")
+    def store_version(real: Callable, app: Any, request: Any, *key: str) -> Any:
+        if "baseSha256" not in request.value:
+            version = latest(app, request).get("version", 0)
+            raise server.Problem("version_conflict", "Send a base.", currentVersion=version)
+        return real(app, request, *key)
 
 
 @breaks("base.conflict")
@@ -1421,6 +1461,17 @@ def chunked_body_is_refused(server: ModuleType) -> None:
         real(parser, header_plus)
         if parser.chunked:
             raise ParsingError("a Content-Length is needed")
+
+
+@breaks("http.continue")
+def expectation_is_refused(server: ModuleType) -> None:
+    """A client that waits for leave to send its body is told that its request is malformed."""
+
+    @instead_of(server.RequestParser, "parse_header")
+    def parse_header(real: Callable, parser: Any, header_plus: bytes) -> None:
+        real(parser, header_plus)
+        if parser.expect_continue:
+            raise ParsingError("no expectation is met")
 
 
 @breaks("http.framing")

@@ -9,6 +9,7 @@ changed: its one clock, `now()`, is replaced, and the faults go into `dbm.sqlite
 """
 
 import argparse
+import contextlib
 import dbm.sqlite3
 import importlib.util
 import json
@@ -139,7 +140,7 @@ class ServerProcess:
 
     def start(self) -> Self:
         """Starts the server and waits until it serves. Raises RuntimeError with its stderr if it does not."""
-        overwrite(self._fault_file, "")
+        overwrite(self._fault_file, self._fault or "" if self._fault in FROM_THE_START else "")
         command = [sys.executable, __file__, "--clock", str(self._clock), "--fault", str(self._fault_file)]
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
         command += ["--broken", BROKEN] if BROKEN else []
@@ -190,6 +191,17 @@ class ServerProcess:
             self.stop()
         self.fault = fault
         return self.start()
+
+    def damage(self, blob: bytes) -> None:
+        """Flips the lowest bit of a stored blob's last byte, wherever the file has it, and starts the server again."""
+        self.stop()
+        with contextlib.closing(sqlite3.connect(self.database)) as connection, connection:
+            rows = connection.execute("SELECT key, value FROM Dict WHERE instr(value, ?)", (blob,)).fetchall()
+            assert len(rows) == 1
+            for key, value in rows:
+                value = value.replace(blob, blob[:-1] + bytes([blob[-1] ^ 1]))
+                connection.execute("UPDATE Dict SET value = ? WHERE key = ?", (value, key))
+        self.start()
 
     def running(self) -> bool:
         """Whether the process is there."""
@@ -251,16 +263,18 @@ def internal_error() -> None:
     raise ZeroDivisionError("a fault put in on purpose")
 
 
-WRITING, ALL = ["__setitem__"], ["__getitem__", "__setitem__", "__delitem__"]
+WRITING, ALL, LISTING = ["__setitem__"], ["__getitem__", "__setitem__", "__delitem__"], ["__iter__"]
 FAULTS = {
     "storage_full": (storage_full, WRITING),
     "unavailable": (unavailable, ALL),
-    "internal_error": (internal_error, ALL),
+    "internal_error": (internal_error, [*ALL, "handler"]),
+    "uncountable": (unavailable, LISTING),
 }
+FROM_THE_START = {"uncountable"}  # the server starts all the same
 
 
-def put_in_faults(file: Path) -> None:
-    """Makes the database's handles fail as `file` says at each call: by a name in FAULTS, or not at all."""
+def put_in_faults(file: Path, server: ModuleType) -> None:
+    """Makes the database's handles and the operations fail as `file` says at each call: as in FAULTS, or not at all."""
     descriptor = os.open(file, os.O_RDONLY)
     handle = dbm.sqlite3._Database
 
@@ -273,8 +287,10 @@ def put_in_faults(file: Path) -> None:
 
         return call
 
-    for name in ALL:
+    for name in ALL + LISTING:
         setattr(handle, name, faulty(name, getattr(handle, name)))
+    for operation_id, handler in server.HANDLERS.items():
+        server.HANDLERS[operation_id] = faulty("handler", handler)
 
 
 def main() -> int:
@@ -291,7 +307,7 @@ def main() -> int:
         BROKEN_SERVERS[arguments.broken].put_in(server)
     server.now = clock(arguments.clock, arguments.frozen)
     if arguments.fault:
-        put_in_faults(arguments.fault)
+        put_in_faults(arguments.fault, server)
     return server.main([])
 
 

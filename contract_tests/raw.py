@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
+import exchanges
 import spec
 from client import authorization, sign
 
 TIMEOUT = 30  # seconds
+HOST = b"Host: backup.example\r\n"  # stands for the target's own
 
 
 @dataclass
@@ -41,33 +44,52 @@ def outcome(answer: Any) -> str:
     return str(status)
 
 
+def host(target: Any) -> bytes:
+    """The header line that names the target (RFC 9110 section 7.2)."""
+    return f"Host: {urlsplit(target.base_url).netloc}\r\n".encode("ascii")
+
+
 @contextmanager
 def connected(target: Any) -> Iterator[socket.socket]:
-    """A connection to the target."""
+    """A connection to the target, by TLS where its URL says so."""
     url = urlsplit(target.base_url)
-    with socket.create_connection((url.hostname, url.port or 80), TIMEOUT) as connection:
-        yield connection
+    is_secure = url.scheme == "https"
+    address = (url.hostname, url.port or (443 if is_secure else 80))
+    with socket.create_connection(address, TIMEOUT) as connection:
+        if not is_secure:
+            yield connection
+            return
+        with ssl.create_default_context().wrap_socket(connection, server_hostname=url.hostname) as secure:
+            yield secure
 
 
-def receive(connection: socket.socket, method: str = "GET", path: str = "") -> Answer:
+def receive(connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b"") -> Answer:
     """The next answer on a connection, interim ones skipped, held against the spec."""
-    response = http.client.HTTPResponse(connection, method=method)
-    response.begin()
-    answer = Answer(response.status, response.headers, response.read())
+    answer = None
+    try:
+        response = http.client.HTTPResponse(connection, method=method)
+        response.begin()
+        answer = Answer(response.status, response.headers, response.read())
+    finally:
+        parts = answer and (answer.status, exchanges.headers_of(answer.headers.items()), answer.body)
+        request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
+        exchanges.record(exchanges.Exchange("the target", method, (), b"", parts, request))
     spec.check(method, path, answer.status, answer.headers, answer.body)
     return answer
 
 
-def send(target: Any, request: bytes) -> Answer:
-    """The answer to one request, given as bytes, on a connection of its own."""
+def send(target: Any, request: bytes, *, is_exact: bool = False) -> Answer:
+    """The answer to a request, given as bytes, on a connection of its own; HOST becomes the target's, unless exact."""
     method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
     path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
+    spec.skip_without_answerer(method, path)
+    request = request if is_exact else request.replace(HOST, host(target), 1)
     with connected(target) as connection:
         try:
             connection.sendall(request)
-        except ConnectionError:  # refused before it was sent whole: the answer is there all the same
+        except (ConnectionError, ssl.SSLError):  # refused before it was sent whole: the answer is there all the same
             pass
-        return receive(connection, method, path)
+        return receive(connection, method, path, request)
 
 
 def request(
@@ -78,7 +100,7 @@ def request(
     version: str = "HTTP/1.1",
 ) -> bytes:
     """A request: these header lines, Host, and Content-Length where there is a body."""
-    lines = [f"{method} {path} {version}", "Host: backup.example", *headers]
+    lines = [f"{method} {path} {version}", HOST.decode().strip(), *headers]
     if body is not None and not any(line.lower().startswith("transfer-encoding") for line in headers):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")

@@ -5,6 +5,7 @@ answers: an unknown path (404), an unknown method (405), a request that cannot b
 """
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+import exchanges
+import pytest
 import requests
 import yaml
 from client import BackupClient, Keys
@@ -87,9 +90,33 @@ def find_operation(method: str, path: str) -> Operation | None:
     return None
 
 
-def methods_at(path: str) -> set[str]:
-    """The methods that a path has, HEAD included; empty for a path that is not there."""
-    return {method for method in ("GET", "HEAD", "POST", "PUT", "DELETE") if find_operation(method, path)}
+# ---- What the target declares ------------------------------------------------------------------------------
+
+LACKING: set[str] = set()  # the operations that the target leaves out of its /openapi.json
+
+
+def declare(document: Mapping[str, Any]) -> None:
+    """Takes over which operations a target has, from its /openapi.json."""
+    LACKING.clear()
+    for operation in OPERATIONS.values():
+        if operation.method.lower() not in document["paths"].get(operation.path, {}):
+            LACKING.add(operation.id)
+
+
+def skip_without(*operation_ids: str) -> None:
+    """Skips the test where the target declares that it does not have one of these operations."""
+    for operation_id in operation_ids:
+        if operation_id in LACKING:
+            pytest.skip(f"the target declares that it does not have {operation_id}")
+
+
+def skip_without_answerer(method: str, path: str) -> None:
+    """Skips the test where a request, its path as sent, is for an operation that the target does not have."""
+    if operation := LACKING and find_operation(method, path.partition("?")[0]):
+        skip_without(operation.id)
+
+
+# ---- The checks --------------------------------------------------------------------------------------------
 
 
 @cache
@@ -153,20 +180,55 @@ def check_headers(declared: Mapping[str, Any], headers: Mapping[str, str]) -> No
     assert headers["Cache-Control"] == "no-store"
 
 
+TYPES: dict[str, str] = {}  # the types of problems that were seen, by code
+CODES: dict[str, str] = {}  # and the other way round
+
+
 def check_problem(content: Mapping[str, Any], problem: Mapping[str, Any], status: int, *, of_operation: bool) -> None:
     """A problem repeats its status, and its code is one of those that the spec shows for this answer."""
     assert problem["status"] == status
-    assert problem["type"].endswith(f"#{problem['code']}")
+    # One type for each code; which one, is the server's own choice.
+    assert TYPES.setdefault(problem["code"], problem["type"]) == problem["type"]
+    assert CODES.setdefault(problem["type"], problem["code"]) == problem["code"]
     if of_operation:
         codes = {example["value"]["code"] for example in content["examples"].values()}
         assert problem["code"] in codes, f"{problem['code']} is not one of {codes}"
 
 
-def check_response(response: requests.Response, *_: Any, **__: Any) -> None:
-    """`check` as a response hook of a requests session."""
-    assert response.request.method and response.request.url
-    path = urlsplit(response.request.url).path or "/"
-    check(response.request.method, path, response.status_code, response.headers, response.content)
+class CheckedSession(requests.Session):
+    """Holds each answer against the spec, and keeps it for the report of a failing test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # `send` alone does not look there
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        assert request.method and request.url
+        path = urlsplit(request.url).path or "/"
+        skip_without_answerer(request.method, path)
+        response = None
+        try:
+            response = super().send(request, **options)
+        finally:
+            exchanges.record(exchange_of(request, response))
+        self.answered(request, response)
+        check(request.method, path, response.status_code, response.headers, response.content)
+        return response
+
+    def answered(self, request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Called with each answer, before it is checked."""
+
+
+def exchange_of(request: requests.PreparedRequest, response: requests.Response | None) -> exchanges.Exchange:
+    assert request.method and request.url
+    body = request.body or b""
+    answer = None
+    if response is not None:
+        answer = (response.status_code, exchanges.headers_of(response.headers.items()), response.content)
+    headers = exchanges.headers_of(request.headers.items())
+    return exchanges.Exchange(
+        request.url, request.method, headers, body.encode() if isinstance(body, str) else body, answer
+    )
 
 
 def checked_client(target: Any, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
@@ -174,13 +236,11 @@ def checked_client(target: Any, credentials: Keys | tuple[str, str] | None = Non
 
     Its user is made up unless `credentials` are given; `options` are BackupClient's.
     """
-    session = requests.Session()
-    session.hooks["response"].append(check_response)
     options = {
         "secret": target.secret,
         "keyid": target.keyid,
         "clock": target.now,
-        "session": session,
+        "session": CheckedSession(),
     } | options
     credentials = credentials or (secrets.token_hex(32), secrets.token_hex(32))
     return BackupClient(target.base_url, credentials=credentials, **options)

@@ -5,18 +5,22 @@ are checked on every one, those of the HTTP server beneath included.
 """
 
 import base64
+import contextlib
 import hashlib
+import http.client
 import json
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import raw
 import spec
 from client import BackupClient, backup_bytes
-from conftest import ALLOWED_ORIGIN
+from plugin import not_run
 from raw import outcome
 
 HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
@@ -24,7 +28,10 @@ BODY_BYTES = spec.LIMITS["requestBodyBytes"]
 DECODED_BYTES = spec.MAX_DECODED_BYTES
 PATHS = sorted({operation.path.replace("{version}", "1") for operation in spec.OPERATIONS.values()})
 SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in spec.OPERATIONS.values() if op.signed)
-HOST = b"Host: backup.example\r\n"
+HOST = raw.HOST
+# A server need not read what is much too large to its end; one that stops may cut the sender off before the answer is
+# seen (RFC 9112 section 9.6).
+CUT_OFF = (ConnectionError, http.client.BadStatusLine)
 
 
 @dataclass
@@ -70,29 +77,20 @@ def chunked(*chunks: bytes) -> bytes:
 # ---- Request line and headers ------------------------------------------------------------------------------
 
 
+# What no server may take (RFC 9112). What some take and others do not, is a server's own business.
 MALFORMED = {
     "no version": b"GET /health\r\n\r\n",
     "no target": b"GET HTTP/1.1\r\n" + HOST + b"\r\n",
     "no HTTP": b"hello\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "a fourth word": b"GET /health HTTP/1.1 x\r\n" + HOST + b"\r\n",
-    "two spaces": b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n",
     "a space in the path": b"GET /hea lth HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a tab": b"GET\t/health HTTP/1.1\r\n" + HOST + b"\r\n",
-    "bytes beyond ASCII in the path": b"GET /h\xc3\xa9alth HTTP/1.1\r\n" + HOST + b"\r\n",
     "a NUL in the path": b"GET /health\0 HTTP/1.1\r\n" + HOST + b"\r\n",
     "no name of a protocol": b"GET /health 1.1\r\n" + HOST + b"\r\n",
     "another protocol": b"GET /health HTTPS/1.1\r\n" + HOST + b"\r\n",
     "lower-case http": b"GET /health http/1.1\r\n" + HOST + b"\r\n",
-    "HTTP/0.9": b"GET /health HTTP/0.9\r\n" + HOST + b"\r\n",
-    "HTTP/2.0": b"GET /health HTTP/2.0\r\n" + HOST + b"\r\n",
     "HTTP/1.10": b"GET /health HTTP/1.10\r\n" + HOST + b"\r\n",
     "HTTP/1": b"GET /health HTTP/1\r\n" + HOST + b"\r\n",
-    "a bare LF after the request line": b"GET /health HTTP/1.1\n" + HOST + b"\r\n",
-    "a bare LF after a header": b"GET /health HTTP/1.1\r\nX: y\n" + HOST + b"\r\n",
-    "bare LFs": b"GET /health HTTP/1.1\nHost: backup.example\n\n\r\n\r\n",
-    "a bare CR in a header": b"GET /health HTTP/1.1\r\nX: y\rz\r\n" + HOST + b"\r\n",
-    "a NUL in a header": b"GET /health HTTP/1.1\r\nX: y\0z\r\n" + HOST + b"\r\n",
     "no Host": b"GET /health HTTP/1.1\r\n\r\n",
     "two Hosts": b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
     "two different Hosts": b"GET /health HTTP/1.1\r\n" + HOST + b"Host: other.example\r\n\r\n",
@@ -100,17 +98,16 @@ MALFORMED = {
     "a header without a name": b"GET /health HTTP/1.1\r\n" + HOST + b": x\r\n\r\n",
     "a space before the colon": b"GET /health HTTP/1.1\r\n" + HOST + b"X : y\r\n\r\n",
     "a space in a header's name": b"GET /health HTTP/1.1\r\n" + HOST + b"X Y: z\r\n\r\n",
-    "a folded first header": b"GET /health HTTP/1.1\r\n X: y\r\n" + HOST + b"\r\n",
 }
 
 
+@pytest.mark.requirement("http.framing", "getHealth.400")
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_requests(target, request_bytes):
-    answer = raw.send(target, request_bytes)
-    assert outcome(answer) == "400 malformed_request"
-    assert answer.headers["Connection"] == "close"  # nobody knows where the next request would begin
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
 
 
+@pytest.mark.requirement("http.framing", "getHealth.200")
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -118,19 +115,20 @@ def test_malformed_requests(target, request_bytes):
         b"GET /health HTTP/1.1\r\nhOST:backup.example\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost:\r\n\r\n",  # RFC 9112 section 3.2: it may be empty
         b"GET /health HTTP/1.0\r\n\r\n",
-        b"\r\nGET /health HTTP/1.1\r\n" + HOST + b"\r\n",  # RFC 9112 section 2.2
     ],
 )
 def test_well_formed_requests(target, request_bytes):
     assert outcome(raw.send(target, request_bytes)) == "200"
 
 
+@pytest.mark.requirement("http.header-limit", "getHealth.431")
 @pytest.mark.parametrize(
     ("size", "wants"),
     [
         (HEADER_BYTES - 1, "200"),
         (HEADER_BYTES, "200"),
-        (HEADER_BYTES + 1, "431 headers_too_large"),
+        # It is not said whether the empty line at the end counts.
+        (HEADER_BYTES + len(b"\r\n") + 1, "431 headers_too_large"),
         (10 * HEADER_BYTES, "431 headers_too_large"),
         (1_000_000, "431 headers_too_large"),
     ],
@@ -139,32 +137,38 @@ def test_well_formed_requests(target, request_bytes):
 def test_size_of_request_line_and_headers(target, size, wants, where):
     if where == "the path":
         wants = wants.replace("200", "404 not_found")
-    head = b"GET /health HTTP/1.1\r\n" + HOST
-    missing = size - len(head + b"X: \r\n\r\n")
-    match where:
-        case "one header":
-            request_bytes = head + b"X: " + b"x" * missing + b"\r\n\r\n"
-        case "many headers":
-            lines, rest = divmod(missing + len(b"X: \r\n"), 10)
-            request_bytes = head + b"X: " + b"x" * (5 + rest) + b"\r\n" + b"X: yyyyy\r\n" * (lines - 1) + b"\r\n"
-        case "the path":
-            request_bytes = head.replace(b"/health", b"/health" + b"x" * missing) + b"X: \r\n\r\n"
+    request_bytes = head_of(size, where, raw.host(target))
     assert len(request_bytes) == size
-    assert outcome(raw.send(target, request_bytes)) == wants
+    with contextlib.suppress(*(CUT_OFF if size > 2 * HEADER_BYTES else ())):
+        assert outcome(raw.send(target, request_bytes)) == wants
 
 
+def head_of(size: int, where: str, host: bytes) -> bytes:
+    """A request for /health, or a longer path, without body and of so many bytes."""
+    head = b"GET /health HTTP/1.1\r\n" + host
+    missing = size - len(head + b"X: \r\n\r\n")
+    if where == "one header":
+        return head + b"X: " + b"x" * missing + b"\r\n\r\n"
+    if where == "the path":
+        return head.replace(b"/health", b"/health" + b"x" * missing, 1) + b"X: \r\n\r\n"
+    lines, rest = divmod(missing + len(b"X: \r\n"), 10)
+    return head + b"X: " + b"x" * (5 + rest) + b"\r\n" + b"X: yyyyy\r\n" * (lines - 1) + b"\r\n"
+
+
+@pytest.mark.requirement("http.framing", "problem.path", "problem.method")
 def test_requests_follow_each_other_on_one_connection(target):
     with raw.connected(target) as connection:
         for path, wants in [("/health", "200"), ("/nothing", "404 not_found"), ("/health", "200")]:
-            connection.sendall(raw.request("GET", path))
+            connection.sendall(raw.request("GET", path).replace(HOST, raw.host(target)))
             assert outcome(raw.receive(connection, "GET", path)) == wants
-        connection.sendall(raw.request("POST", "/health", b"x"))
+        connection.sendall(raw.request("POST", "/health", b"x").replace(HOST, raw.host(target)))
         assert outcome(raw.receive(connection, "POST", "/health")) == "405 method_not_allowed"
 
 
 # ---- Framing of the body -----------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("http.framing", "storeBackup.400")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -177,18 +181,10 @@ def test_requests_follow_each_other_on_one_connection(target):
         ["Content-Length: 0x1"],
         ["Content-Length: 1 1"],
         ["Content-Length: \xb2"],  # "²".isdigit() is true
-        ["Content-Length: 1, 1"],
-        ["Content-Length: 1", "Content-Length: 1"],
         ["Content-Length: 1", "Content-Length: 2"],
-        ["Content-Length: 1", "Transfer-Encoding: chunked"],
-        ["Transfer-Encoding: chunked", "Content-Length: 1"],
         ["Transfer-Encoding: gzip"],
-        ["Transfer-Encoding: gzip, chunked"],
         ["Transfer-Encoding: chunked, gzip"],
-        ["Transfer-Encoding: chunked, chunked"],
-        ["Transfer-Encoding: identity"],
         ["Transfer-Encoding: xchunked"],
-        ["Transfer-Encoding: "],
         ["Transfer-Encoding : chunked"],
         ["Transfer_Encoding: chunked", "Content-Length: x"],
     ],
@@ -198,28 +194,22 @@ def test_malformed_framing(target, lines):
     assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
 
 
+@pytest.mark.requirement("http.framing")
 def test_a_content_length_of_5000_digits(target):
     answer = raw.send(target, raw.request("POST", "/api/backup", headers=("Content-Length: " + "9" * 5000,)))
     assert outcome(answer) in ("400 malformed_request", "413 payload_too_large")
 
 
-def test_chunked_is_for_http_1_1(target):
-    """RFC 9112 section 6.1: its framing in HTTP/1.0 is faulty."""
-    request_bytes = raw.request("GET", "/health", headers=("Transfer-Encoding: chunked",), version="HTTP/1.0")
-    assert outcome(raw.send(target, request_bytes + b"0\r\n\r\n")) == "400 malformed_request"
-
-
+@pytest.mark.requirement("http.framing", "storeBackup.400")
 @pytest.mark.parametrize(
     "framed",
     [
         b"x\r\nhello\r\n0\r\n\r\n",
         b"-1\r\nh\r\n0\r\n\r\n",
-        b"5\nhello\r\n0\r\n\r\n",
         b"5\r\nhello!\r\n0\r\n\r\n",
         b"\r\nhello\r\n0\r\n\r\n",
         b"0x5\r\nhello\r\n0\r\n\r\n",
         b"1_0\r\nhellohellohelloh\r\n0\r\n\r\n",
-        b" 5\r\nhello\r\n0\r\n\r\n",
         b"5 5\r\nhello\r\n0\r\n\r\n",
     ],
 )
@@ -228,6 +218,7 @@ def test_malformed_chunks(user, framed):
     assert outcome(answer) == "400 malformed_request"
 
 
+@pytest.mark.requirement("http.chunked", "storeBackup.201")
 @pytest.mark.parametrize(
     ("coding", "frame"),
     [
@@ -246,6 +237,7 @@ def test_chunked_bodies(user, coding, frame):
     assert backup_bytes(user.client.fetch_backup()) == b"in chunks"
 
 
+@pytest.mark.requirement("http.no-body", "digest.empty")
 @pytest.mark.parametrize("line", ["Content-Length: 0", "Transfer-Encoding: chunked"])
 def test_a_body_without_bytes_is_none(target, user, line):
     framed = b"0\r\n\r\n" if "chunked" in line else b""
@@ -257,15 +249,18 @@ def test_a_body_without_bytes_is_none(target, user, line):
 
 def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
     """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
+    if urlsplit(target.base_url).scheme == "https":
+        not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
+    spec.skip_without_answerer(method, path)
     with raw.connected(target) as connection:
-        connection.sendall(head)
-        first = connection.recv(25, 0x02)  # socket.MSG_PEEK
-        asked = first.startswith(b"HTTP/1.1 100 ")
+        connection.sendall(head.replace(HOST, raw.host(target)))
+        asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
         if asked:
             connection.sendall(body)
-        return asked, raw.receive(connection, method, path)
+        return asked, raw.receive(connection, method, path, head)
 
 
+@pytest.mark.requirement("http.continue", "storeBackup.201")
 def test_expect_100_continue(target, user):
     body = upload(b"asked for")
     head = user.request("POST", "/api/backup", body, "Expect: 100-continue").removesuffix(body)
@@ -274,22 +269,25 @@ def test_expect_100_continue(target, user):
     assert backup_bytes(user.client.fetch_backup()) == b"asked for"
 
 
+@pytest.mark.requirement("http.continue")
 def test_expect_100_continue_without_a_body(target):
     head = raw.request("GET", "/health", headers=("Expect: 100-continue",))
-    asked, answer = expect(target, head, b"", "GET", "/health")
-    assert (asked, outcome(answer)) == (False, "200")
+    _, answer = expect(target, head, b"", "GET", "/health")
+    assert outcome(answer) == "200"
 
 
+@pytest.mark.requirement("http.continue", "storeBackup.413")
 @pytest.mark.parametrize("size", [BODY_BYTES + 1, 2 * BODY_BYTES + 2, 10**12])
 def test_expect_100_continue_of_too_large_a_body(target, size):
     head = raw.request("POST", "/api/backup", headers=("Expect: 100-continue", f"Content-Length: {size}"))
-    asked, answer = expect(target, head, b"", "POST", "/api/backup")
-    assert (asked, outcome(answer)) == (False, "413 payload_too_large")
+    _, answer = expect(target, head, b"", "POST", "/api/backup")
+    assert outcome(answer) == "413 payload_too_large"
 
 
 # ---- Sizes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("backup.body", "storeBackup.413", "storeBackup.201")
 @pytest.mark.parametrize(
     ("size", "wants"),
     [(BODY_BYTES - 1, "201"), (BODY_BYTES, "201"), (BODY_BYTES + 1, "413 payload_too_large")],
@@ -305,12 +303,15 @@ def test_size_of_the_body(user, size, wants, coding):
     assert outcome(answer) == wants
 
 
+@pytest.mark.requirement("backup.body", "problem.unchanged")
 @pytest.mark.parametrize("size", [2 * BODY_BYTES, 4 * BODY_BYTES])
 def test_much_too_large_a_body_sent_all_the_same(target, user, size):
-    assert outcome(user.send("POST", "/api/backup", b" " * size)) == "413 payload_too_large"
+    with contextlib.suppress(*CUT_OFF):
+        assert outcome(user.send("POST", "/api/backup", b" " * size)) == "413 payload_too_large"
     assert outcome(user.client.fetch_backup()) == "404 no_backup"
 
 
+@pytest.mark.requirement("backup.largest", "backup.too-large", "backup.bytes", "storeBackup.413", "storeBackup.201")
 @pytest.mark.parametrize(
     ("size", "wants"),
     [
@@ -332,13 +333,13 @@ def test_size_of_the_backup(user, size, wants):
         assert outcome(user.client.fetch_backup()) == "404 no_backup"
 
 
+@pytest.mark.requirement("backup.largest", "backup.too-large", "changeStorageKey.413", "changeStorageKey.200")
 @pytest.mark.parametrize(("size", "wants"), [(DECODED_BYTES, "200"), (DECODED_BYTES + 1, "413 payload_too_large")])
 def test_size_of_the_backup_at_a_key_change(user, size, wants):
     assert outcome(user.client.change_storage_key(user.credentials[1][::-1], bytes(size))) == wants
-    if wants == "200":
-        user.target.client((user.credentials[0], user.credentials[1][::-1])).delete_user()
 
 
+@pytest.mark.requirement("backup.largest", "backup.body", "backup.bytes")
 def test_the_largest_backup_with_each_slash_escaped(user):
     blob = b"\xff\xff\xff" * 300_000 + secrets.token_bytes(DECODED_BYTES - 900_000)
     body = upload(blob).replace(b"/", rb"\/")
@@ -350,6 +351,7 @@ def test_the_largest_backup_with_each_slash_escaped(user):
 # ---- Paths, queries, methods -------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("problem.path")
 @pytest.mark.parametrize(
     "path",
     [
@@ -386,34 +388,25 @@ def test_the_largest_backup_with_each_slash_escaped(user):
         "/openapi.yml",
         "/openapi",
         "/openapi.JSON",
-        "/favicon.ico",
         "/admin",
         "/admin/stats/",
-        "*",
-        "health",
-        "http://backup.example/nothing",
-        "http://backup.example//health",
-        "http://backup.example/Health",
         "/http://backup.example/health",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_a_path_is_compared_as_sent(target, user, method, path):
-    for headers in ((), raw.signed(target, user.credentials, method, path)):
+def test_a_path_is_compared_as_sent(target, method, path):
+    credentials = secrets.token_hex(32), secrets.token_hex(32)  # that need not be anybody's
+    for headers in ((), raw.signed(target, credentials, method, path)):
         assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "404 not_found"
 
 
-@pytest.mark.parametrize(
-    "form", ["http://backup.example{path}", "HTTP://other.example:80{path}", "https://[::1]{path}"]
-)
-def test_absolute_form(target, user, form):
-    """RFC 9112 section 3.2.2. `@path` is the path of that target (RFC 9421 section 2.2.6)."""
-    assert outcome(raw.send(target, raw.request("GET", form.format(path="/health")))) == "200"
-    proofs = raw.signed(target, user.credentials, "GET", "/api/backup/versions")
-    request_bytes = raw.request("GET", form.format(path="/api/backup/versions"), headers=proofs)
-    assert outcome(raw.send(target, request_bytes)) == "200"
+@pytest.mark.requirement("problem.path", "http.framing")
+@pytest.mark.parametrize("path", ["/h\xe9alth", "*", "health"])
+def test_a_target_that_http_does_not_allow(target, path):
+    assert outcome(raw.send(target, raw.request("GET", path))) in ("400 malformed_request", "404 not_found")
 
 
+@pytest.mark.requirement("signature.query")
 @pytest.mark.parametrize(("method", "path"), SIGNED)
 @pytest.mark.parametrize("query", ["?", "?x=1", "??", "?%00"])
 def test_a_signed_operation_has_no_query(user, method, path, query):
@@ -421,12 +414,14 @@ def test_a_signed_operation_has_no_query(user, method, path, query):
     assert outcome(user.client.fetch_backup()) == "404 no_backup"
 
 
+@pytest.mark.requirement("problem.path")
 @pytest.mark.parametrize("path", ["/health", "/openapi.json", "/openapi.yaml"])
 @pytest.mark.parametrize("query", ["?", "?x=1", "?/../api/backup"])
 def test_an_unsigned_operation_ignores_a_query(target, path, query):
     assert outcome(raw.send(target, raw.request("GET", path + query))) == "200"
 
 
+NEED_NOT_BE_NAMED = {"HEAD", "OPTIONS"}
 ALLOW = {
     "/api/register": {"POST"},
     "/api/backup": {"GET", "POST"},
@@ -439,37 +434,48 @@ ALLOW = {
     "/openapi.yaml": {"GET", "HEAD"},
     "/openapi.json": {"GET", "HEAD"},
 }
-METHODS = """GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT QUERY PROPFIND LINK
-get Get post M-SEARCH FOO GETX GE""".split()
+METHODS = (
+    """GET HEAD POST PUT DELETE OPTIONS PATCH TRACE QUERY PROPFIND LINK get Get post M-SEARCH FOO GETX GE""".split()
+)
 
 
+def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
+    """Skips the test where the target does not have all that this path has."""
+    spec.skip_without(*(each.id for each in spec.OPERATIONS.values() if each.matches(path)))
+    if path == "/admin/stats":  # which is not there where no admin key is configured
+        request.getfixturevalue("admin_key")
+
+
+@pytest.mark.requirement("problem.method", "header.Allow", "http.head", "problem.unchanged")
 @pytest.mark.parametrize("path", PATHS)
-def test_methods(target, user, path):
-    if path == "/admin/stats" and not target.admin_key:
-        pytest.skip("not run: needs ADMIN_SECRET_KEY")
+def test_methods(request, target, user, path):
+    skip_unless_there(request, path)
     for method in set(METHODS) - ALLOW[path]:
         for headers in ((), raw.signed(target, user.credentials, method, path)):
             answer = raw.send(target, raw.request(method, path, headers=headers))
             assert answer.status == 405, method
-            assert set(answer.headers["Allow"].split(", ")) == ALLOW[path], method
+            assert set(answer.headers["Allow"].split(", ")) - NEED_NOT_BE_NAMED == ALLOW[path] - {"HEAD"}, method
             assert method == "HEAD" or answer.json()["code"] == "method_not_allowed"
     assert outcome(user.client.register_user()) == "200"
 
 
+@pytest.mark.requirement("problem.path")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_of_a_path_that_is_not_there(target, method):
     assert raw.send(target, raw.request(method, "/nothing")).status == 404
 
 
+@pytest.mark.public
+@pytest.mark.requirement("http.head")
 @pytest.mark.parametrize("path", ["/health", "/openapi.yaml", "/openapi.json"])
 def test_head_is_get_without_the_body(target, path):
     got, head = (raw.send(target, raw.request(method, path)) for method in ("GET", "HEAD"))
     assert (head.status, head.body) == (200, b"")
-    for name in ("Content-Type", "Content-Length"):
-        assert head.headers[name] == got.headers[name]
-    assert int(head.headers["Content-Length"]) == len(got.body)
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert int(head.headers.get("Content-Length", len(got.body))) == len(got.body)
 
 
+@pytest.mark.requirement("etag.match", "fetchBackup.304")
 def test_if_none_match_may_stand_on_two_lines(user):
     """RFC 9110 section 5.3: as if joined by a comma."""
     etag = user.client.store_backup(b"any").json()
@@ -563,6 +569,7 @@ SPOIL: dict[str, Callable[[Draft], None]] = {
 }
 
 
+@pytest.mark.requirement("order.answers")
 @pytest.mark.parametrize("first", SPOIL)
 def test_the_first_that_fails_answers(ordered, first):
     """Each pair of faults in one request."""
@@ -589,17 +596,12 @@ def test_the_first_that_fails_answers(ordered, first):
 
 
 @pytest.fixture(scope="module")
-def ordered(request, tmp_path_factory):
+def ordered(start_shared_server):
     """A server on which an account may upload twice an hour, and an address fail once."""
-    if request.config.getoption("--base-url"):
-        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
-    from launcher import ServerProcess
-
-    limits = {"BACKUPS_PER_HOUR": 2, "FAILED_CREDENTIALS_PER_5_MINUTES": 1}
-    with ServerProcess(tmp_path_factory.mktemp("ordered"), frozen=1_800_000_000, **limits) as server:
-        yield server
+    return start_shared_server(frozen=1_800_000_000, BACKUPS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1)
 
 
+@pytest.mark.requirement("order.answers", "registerUser.507")
 def test_the_order_at_registration(start_server):
     server = start_server(frozen=1_800_000_000, REGISTRATIONS_PER_HOUR=2)
     user_id = secrets.token_hex(32)
@@ -626,17 +628,7 @@ def test_the_order_at_registration(start_server):
     assert outcome(newcomer.register_user()) == "201"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "wants"),
-    [
-        ("GET", "/api/backup", "400 malformed_request"),  # a body, before no_backup
-        ("GET", "/api/backup/versions/x", "400 malformed_request"),  # before no_such_version
-    ],
-)
-def test_a_body_where_none_belongs_comes_before_what_is_asked_for(user, method, path, wants):
-    assert outcome(user.send(method, path, b"{}")) == wants
-
-
+@pytest.mark.requirement("version.canonical", "order.answers")
 def test_a_version_is_looked_at_after_the_credentials(target):
     for path in ("/api/backup/versions/x", "/api/backup/versions/0"):
         proofs = raw.signed(target, (secrets.token_hex(32), secrets.token_hex(32)), "GET", path)
@@ -649,25 +641,37 @@ def test_a_version_is_looked_at_after_the_credentials(target):
 
 EXPOSED = {"ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
 SENT = {"Authorization", "Content-Digest", "Content-Type", "If-None-Match", "Signature", "Signature-Input"}
-OTHER_ORIGINS = [
+OTHER_ORIGINS = [  # made from the allowed one by `filled`
     "https://other.example",
-    "http://app.example",
-    "https://app.example:8443",
-    "https://app.example.other",
-    "https://app.example/",
-    "https://APP.example",
-    "https://sub.app.example",
-    "https://app.exampl",
+    "{other_scheme}://{host}",
+    "{origin}:8443",
+    "{origin}.other",
+    "{origin}/",
+    "{scheme}://{capital_host}",
+    "{scheme}://sub.{host}",
+    "{shorter}",
     "null",
     "*",
     "",
-    "https://app.example, https://app.example",
+    "{origin}, {origin}",
 ]
 
 
+def filled(text: str, origin: str) -> str:
+    """A text about the allowed origin and others like it."""
+    scheme, _, host = origin.partition("://")
+    other_scheme = "http" if scheme == "https" else "https"
+    names = {"origin": origin, "scheme": scheme, "host": host, "other_scheme": other_scheme, "shorter": origin[:-1]}
+    return text.format(capital_host=host.upper(), **names)
+
+
 def listed(answer: raw.Answer, name: str) -> set[str]:
-    """The members of a header that is a list."""
-    return set(filter(None, answer.headers.get(name, "").replace(" ", "").split(",")))
+    """The members of a header that is a list of names, in small letters."""
+    return set(filter(None, answer.headers.get(name, "").replace(" ", "").lower().split(",")))
+
+
+def small(names: set[str]) -> set[str]:
+    return {name.lower() for name in names}
 
 
 def cors(answer: raw.Answer) -> list[str]:
@@ -675,40 +679,38 @@ def cors(answer: raw.Answer) -> list[str]:
     return [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
-@pytest.fixture
-def with_origin(target):
-    if target.process is None:
-        pytest.skip(f"not run: needs a target whose ALLOWED_ORIGINS are {ALLOWED_ORIGIN}")
-    return target
-
-
+@pytest.mark.public
+@pytest.mark.requirement("cors.preflight", "cors.vary")
 @pytest.mark.parametrize("path", PATHS)
-def test_preflight(with_origin, path):
+def test_preflight(request, target, allowed_origin, path):
+    skip_unless_there(request, path)
     lines = (
-        f"Origin: {ALLOWED_ORIGIN}",
+        f"Origin: {allowed_origin}",
         "Access-Control-Request-Method: GET",
         "Access-Control-Request-Headers: x",
     )
-    answer = raw.send(with_origin, raw.request("OPTIONS", path, headers=lines))
+    answer = raw.send(target, raw.request("OPTIONS", path, headers=lines))
     assert (answer.status, answer.body) == (204, b"")
-    assert answer.headers["Access-Control-Allow-Origin"] == ALLOWED_ORIGIN
-    assert listed(answer, "Access-Control-Allow-Headers") == SENT
-    assert listed(answer, "Access-Control-Allow-Methods") == ALLOW[path]
-    assert "Origin" in listed(answer, "Vary")
-    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert answer.headers["Access-Control-Allow-Origin"] == allowed_origin
+    assert listed(answer, "Access-Control-Allow-Headers") == small(SENT)
+    assert listed(answer, "Access-Control-Allow-Methods") - small(NEED_NOT_BE_NAMED) == small(ALLOW[path]) - {"head"}
+    assert "origin" in listed(answer, "Vary")
 
 
+@pytest.mark.public
+@pytest.mark.requirement("cors.others", "problem.method")
 @pytest.mark.parametrize(
     "lines",
     [
         (),
-        (f"Origin: {ALLOWED_ORIGIN}",),
+        ("Origin: {origin}",),
         ("Access-Control-Request-Method: GET",),
         *((f"Origin: {origin}", "Access-Control-Request-Method: GET") for origin in OTHER_ORIGINS),
     ],
 )
-def test_any_other_options_is_405(with_origin, lines):
-    answer = raw.send(with_origin, raw.request("OPTIONS", "/api/backup", headers=lines))
+def test_any_other_options_is_405(target, allowed_origin, lines):
+    lines = tuple(filled(line, allowed_origin) for line in lines)
+    answer = raw.send(target, raw.request("OPTIONS", "/api/backup", headers=lines))
     assert outcome(answer) == "405 method_not_allowed"
     assert "Access-Control-Allow-Methods" not in answer.headers
 
@@ -723,34 +725,32 @@ CORS_REQUESTS = {
 }
 
 
+@pytest.mark.requirement("cors.exposed", "cors.vary")
 @pytest.mark.parametrize("status", CORS_REQUESTS)
-def test_an_allowed_origin_may_read_every_answer(with_origin, status):
-    line = f"{HOST.decode()}Origin: {ALLOWED_ORIGIN}\r\n".encode()
-    answer = raw.send(with_origin, CORS_REQUESTS[status].replace(HOST, line))
+def test_an_allowed_origin_may_read_every_answer(target, allowed_origin, status):
+    line = f"{HOST.decode()}Origin: {allowed_origin}\r\n".encode()
+    answer = raw.send(target, CORS_REQUESTS[status].replace(HOST, line))
     assert answer.status == int(status)
-    assert answer.headers["Access-Control-Allow-Origin"] == ALLOWED_ORIGIN
-    assert listed(answer, "Access-Control-Expose-Headers") == EXPOSED
-    assert "Origin" in listed(answer, "Vary")
+    assert answer.headers["Access-Control-Allow-Origin"] == allowed_origin
+    assert listed(answer, "Access-Control-Expose-Headers") == small(EXPOSED)
+    assert "origin" in listed(answer, "Vary")
 
 
+@pytest.mark.requirement("cors.others", "cors.vary")
 @pytest.mark.parametrize("origin", [None, *OTHER_ORIGINS])
 @pytest.mark.parametrize("status", ["200", "404", "401", "400"])
-def test_any_other_origin_is_told_nothing(with_origin, status, origin):
-    line = HOST if origin is None else f"{HOST.decode()}Origin: {origin}\r\n".encode()
-    answer = raw.send(with_origin, CORS_REQUESTS[status].replace(HOST, line))
+def test_any_other_origin_is_told_nothing(target, allowed_origin, status, origin):
+    line = HOST if origin is None else f"{HOST.decode()}Origin: {filled(origin, allowed_origin)}\r\n".encode()
+    answer = raw.send(target, CORS_REQUESTS[status].replace(HOST, line))
     assert cors(answer) == []
-    assert "Origin" in listed(answer, "Vary")
+    assert "origin" in listed(answer, "Vary")
 
 
+@pytest.mark.requirement("cors.others")
 def test_without_allowed_origins_there_is_no_cors(start_server):
     server = start_server()
-    lines = (f"Origin: {ALLOWED_ORIGIN}", "Access-Control-Request-Method: GET")
+    lines = ("Origin: https://app.example", "Access-Control-Request-Method: GET")
     for method, wants in [("OPTIONS", "405 method_not_allowed"), ("GET", "200")]:
         answer = raw.send(server, raw.request(method, "/health", headers=lines))
         assert outcome(answer) == wants
         assert cors(answer) == []
-
-
-def test_each_request_has_an_id_of_its_own(target):
-    ids = [raw.send(target, raw.request("GET", "/health")).headers["X-Request-Id"] for _ in range(20)]
-    assert len(set(ids)) == 20

@@ -73,6 +73,17 @@ def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
 # ---- The two windows ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement(
+    "limits.hour",
+    "limits.sliding",
+    "limits.remaining",
+    "limits.policy",
+    "limits.retry-after",
+    "storeBackup.429",
+    "header.RateLimit",
+    "header.RateLimit-Policy",
+    "header.Retry-After",
+)
 def test_5_an_hour(device):
     assert limits(device.upload(0)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
     assert limits(device.upload(10)) == (201, '"hour";r=3;t=3590, "day";r=18;t=86390', None)
@@ -87,6 +98,7 @@ def test_5_an_hour(device):
     assert limits(device.upload(7219)) == (201, '"hour";r=4;t=3600, "day";r=12;t=79181', None)
 
 
+@pytest.mark.requirement("limits.day", "limits.sliding", "limits.remaining", "limits.retry-after", "storeBackup.429")
 def test_20_a_day(device):
     device.uploads(hour * HOUR for hour in range(20))
     refused = (429, '"hour";r=5, "day";r=0;t=14400', "14400")  # none is counted in the hour
@@ -117,6 +129,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("limits.retry-after", "storeBackup.429", "header.Retry-After")
 @pytest.mark.parametrize(("accepted", "at", "retry_after"), REFUSED.values(), ids=REFUSED)
 def test_retry_after_is_right_to_the_second(device, accepted, at, retry_after):
     device.uploads(accepted)
@@ -128,6 +141,7 @@ def test_retry_after_is_right_to_the_second(device, accepted, at, retry_after):
     assert device.upload(at + retry_after).status_code == 201
 
 
+@pytest.mark.requirement("limits.sliding", "limits.hour")
 @pytest.mark.parametrize("boundary", [HOUR, MIDNIGHT, DAY])
 def test_no_double_burst_round_a_boundary(device, boundary):
     device.uploads([boundary - 1] * 5)
@@ -135,12 +149,14 @@ def test_no_double_burst_round_a_boundary(device, boundary):
     device.uploads([boundary + HOUR - 1] * 5)
 
 
+@pytest.mark.requirement("limits.sliding")
 def test_exactly_an_hour_old_no_longer_counts_a_millisecond_less_does(device):
     device.uploads([0.5] * 5)
     assert device.upload(HOUR + 0.499).status_code == 429
     assert device.upload(HOUR + 0.5).status_code == 201
 
 
+@pytest.mark.requirement("limits.remaining")
 def test_t_is_rounded_up(device):
     device.uploads([0.9])
     assert limits(device.upload(5.3)) == (201, '"hour";r=3;t=3596, "day";r=18;t=86396', None)
@@ -149,6 +165,7 @@ def test_t_is_rounded_up(device):
 # ---- What counts -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("limits.free", "retry.first", "retry.receipt", "storeBackup.200")
 def test_a_retry_does_not_count_and_is_answered_past_the_limit(device):
     device.uploads([0])
     for _ in range(30):
@@ -164,6 +181,7 @@ def test_a_retry_does_not_count_and_is_answered_past_the_limit(device):
     assert limits(device.client.store_backup(b"backup 5")) == (200, '"hour";r=5, "day";r=20', None)
 
 
+@pytest.mark.requirement("limits.free")
 def test_refused_uploads_do_not_count(device):
     device.uploads([0])
     client = device.client
@@ -179,11 +197,13 @@ def test_refused_uploads_do_not_count(device):
     assert device.upload(HOUR).status_code == 201
 
 
+@pytest.mark.requirement("order.answers", "base.conflict")
 def test_a_stale_base_is_told_before_the_limit(device):
     device.uploads([0] * 5)
     assert device.client.store_backup(b"stale", "0" * 64).status_code == 409
 
 
+@pytest.mark.requirement("limits.hour", "changeStorageKey.429", "key.both", "header.RateLimit")
 def test_a_changed_key_counts(device):
     assert limits(device.change_key()) == (200, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
     device.uploads([10])
@@ -196,12 +216,14 @@ def test_a_changed_key_counts(device):
     assert device.change_key().status_code == 200
 
 
+@pytest.mark.requirement("limits.account")
 def test_each_account_has_its_own(device, server):
     device.uploads([0] * 5)
     assert device.upload(0).status_code == 429
     Device(server).uploads([0] * 5)
 
 
+@pytest.mark.requirement("limits.sliding")
 def test_a_clock_that_ran_ahead_costs_nothing(device):
     device.uploads([10 * DAY + second for second in range(5)])
     assert device.upload(10 * DAY + 5).status_code == 429
@@ -211,6 +233,7 @@ def test_a_clock_that_ran_ahead_costs_nothing(device):
     assert device.upload(HOUR).status_code == 201
 
 
+@pytest.mark.requirement("limits.sliding", "limits.retry-after")
 def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
     """Those dated later count again once their time comes, and Retry-After knows."""
     device.uploads([HOUR // 2 + second for second in range(5)])
@@ -224,6 +247,7 @@ def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
 # ---- A restart ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("durability.restart", "limits.hour", "limits.day")
 def test_both_windows_survive_a_restart(device, server):
     device.uploads(hour * HOUR for hour in range(15))
     device.uploads([15 * HOUR] * 4)
@@ -234,6 +258,7 @@ def test_both_windows_survive_a_restart(device, server):
     assert limits(device.upload(15 * HOUR)) == (429, '"hour";r=0;t=3600, "day";r=0;t=32400', "32400")
 
 
+@pytest.mark.requirement("limits.retry-after", "limits.policy")
 def test_a_limit_lowered_by_the_operator(device, server):
     """Retry-After then waits until more than one upload has left the window."""
     device.uploads([0, 10, 20, 30, 40])

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from client import BackupClient
+from harness import Target
 from launcher import ServerProcess
 
 FROZEN = 1_795_510_800
@@ -28,7 +29,7 @@ def sha256(blob: bytes) -> str:
 class User:
     """A user whose device's clock is `drift` seconds ahead. `keys` are all that were ever in force, the last one is."""
 
-    server: ServerProcess
+    server: ServerProcess | Target
     drift: int = 0
     user_id: str = field(default_factory=lambda: token_hex(32))
     keys: list[str] = field(default_factory=lambda: [token_hex(32)])
@@ -56,9 +57,11 @@ class User:
         return accepted(self.device.delete_user())
 
     def state(self) -> list[Any]:
-        """Everything that the server shows of this user, under each key, and its counts of all."""
-        shown: list[Any] = [self.server.client().get_admin_stats(self.server.admin_key).json()]
-        shown[0].pop("databaseBytes", None)
+        """Everything that the server shows of this user, under each key, and its counts of all if it is ours alone."""
+        shown: list[Any] = []
+        if isinstance(self.server, ServerProcess):
+            shown.append(self.server.client().get_admin_stats(self.server.admin_key).json())
+            shown[0].pop("databaseBytes", None)
         for key in self.keys:
             client = self.client(key)
             versions = client.list_backup_versions()
@@ -73,7 +76,7 @@ def accepted(response: requests.Response) -> requests.Response:
     return response
 
 
-def replay(server: ServerProcess, captured: requests.Response) -> tuple[int, str | None]:
+def replay(server: ServerProcess | Target, captured: requests.Response) -> tuple[int, str | None]:
     """Sends the request of an exchange again, byte for byte; the server's port may be another by now."""
     request = captured.request.copy()
     request.url = server.base_url + urlsplit(request.url).path
@@ -157,6 +160,31 @@ ANSWERS = {
 }
 
 
+# Where nobody needs to move a clock, or to restart anything.
+ON_ANY_SERVER = [at_once, after_a_later_version, after_a_key_change, after_deletion]
+IDS = {"register": "replay.register", "store": "replay.store", "change": "replay.key"}
+
+
+@pytest.mark.parametrize("moment", ON_ANY_SERVER, ids=lambda moment: moment.__name__)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.requirement(IDS[name.split()[0]])) for name in LATEST]
+)
+def test_a_replay_changes_nothing_on_any_server(target, name, moment):
+    user = User(target)
+    captured = CAPTURED[name](user)
+    moment(user, LATEST[name])
+    replay_changes_nothing(user, captured, ANSWERS[moment][name.split()[0]])
+
+
+@pytest.mark.requirement("replay.delete", "deleteUser.401")
+def test_a_replayed_deletion_changes_nothing_on_any_server(target):
+    user = User(target)
+    captured = CAPTURED["delete"](user)
+    replay_changes_nothing(user, captured, WRONG_KEY)
+    replay_changes_nothing(user, captured, WRONG_KEY)
+
+
+@pytest.mark.requirement("replay.register", "replay.store", "replay.key", "durability.restart", "delete.all")
 @pytest.mark.parametrize("moment", ANSWERS, ids=lambda moment: moment.__name__)
 def test_a_replay_changes_nothing(server, moment):
     for name, latest in LATEST.items():
@@ -167,6 +195,7 @@ def test_a_replay_changes_nothing(server, moment):
         replay_changes_nothing(user, captured, answer)
 
 
+@pytest.mark.requirement("replay.delete", "durability.restart", "delete.fresh")
 def test_a_replayed_deletion_changes_nothing(server):
     user = User(server)
     captured = CAPTURED["delete"](user)
@@ -182,6 +211,15 @@ def test_a_replayed_deletion_changes_nothing(server):
 # ---- A device whose clock is as far ahead as it may be: its signatures live 600 s --------------------------
 
 
+@pytest.mark.requirement(
+    "replay.register",
+    "replay.store",
+    "replay.key",
+    "replay.delete",
+    "delete.reserved",
+    "delete.refused",
+    "durability.restart",
+)
 def test_replays_as_late_as_a_signature_lives(server):
     user = User(server, drift=SKEW)
     captured = {"register": user.register(), "store": user.store(b"1"), "next": user.store(b"2", b"1")}
@@ -202,6 +240,7 @@ def test_replays_as_late_as_a_signature_lives(server):
         replay_changes_nothing(user, exchange, EXPIRED)
 
 
+@pytest.mark.requirement("replay.store", "signature.window")
 def test_a_device_whose_clock_is_behind(server):
     user = User(server, drift=-SKEW)
     user.register()
@@ -242,6 +281,16 @@ def back_by_an_upload_and_a_change(user: User) -> requests.Response:
     return captured
 
 
+@pytest.mark.requirement("replay.signature", "replay.store", "replay.key")
+@pytest.mark.parametrize(
+    "captured", [back_by_uploads, back_by_changes_of_the_key, back_by_an_upload_and_a_change], ids=lambda f: f.__name__
+)
+def test_a_signature_stores_one_version_only_on_any_server(target, captured):
+    user = User(target)
+    replay_changes_nothing(user, captured(user), STALE)
+
+
+@pytest.mark.requirement("replay.signature", "replay.store", "replay.key", "durability.restart")
 @pytest.mark.parametrize(
     "captured", [back_by_uploads, back_by_changes_of_the_key, back_by_an_upload_and_a_change], ids=lambda f: f.__name__
 )
@@ -258,6 +307,7 @@ def test_a_signature_stores_one_version_only(server, captured, drift):
     replay_changes_nothing(user, exchange, EXPIRED)
 
 
+@pytest.mark.requirement("replay.signature", "replay.store")
 def test_nor_when_the_content_comes_back_late(server):
     """The device's clock is ahead, and another version is stored in the last second in which the signature lives."""
     user = User(server, drift=SKEW)
@@ -269,6 +319,7 @@ def test_nor_when_the_content_comes_back_late(server):
     replay_changes_nothing(user, captured, STALE)
 
 
+@pytest.mark.requirement("replay.signature", "replay.store")
 def test_nor_after_many_uploads(start_server):
     server = start_server(frozen=FROZEN, BACKUPS_PER_HOUR=1000, BACKUPS_PER_DAY=1000)
     user = User(server)
@@ -281,13 +332,15 @@ def test_nor_after_many_uploads(start_server):
     replay_changes_nothing(user, captured[30], STALE)
 
 
-def test_a_refused_replay_names_the_version_there_is(server):
-    user = User(server)
+@pytest.mark.requirement("base.current", "replay.signature")
+def test_a_refused_replay_names_the_version_there_is(target):
+    user = User(target)
     request = back_by_uploads(user).request
-    answer = server.client().session.send(request, timeout=30)
+    answer = target.client().session.send(request, timeout=30)
     assert (answer.status_code, answer.json()["currentVersion"]) == (409, 3)
 
 
+@pytest.mark.requirement("base.latest", "storeBackup.201")
 def test_what_is_signed_afresh_may_come_back(server):
     """The rule is about a signature, not about bytes."""
     user = User(server)
@@ -296,19 +349,21 @@ def test_what_is_signed_afresh_may_come_back(server):
     user.store(b"B", b"A")
 
 
-def test_a_refused_upload_may_be_repeated_as_it_is(server):
+@pytest.mark.requirement("base.latest", "storeBackup.201")
+def test_a_refused_upload_may_be_repeated_as_it_is(target):
     """Only a signature under which a version was stored is spent."""
-    user = User(server)
+    user = User(target)
     user.register()
     captured = user.device.store_backup(b"B", sha256(b"A"))
     assert captured.status_code == 409
     user.store(b"A")
-    assert replay(server, captured) == (201, None)
+    assert replay(target, captured) == (201, None)
 
 
 # ---- A clock that jumps ------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("replay.store", "replay.signature")
 def test_a_replay_once_the_clock_has_come_back(server):
     """The server's clock was an hour ahead: what was signed by it lives again when that hour comes."""
     server.move_clock(3600)
@@ -323,6 +378,7 @@ def test_a_replay_once_the_clock_has_come_back(server):
         replay_changes_nothing(user, captured, STALE)
 
 
+@pytest.mark.requirement("replay.register", "delete.all")
 def test_a_deleted_user_once_the_clock_has_come_back(server):
     server.move_clock(3600)
     user = User(server)

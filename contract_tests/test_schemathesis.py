@@ -1,84 +1,16 @@
-"""Generated requests: schemathesis, by its command, against the target. Its settings are in schemathesis.toml.
+"""Generated requests, by schemathesis, signed for real.
 
 pytest contract_tests/test_schemathesis.py --fuzz-examples 1000 --fuzz-seed 1
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
+import fuzz
 import pytest
-import yaml
-from spec import METHODS, SPEC
-
-HERE = Path(__file__).parent
-TIMEOUT = 3600  # seconds, for a long run
 
 
-def without_default_responses() -> dict[str, Any]:
-    """The spec as it is held against answers: with `default`, schemathesis would accept every status."""
-    paths = {
-        path: {
-            method: operation
-            if method not in METHODS
-            else operation | {"responses": {k: v for k, v in operation["responses"].items() if k != "default"}}
-            for method, operation in item.items()
-        }
-        for path, item in SPEC["paths"].items()
-    }
-    return SPEC | {"paths": paths}
-
-
-def run(request: pytest.FixtureRequest, target: Any, directory: Path, **change: str) -> subprocess.CompletedProcess:
-    """Runs schemathesis with these options and prints what it says."""
-    document = directory / "openapi.yaml"
-    document.write_text(yaml.safe_dump(without_default_responses(), sort_keys=False))
-    options = {
-        "--url": target.base_url,
-        "--max-examples": request.config.getoption("--fuzz-examples"),
-        "--seed": request.config.getoption("--fuzz-seed"),
-    }
-    if not target.admin_key:
-        options["--exclude-operation-id"] = "getAdminStats"
-    environ = {
-        "TARGET_URL": target.base_url,
-        "TARGET_SECRET": target.secret,
-        "TARGET_KEYID": target.keyid,
-        "TARGET_ADMIN_KEY": target.admin_key or "",
-        "PYTHONPATH": str(HERE),
-        "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "schemathesis.cli"),
-            *("--config-file", str(HERE / "schemathesis.toml")),
-            *("run", str(document)),
-            *(part for option in options.items() for part in option),
-        ],
-        cwd=directory,
-        env=os.environ | environ | change,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    print(done.stdout)
-    return done
-
-
+@pytest.mark.requirement("problem.form", "http.schema", "http.i-json", "problem.method", "signature.accepted")
 def test_generated_requests(request, target, tmp_path):
-    done = run(request, target, tmp_path)
+    done = fuzz.run(request, target, tmp_path)
     assert done.returncode == 0
     assert "No issues found" in done.stdout
     for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
         assert f"✅ {phase}" in done.stdout
-
-
-def test_a_dead_signer_is_noticed(request, target, tmp_path):
-    """The canary: with a wrong secret every signed operation answers 401, and the run must say so."""
-    done = run(request, target, tmp_path, TARGET_SECRET="not the secret of this server, but as long")
-    assert done.returncode != 0
-    assert "Authentication failed: 7 operations returned only 401/403 responses" in done.stdout
-    assert "Valid data should have been accepted" in done.stdout

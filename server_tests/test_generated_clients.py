@@ -221,7 +221,7 @@ def test_generated_types_compile(request: pytest.FixtureRequest, tmp_path: Path)
         pytest.skip("not run: it is about openapi.yaml here, and --base-url names another's server")
     node = shutil.which("node")
     tools = TYPESCRIPT / "node_modules"
-    assert node and tools.exists(), "node and what it needs are missing: npm ci --prefix contract_tests/typescript"
+    assert node and tools.exists(), "node and what it needs are missing: npm ci --prefix server_tests/typescript"
     for name in ("usage.ts", "tsconfig.json"):
         shutil.copy(TYPESCRIPT / name, tmp_path)
     command = [node, tools / "openapi-typescript/bin/cli.js", spec.SPEC_PATH, "--output", "openapi.d.ts"]

@@ -25,7 +25,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-lint.txt", "requirements-browser.txt"]
-NPM_LOCKS = ["lint", "contract_tests/typescript", "reference"]
+NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
 SERVER = (ROOT / "backup_server.py").read_text()
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())

@@ -1,0 +1,155 @@
+"""What was sent and answered last: a failing test shows it as curl, without what is secret.
+
+Nothing that this module writes holds an Authorization, a Signature, a key or a blob.
+"""
+
+import base64
+import json
+import re
+import shlex
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+KEPT = 3
+MOST_CHARACTERS = 600  # of a body that is shown
+OF_CURL_ITSELF = {"content-length", "user-agent", "accept", "accept-encoding", "connection"}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its answer; `answer` is None where none came. `raw` are the request's bytes, if it was sent
+    as such."""
+
+    url: str
+    method: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    answer: tuple[int, tuple[tuple[str, str], ...], bytes] | None
+    raw: bytes | None = None
+
+    def request_text(self) -> str:
+        """The request as a curl command; as escaped bytes where it is none that curl would send."""
+        if self.raw is not None:
+            return raw_text(self.raw, self.url)
+        words = ["curl", "--include", "--path-as-is", "--request", self.method]
+        lines = [shlex.join(words), shlex.quote(self.url)]
+        for name, value in self.headers:
+            if name.lower() in ("authorization", "signature"):
+                lines.append(f'--header "{name}: ${name.upper()}"')
+            elif name.lower() not in OF_CURL_ITSELF:
+                lines.append(f"--header {shlex.quote(f'{name}: {redacted(value)}')}")
+        if self.body:
+            lines.append(f"--data-binary {shlex.quote(body_text(self.body))}")
+        return " \\\n  ".join(lines)
+
+    def answer_text(self) -> str:
+        """The answer: status, headers, body."""
+        if self.answer is None:
+            return "There was no answer."
+        status, headers, body = self.answer
+        lines = [str(status), *(f"{name}: {redacted(value)}" for name, value in headers)]
+        return "\n".join([*lines, "", body_text(body)]).rstrip()
+
+
+LAST: deque[Exchange] = deque(maxlen=KEPT)
+
+
+def record(exchange: Exchange) -> None:
+    LAST.append(exchange)
+
+
+def last() -> list[dict[str, str]]:
+    """The last exchanges of this test, the very last one first, as texts."""
+    return [{"request": exchange.request_text(), "answer": exchange.answer_text()} for exchange in reversed(LAST)]
+
+
+# ---- What is left out --------------------------------------------------------------------------------------
+
+SECRETS: set[str] = set()  # of the target
+PRIVATE_HEADER = re.compile(r"(?im)^(authorization|signature)(\s*:).*?(?=\r|$)")
+REDACTIONS: list[tuple[re.Pattern[str], str]] = [
+    (PRIVATE_HEADER, r"\1\2 …"),
+    (re.compile(r"(?i)\b(basic|bearer) +(?!realm)[A-Za-z0-9+/=_.~-]{5,}"), r"\1 …"),
+    (re.compile(r"=:[A-Za-z0-9+/]{20,}={0,2}:"), "=:…:"),
+    (re.compile(r"(?i)\b([0-9a-f]{6})[0-9a-f]{26,}\b"), r"\1…"),  # a key, or a digest: that cannot be told
+    (re.compile(r"[A-Za-z0-9+/]{40,}={0,2}"), "…"),
+    (re.compile(r"(\\x[0-9a-f]{2}|\\\d|.)\1{60,}"), r"\1…"),
+]
+
+
+def redacted(text: str) -> str:
+    """The text without secrets, keys, signatures and blobs."""
+    for secret in SECRETS:
+        text = text.replace(secret, "…")
+    for pattern, replacement in REDACTIONS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def body_text(body: bytes) -> str:
+    """A body, short enough to be read."""
+    if len(body) > 100_000:
+        return f"… ({len(body):,} bytes)"
+    text = body.decode("utf-8", "backslashreplace")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and document.keys() & {"data", "storageKey"}:
+        text = json.dumps({name: hidden(name, value) for name, value in document.items()}, ensure_ascii=False)
+    text = redacted(text)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}… ({len(body):,} bytes)"
+
+
+def hidden(name: str, value: Any) -> Any:
+    """A member of a body; of a blob or key no more than its length."""
+    if name in ("data", "storageKey") and isinstance(value, str):
+        return f"… ({len(value):,} characters)"
+    return value
+
+
+def raw_text(request: bytes, url: str) -> str:
+    """A request that was sent as bytes, line by line, with escapes for what is not ASCII."""
+    head, blank, body = request.partition(b"\r\n\r\n")
+    lines = [line.decode("latin-1") for line in head.split(b"\r\n")]
+    shown = [escaped(redacted(line)) for line in lines]
+    shown = [line if len(line) <= 200 else f"{line[:200]}…" for line in shown]
+    if len(shown) > 30:
+        shown = [*shown[:30], f"… ({len(lines)} lines)"]
+    return "\n".join([f"# sent as bytes to {url}", *shown, "", *([body_text(body)] if body else [])]).rstrip()
+
+
+def escaped(text: str) -> str:
+    return "".join(c if 32 <= ord(c) < 127 or c == "…" else c.encode("unicode_escape").decode() for c in text)
+
+
+def headers_of(headers: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, str], ...]:
+    return tuple((as_text(name), as_text(value)) for name, value in headers)
+
+
+def as_text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+# ---- What a request says -----------------------------------------------------------------------------------
+
+
+def credentials_of(authorization: str | bytes) -> tuple[str, str] | None:
+    """userId and storage key of an Authorization header, or None where it has none."""
+    _, _, encoded = as_text(authorization).partition(" ")
+    try:
+        user_id, colon, storage_key = base64.b64decode(encoded, validate=True).decode("ascii").partition(":")
+    except ValueError:
+        return None
+    return (user_id, storage_key) if colon else None
+
+
+def member_of(body: str | bytes | None, name: str) -> Any:
+    """A member of a body that is a JSON object, or None."""
+    try:
+        document = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return None
+    return document.get(name) if isinstance(document, dict) else None

@@ -1,0 +1,155 @@
+"""Shows that the tests find what they are for: runs them against servers that are broken on purpose.
+
+For each fault of broken.py, and each requirement that it breaks, the tests that name this requirement run against a
+server with this fault until one of them fails. Prints a table of what was caught by which test. The exit code is 1
+if anything was not caught, or if one of those tests fails on the healthy server, too.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requirements
+from broken import FAULTS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = 300  # seconds that the tests of one requirement may take
+
+
+class Collector:
+    """A pytest plugin that keeps which tests name which requirement."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, list[str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            for requirement in requirements.named_by(item):
+                self.tests.setdefault(requirement, []).append(item.nodeid)
+
+
+def collect() -> dict[str, list[str]]:
+    """The node ids of the contract's tests, by requirement."""
+    collector, output = Collector(), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = pytest.main(["--collect-only", "-q", str(REPOSITORY / "contract_tests")], plugins=[collector])
+    if status != pytest.ExitCode.OK:
+        sys.exit(f"the tests cannot be collected:\n{output.getvalue()}")
+    return collector.tests
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
+    """This file as a plugin of the runs that it starts: the first test that fails ends the run.
+
+    A test whose set-up or tear-down fails has not found anything.
+    """
+    report = yield
+    if report.when == "call" and report.failed:
+        item.session.shouldstop = f"failed: {item.nodeid}"  # which pytest prints between exclamation marks
+    return report
+
+
+def run(tests: Iterable[str], fault: str | None) -> tuple[int, str, str]:
+    """Runs tests, by node id, until one fails: pytest's exit code, the test that failed if one did, and its output."""
+    environ = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    }
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # starts four times as fast; a test imports what it needs
+    if fault:
+        environ["CONTRACT_BROKEN"] = fault
+    with tempfile.NamedTemporaryFile("w") as arguments:
+        arguments.write("\n".join(tests))
+        arguments.flush()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "run_broken", "-p", "no:cacheprovider"]
+        command.append(f"@{arguments.name}")
+        try:
+            done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            return -1, "", f"took more than {LONGEST} s"
+    failed = re.search("failed: (.+) !+$", done.stdout, re.MULTILINE)
+    return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
+
+
+@dataclass
+class Trial:
+    """A fault, and one of the requirements that it breaks; then what became of it."""
+
+    fault: str
+    requirement: str
+    tests: list[str]
+    caught_by: str = ""
+    seconds: float = 0
+    output: str = ""
+
+    def run(self) -> "Trial":
+        if self.tests:
+            started = time.monotonic()
+            _, self.caught_by, self.output = run(self.tests, self.fault)
+            self.seconds = time.monotonic() - started
+        else:
+            self.output = f"no test names {self.requirement}"
+        return self
+
+
+def trials(faults: Iterable[str]) -> list[Trial]:
+    tests = collect()
+    result = []
+    for name in faults:
+        fault = FAULTS[name]
+        result += [Trial(name, requirement, tests.get(requirement, [])) for requirement in fault.requirements]
+        if fault.test:
+            result.append(Trial(name, "(of this server)", [fault.test]))
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="run these faults alone, and show how they fail")
+    parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many run at a time (2)")
+    parser.add_argument("--list", action="store_true", help="say what the faults are, and run nothing")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.faults) - set(FAULTS):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list shows them")
+    if arguments.list:
+        for name, fault in FAULTS.items():
+            print(f"{name}: {fault.description} ({', '.join(fault.requirements) or fault.test})")
+        return 0
+
+    started, done = time.monotonic(), []
+    with ThreadPoolExecutor(arguments.n) as pool:
+        waiting = trials(arguments.faults or FAULTS)
+        for trial in pool.map(Trial.run, waiting):
+            done.append(trial)
+            outcome = f"caught in {trial.seconds:.1f} s" if trial.caught_by else "NOT CAUGHT"
+            print(f"{len(done)}/{len(waiting)} {trial.fault}, {trial.requirement}: {outcome}", flush=True)
+            if arguments.faults or not trial.caught_by:
+                print(trial.output)
+
+    width, other = (max(len(getattr(trial, column)) for trial in done) for column in ("fault", "requirement"))
+    print(f"\n{'fault':{width}}  {'requirement':{other}}  seconds  caught by")
+    for trial in done:
+        row = f"{trial.fault:{width}}  {trial.requirement:{other}}  {trial.seconds:7.1f}"
+        print(f"{row}  {trial.caught_by.removeprefix('contract_tests/') or 'NOT CAUGHT'}")
+
+    caught = [trial for trial in done if trial.caught_by]
+    print(f"\n{len(caught)} of {len(done)} caught; {time.monotonic() - started:.0f} s")
+    status, failed, output = run(dict.fromkeys(trial.caught_by for trial in caught), None) if caught else (0, "", "")
+    print(output if status else "the healthy server passes the tests that caught them")
+    return int(bool(status) or len(caught) < len(done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

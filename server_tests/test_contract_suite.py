@@ -1,0 +1,320 @@
+"""The contract tests as a program: what they do with a fault of their own, and with a target that is not right.
+
+Each run is pytest in a process of its own, on a copy of the harness with a few small tests, or on the tests themselves.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from harness import RAISED_LIMITS
+from launcher import REPOSITORY, SERVER
+
+CONTRACT_TESTS = REPOSITORY / "contract_tests"
+SUMMARY = re.compile(r"^\d+ of \d+ requirements: .*$", re.MULTILINE)
+
+HEAD = """
+import pytest
+
+"""
+PASSES = """
+@pytest.mark.requirement("getHealth.200")
+def test_that_passes(target):
+    assert target.client().get_health().status_code == 200
+
+"""
+FAILS = """
+@pytest.mark.requirement("getHealth.200", "storeBackup.201")
+def test_that_fails(target, new_user):
+    user = new_user()
+    user.store_backup(b"a blob that nobody shall see" * 10)
+    user.change_storage_key("ab" * 32, b"another blob that nobody shall see" * 10)
+    assert user._auth._authorization == target.secret
+
+"""
+UNMARKED = """
+def test_without_a_requirement():
+    pass
+
+"""
+UNKNOWN = """
+@pytest.mark.requirement("getHealth.299")
+def test_of_nothing():
+    pass
+
+"""
+WITHOUT_PARAMETER = """
+@pytest.mark.requirement("{operation}.200")
+def test_of_a_parameter_that_is_not_there():
+    pass
+
+"""
+NEEDS = """
+@pytest.mark.requirement("admin.proof")
+def test_that_needs_a_key(admin_key):
+    pass
+
+@pytest.mark.requirement("cors.preflight")
+def test_that_needs_an_origin(allowed_origin):
+    pass
+
+@pytest.mark.requirement("signature.rotation")
+def test_that_needs_a_keyid(second_keyid):
+    pass
+
+@pytest.mark.requirement("durability.whole")
+def test_that_needs_a_process(start_server):
+    pass
+
+"""
+
+Suite = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, within a copy of the harness."""
+    directory = tmp_path / "contract_tests"
+    directory.mkdir()
+    for source in CONTRACT_TESTS.glob("*"):
+        if source.is_file() and not source.name.startswith("test_"):
+            shutil.copy(source, directory)
+    shutil.copy(REPOSITORY / "tox.ini", tmp_path)
+
+    def run(tests: str, *arguments: Any, narrowed: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
+        (directory / "test_some.py").write_text(HEAD + tests)
+        what = directory / "test_some.py" if narrowed else directory
+        return pytest_run(tmp_path, what, *arguments, BACKUP_SERVER=str(SERVER), **environ)
+
+    return run
+
+
+def pytest_run(directory: Path, *arguments: Any, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
+    done = subprocess.run(command, cwd=directory, env={"PATH": "/bin"} | environ, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    return done
+
+
+def text(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+# ---- Requirements and tests --------------------------------------------------------------------------------
+
+
+def test_what_is_in_order_passes(suite):
+    done = suite(PASSES)
+    assert done.returncode == 0
+    assert SUMMARY.search(done.stdout)[0] == "1 of 215 requirements: 1 proven"
+
+
+@pytest.mark.parametrize(
+    ("tests", "says"),
+    [
+        (UNMARKED, "test_without_a_requirement names no requirement"),
+        (UNKNOWN, "does not have: getHealth.299"),
+        (WITHOUT_PARAMETER, "there is no parameter 'operation'"),
+    ],
+    ids=["no mark", "an unknown id", "an unknown parameter"],
+)
+def test_a_test_with_a_wrong_mark_fails_the_run(suite, tests, says):
+    done = suite(PASSES + tests)
+    assert (done.returncode, says in text(done)) == (pytest.ExitCode.USAGE_ERROR, True)
+    assert "passed" not in done.stdout
+    # Where the tests are collected by others, it fails itself.
+    done = suite(PASSES + tests, "-n", "1")
+    assert (done.returncode, says in text(done)) == (pytest.ExitCode.TESTS_FAILED, True)
+
+
+def test_a_requirement_without_a_test_fails_a_whole_run(suite):
+    done = suite(PASSES, narrowed=False)
+    assert (done.returncode, "storeBackup.201 has no test" in text(done)) == (pytest.ExitCode.USAGE_ERROR, True)
+    done = suite(PASSES, "-n", "1", narrowed=False)
+    assert (done.returncode, "storeBackup.201 has no test" in text(done)) == (pytest.ExitCode.TESTS_FAILED, True)
+
+
+def test_a_requirement_that_is_not_proven_fails_a_whole_run_against_a_server_of_its_own(suite):
+    all_of_them = '@pytest.mark.requirement("*")\ndef test_all(target):\n    pass\n\n'
+    assert suite(all_of_them, narrowed=False).returncode == 0
+    done = suite(
+        all_of_them + 'from plugin import not_run\n@pytest.mark.requirement("key.old")\n'
+        'def test_one():\n    not_run("for once")\n',
+        narrowed=False,
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "key.old is partly proven" in done.stdout
+    assert SUMMARY.search(done.stdout)[0] == "215 of 215 requirements: 214 proven, 1 partly proven"
+
+
+def test_selection(suite):
+    tests = PASSES + '@pytest.mark.requirement("history.last")\ndef test_other():\n    pass\n'
+    for arguments, passed in [
+        (["--requirement", "history.last"], "test_other"),
+        (["--requirement", "getHealth.*"], "test_that_passes"),
+        (["--category", "history"], "test_other"),
+        (["--category", "getHealth"], "test_that_passes"),
+        (["--category", "no-service"], "test_other"),
+    ]:
+        done = suite(tests, *arguments, "-v")
+        assert (done.returncode, re.findall(r"::(\w+) PASSED", done.stdout)) == (0, [passed]), arguments
+    for arguments in (["--requirement", "nothing"], ["--category", "nothing"]):
+        assert suite(tests, *arguments).returncode == pytest.ExitCode.USAGE_ERROR
+
+
+# ---- Expected failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tests", "entry", "code", "says"),
+    [
+        (FAILS, "storeBackup.201 # the disk is on order", 0, "1 expected failure: the disk is on order"),
+        (FAILS, "contract_tests/test_some.py::test_that_fails # known", 0, "1 xfailed"),
+        (FAILS, "registerUser.201 # another", 1, "1 failed"),
+        (PASSES, "getHealth.200 # mended since", 1, "getHealth.200 does not fail any more"),
+        (PASSES, "contract_tests/test_some.py::test_that_passes # mended", 1, "does not fail any more"),
+        (PASSES, "getHealth.200", 4, "not an id or a test, then ' # ' and the reason"),
+        (PASSES, "getWealth.200 # a typing error", 4, "not an id or a test"),
+    ],
+    ids=["id", "test", "another id", "stale id", "stale test", "no reason", "no id"],
+)
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
+def test_expected_failures(suite, tmp_path, tests, entry, code, says, workers):
+    (tmp_path / "known").write_text(f"# what this target does not do yet\n\n{entry}\n")
+    done = suite(tests, "--expected-failures", tmp_path / "known", *workers)
+    assert (done.returncode, says in text(done)) == (code, True)
+
+
+def test_an_expected_failure_of_a_test_that_is_not_there_fails_a_whole_run(suite, tmp_path):
+    (tmp_path / "known").write_text("contract_tests/test_some.py::test_that_was_renamed # known\n")
+    tests = '@pytest.mark.requirement("*")\ndef test_all():\n    pass\n'
+    done = suite(tests, "--expected-failures", tmp_path / "known", narrowed=False)
+    assert (done.returncode, "there is no test contract_tests/test_some.py::test_that_was_renamed" in text(done)) == (
+        1,
+        True,
+    )
+
+
+# ---- The target --------------------------------------------------------------------------------------------
+
+
+def of(server: Any, **more: str) -> dict[str, str]:
+    """The environment that gives a run this target."""
+    return {"CONTRACT_BASE_URL": server.base_url, "APP_SECRET_KEY": server.environ["APP_SECRET_KEY"], **more}
+
+
+def test_a_target_that_is_not_there(suite):
+    done = suite(PASSES, "--base-url", "http://127.0.0.1:9", APP_SECRET_KEY="s" * 32)
+    assert (done.returncode, "cannot be reached at http://127.0.0.1:9" in text(done)) == (4, True)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1", "ftp://127.0.0.1", "http://127.0.0.1/api", "http://a:b@127.0.0.1"])
+def test_a_target_that_is_none(suite, url):
+    done = suite(PASSES, "--base-url", url, APP_SECRET_KEY="s" * 32)
+    assert (done.returncode, "--base-url must be" in text(done)) == (4, True)
+
+
+def test_what_is_not_the_targets(suite, start_server):
+    server = start_server(ALLOWED_ORIGINS="https://app.example", **RAISED_LIMITS)
+    wrong = "not-the-secret-of-this-server-but-as-long"
+    for environ, says in [
+        ({"APP_SECRET_KEY": ""}, "--base-url needs the app's secret in APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": wrong}, "APP_SECRET_KEY is not the target's: keyid app gets signature_invalid"),
+        ({"APP_SECRET_KEY": f"{server.secret},b:{server.secret}"}, "keyid b gets signature_invalid"),
+        ({"ADMIN_SECRET_KEY": wrong}, "ADMIN_SECRET_KEY is not the target's"),
+        ({"CONTRACT_ORIGIN": "https://other.example"}, "CONTRACT_ORIGIN is not among the target's ALLOWED_ORIGINS"),
+    ]:
+        done = suite(PASSES, **of(server) | environ)
+        assert (done.returncode, says in text(done)) == (4, True), says
+        assert server.secret not in text(done) and wrong not in text(done)
+    given = of(server, ADMIN_SECRET_KEY=server.admin_key, CONTRACT_ORIGIN="https://app.example")
+    assert suite(PASSES, **given).returncode == 0
+
+
+@pytest.mark.parametrize("name", RAISED_LIMITS)
+def test_limits_that_were_not_raised(suite, start_server, name):
+    server = start_server(**RAISED_LIMITS | {name: None})
+    done = suite(PASSES, **of(server))
+    assert done.returncode == 4
+    assert re.search(rf"needs a target with raised limits; {name} is not\. Give it ", text(done))
+    assert "passed" not in done.stdout
+
+
+def test_what_was_not_given_is_not_run_and_not_passed(suite, start_server):
+    server = start_server(**RAISED_LIMITS)
+    done = suite(PASSES + NEEDS, "-rs", **of(server))
+    assert done.returncode == 0
+    assert "1 passed, 4 not run" in done.stdout
+    assert SUMMARY.search(done.stdout)[0] == "5 of 215 requirements: 1 proven, 4 not run"
+    for name in ("ADMIN_SECRET_KEY", "CONTRACT_ORIGIN", "two secrets", "a server of its own"):
+        assert f"1 not run: needs {name}" in done.stdout.replace("the target's admin key in ", "").replace(
+            "an origin of the target's ALLOWED_ORIGINS in ", ""
+        )
+
+
+@pytest.mark.parametrize("absent", ["listBackupVersions", "getAdminStats"])
+def test_a_target_without_an_operation(start_server, tmp_path, absent):
+    """It leaves it out of its /openapi.json: what needs it is skipped, all else is tested."""
+    text = SERVER.read_text().replace("\nif __name__", f'\ndel HANDLERS["{absent}"]\n\nif __name__')
+    (tmp_path / "backup_server.py").write_text(text)
+    document = (SERVER.parent / "openapi.yaml").read_text()
+    path = {"listBackupVersions": "/api/backup/versions", "getAdminStats": "/admin/stats"}[absent]
+    without = re.sub(rf"\n  {path}:\n.*?\n(?=\n  /)", "\n", document, count=1, flags=re.DOTALL)
+    assert f"operationId: {absent}\n      tags" not in without
+    (tmp_path / "openapi.yaml").write_text(without)
+    server = start_server(BACKUP_SERVER=tmp_path / "backup_server.py", **RAISED_LIMITS)
+    done = pytest_run(REPOSITORY, CONTRACT_TESTS / "test_operations.py", "-q", **of(server))
+    assert done.returncode == 0
+    assert f"skipped: the target declares that it does not have {absent}" in done.stdout
+    skipped = int(re.search(r"(\d+) skipped", done.stdout)[1])
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert 2 <= skipped < 30 and passed > 30
+
+
+def test_the_public_profile_stays_inside_the_limits_of_the_contract(start_server):
+    server = start_server(ALLOWED_ORIGINS="https://app.example")  # twice, as the limits are those of an hour
+    given = of(server, ADMIN_SECRET_KEY=server.admin_key, CONTRACT_ORIGIN="https://app.example")
+    for _ in range(2):
+        done = pytest_run(REPOSITORY, CONTRACT_TESTS, "-q", "--profile", "public", **given)
+        assert done.returncode == 0
+        passed, not_run = re.search(r"^(\d+) passed, (\d+) not run", done.stdout, re.MULTILINE).groups()
+        assert int(passed) > 150 and int(not_run) > 500
+        assert "limits are spent" not in done.stdout
+    counts = server.client().get_admin_stats(server.admin_key).json()
+    assert (counts["users"], counts["versions"]) == (0, 0)
+
+
+# ---- What is left behind, and what is shown ----------------------------------------------------------------
+
+
+def test_users_are_deleted_also_when_a_test_fails(suite, start_server):
+    server = start_server(**RAISED_LIMITS)
+    assert suite(FAILS, **of(server)).returncode == 1
+    assert server.client().get_admin_stats(server.admin_key).json()["users"] == 0
+    assert requests.get(f"{server.base_url}/health", timeout=10).status_code == 200
+
+
+def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, tmp_path):
+    server = start_server(**RAISED_LIMITS)
+    page, junit = tmp_path / "report.html", tmp_path / "junit.xml"
+    for workers in ((), ("-n", "1")):
+        done = suite(FAILS + PASSES, "--report", page, "--junit-xml", junit, *workers, **of(server))
+        assert done.returncode == 1
+        html, xml = page.read_text(), junit.read_text()
+        assert "test_that_fails" in html and "The contract is not kept." in html
+        assert "curl --include --path-as-is --request PUT" in html
+        assert "--header &quot;Authorization: $AUTHORIZATION&quot;" in html
+        assert '<property name="requirement" value="storeBackup.201"' in xml
+        for shown in (html, xml, text(done)):
+            assert server.secret not in shown
+            assert not re.search(r"Basic [A-Za-z0-9+/]{6}", shown)
+            assert not re.search(r"app=:[A-Za-z0-9+/]{6}", shown)
+            assert "YSBibG9iIHRoYXQ" not in shown and "YW5vdGhlciBibG9i" not in shown
+            assert "ab" * 32 not in shown
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)  # it needs nothing else

@@ -1,0 +1,203 @@
+"""Where HTTP leaves a choice, this server takes the strict one; and what follows from how it is built.
+
+Another server may choose otherwise, so none of this is part of the contract.
+"""
+
+from typing import Any
+
+import pytest
+import raw
+import spec
+from raw import HOST, outcome
+
+MALFORMED = {
+    "two spaces": b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a tab": b"GET\t/health HTTP/1.1\r\n" + HOST + b"\r\n",
+    "bytes beyond ASCII in the path": b"GET /h\xc3\xa9alth HTTP/1.1\r\n" + HOST + b"\r\n",
+    "HTTP/0.9": b"GET /health HTTP/0.9\r\n" + HOST + b"\r\n",
+    "HTTP/2.0": b"GET /health HTTP/2.0\r\n" + HOST + b"\r\n",
+    "a bare LF after the request line": b"GET /health HTTP/1.1\n" + HOST + b"\r\n",
+    "a bare LF after a header": b"GET /health HTTP/1.1\r\nX: y\n" + HOST + b"\r\n",
+    "bare LFs": b"GET /health HTTP/1.1\nHost: backup.example\n\n\r\n\r\n",
+    "a bare CR in a header": b"GET /health HTTP/1.1\r\nX: y\rz\r\n" + HOST + b"\r\n",
+    "a NUL in a header": b"GET /health HTTP/1.1\r\nX: y\0z\r\n" + HOST + b"\r\n",
+    "a folded first header": b"GET /health HTTP/1.1\r\n X: y\r\n" + HOST + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_requests(target, request_bytes):
+    answer = raw.send(target, request_bytes)
+    assert outcome(answer) == "400 malformed_request"
+    assert answer.headers["Connection"] == "close"  # nobody knows where the next request would begin
+
+
+def test_an_empty_line_before_a_request_is_ignored(target):
+    """RFC 9112 section 2.2."""
+    assert outcome(raw.send(target, b"\r\nGET /health HTTP/1.1\r\n" + HOST + b"\r\n")) == "200"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: 1, 1"],
+        ["Content-Length: 1", "Content-Length: 1"],
+        ["Content-Length: 1", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked", "Content-Length: 1"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Transfer-Encoding: chunked, chunked"],
+        ["Transfer-Encoding: identity"],
+        ["Transfer-Encoding: "],
+    ],
+)
+def test_ambiguous_framing(target, lines):
+    request_bytes = raw.request("POST", "/api/backup", headers=tuple(lines)) + b"1\r\nx\r\n0\r\n\r\n"
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
+def test_chunked_is_for_http_1_1(target):
+    """RFC 9112 section 6.1: its framing in HTTP/1.0 is faulty."""
+    request_bytes = raw.request("GET", "/health", headers=("Transfer-Encoding: chunked",), version="HTTP/1.0")
+    assert outcome(raw.send(target, request_bytes + b"0\r\n\r\n")) == "400 malformed_request"
+
+
+@pytest.mark.parametrize("framed", [b"5\nhello\r\n0\r\n\r\n", b" 5\r\nhello\r\n0\r\n\r\n"])
+def test_lenient_chunks(target, framed):
+    request_bytes = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",)) + framed
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
+@pytest.mark.parametrize("size", [16_384, 16_385])
+def test_the_empty_line_after_the_headers_counts(target, size):
+    head = b"GET /health HTTP/1.1\r\n" + raw.host(target) + b"X: "
+    request_bytes = head.ljust(size - 4, b"x") + b"\r\n\r\n"
+    assert len(request_bytes) == size
+    assert outcome(raw.send(target, request_bytes)) == ("200" if size == 16_384 else "431 headers_too_large")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_sender_sees_the_answer_to_much_too_large_a_body(target, size):
+    body = b" " * (size * spec.LIMITS["requestBodyBytes"])
+    assert outcome(raw.send(target, raw.request("POST", "/api/backup", body))) == "413 payload_too_large"
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_sender_sees_the_answer_to_much_too_large_headers(target, size):
+    answer = raw.send(target, raw.request("GET", "/health", headers=(f"X: {'x' * size}",)))
+    assert outcome(answer) == "431 headers_too_large"
+
+
+@pytest.mark.parametrize("size", [2 * spec.LIMITS["requestBodyBytes"] + 2, 10**12])
+def test_a_body_that_is_too_large_is_not_asked_for(target, size):
+    head = raw.request("POST", "/api/backup", headers=("Expect: 100-continue", f"Content-Length: {size}"))
+    with raw.connected(target) as connection:
+        connection.sendall(head)
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "*",
+        "health",
+        "http://backup.example/nothing",
+        "http://backup.example//health",
+        "http://backup.example/Health",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_odd_targets_are_compared_as_sent(target, method, path):
+    assert outcome(raw.send(target, raw.request(method, path))) == "404 not_found"
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/backup"])
+def test_connect_is_a_method_that_no_path_has(target, path):
+    assert outcome(raw.send(target, raw.request("CONNECT", path))) == "405 method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "form", ["http://backup.example{path}", "HTTP://other.example:80{path}", "https://[::1]{path}"]
+)
+def test_absolute_form(target, new_user, form):
+    """RFC 9112 section 3.2.2. `@path` is the path of that target (RFC 9421 section 2.2.6)."""
+    assert outcome(raw.send(target, raw.request("GET", form.format(path="/health")))) == "200"
+    proofs = raw.signed(target, new_user().credentials, "GET", "/api/backup/versions")
+    request_bytes = raw.request("GET", form.format(path="/api/backup/versions"), headers=proofs)
+    assert outcome(raw.send(target, request_bytes)) == "200"
+
+
+def test_allow_names_head(target):
+    assert raw.send(target, raw.request("POST", "/health")).headers["Allow"] == "GET, HEAD"
+
+
+# ---- Bodies ------------------------------------------------------------------------------------------------
+
+
+def store(client: Any, body: bytes, content_type: str = "application/json") -> str:
+    answer = client.request("POST", "/api/backup", body=body, headers={"Content-Type": content_type})
+    return outcome(answer)
+
+
+def test_a_byte_order_mark_is_not_json(new_user):
+    """RFC 8259 section 8.1 lets a parser ignore it; this one does not."""
+    assert store(new_user(), b'\xef\xbb\xbf{"data":"QUFB"}') == "400 malformed_request"
+
+
+@pytest.mark.parametrize("value", [b"1e999", b"-1e999", b"1" * 5000, b"[" * 100_000 + b"]" * 100_000])
+def test_numbers_and_nesting_beyond_this_parser(new_user, value):
+    assert store(new_user(), b'{"data":' + value + b"}") == "400 malformed_request"
+
+
+def test_another_charset_is_another_media_type(new_user):
+    content_type = "application/json; charset=iso-8859-1"
+    assert store(new_user(), b'{"data":"QUFB"}', content_type) == "415 unsupported_media_type"
+
+
+def test_every_departure_from_the_schema_is_told(new_user):
+    answer = new_user().request("POST", "/api/backup", body={"data": 1, "baseSha256": 1, "x": 1})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["#/data", "#/baseSha256", "#"]
+
+
+@pytest.mark.parametrize("path", ["/api/backup", "/api/backup/versions/x"])
+def test_a_body_where_none_belongs_comes_before_what_is_asked_for(new_user, path):
+    answer = new_user().request("GET", path, body=b"{}")
+    assert outcome(answer) == "400 malformed_request"  # not no_backup, not no_such_version
+
+
+# ---- Addresses ---------------------------------------------------------------------------------------------
+
+
+def fail(client: Any) -> None:
+    assert outcome(client.list_backup_versions()) == "401 credentials_invalid"
+
+
+def test_an_address_is_not_what_a_header_says(start_server):
+    """Off Fly nothing in front of the server sets these headers, so anybody may."""
+    stranger = start_server(FAILED_CREDENTIALS_PER_5_MINUTES=5).client()
+    for number in range(5):
+        forged = {"Fly-Client-IP": f"192.0.2.{number}", "X-Forwarded-For": f"192.0.2.{number}"}
+        stranger.session.headers.update(forged)
+        fail(stranger)
+    assert outcome(stranger.list_backup_versions()) == "429 rate_limited"
+
+
+SAME_ADDRESS = {
+    "the same": ("192.0.2.1", "192.0.2.1", True),
+    "other IPv4": ("192.0.2.1", "192.0.2.2", False),
+    "one IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+    "another IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    "IPv4 mapped into IPv6": ("::ffff:192.0.2.1", "192.0.2.1", True),
+    "IPv4 mapped into IPv6, others": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    "two spellings": ("2001:DB8:0:1:0:0:0:1", "2001:db8:0:1::1", True),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "same"), SAME_ADDRESS.values(), ids=SAME_ADDRESS)
+def test_addresses_on_fly(start_server, first, second, same):
+    server = start_server(FLY_APP_NAME="a-name-that-fly-sets", FAILED_CREDENTIALS_PER_5_MINUTES=2)
+    stranger = server.client()
+    stranger.session.headers["Fly-Client-IP"] = first
+    fail(stranger)
+    fail(stranger)
+    stranger.session.headers["Fly-Client-IP"] = second
+    assert stranger.list_backup_versions().status_code == (429 if same else 401)

@@ -1,0 +1,240 @@
+"""The server's file: what is in it, what is not any more, and what a crash or a snapshot leaves of it.
+
+It is SQLite, one table `Dict` of `key` and `value`.
+"""
+
+import contextlib
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from secrets import token_bytes
+
+import pytest
+import requests
+from calls import at_once, code, eventually, sha256
+from client import BackupClient, backup_bytes
+from launcher import SERVER, ServerProcess
+
+MANY = {
+    "BACKUPS_PER_HOUR": 100_000,
+    "BACKUPS_PER_DAY": 100_000,
+    "REGISTRATIONS_PER_HOUR": 100_000,
+    "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
+}
+GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
+RESERVED = 601  # seconds for which a deleted userId stays
+
+
+def values(database: Path, part: bytes) -> int:
+    """How many values in the file hold these bytes."""
+    return count(database, "SELECT count(*) FROM Dict WHERE instr(value, ?)", part)
+
+
+def keys(database: Path, part: str) -> int:
+    """How many keys or values in the file hold this text."""
+    return count(database, "SELECT count(*) FROM Dict WHERE instr(key, ?1) OR instr(value, ?1)", part.encode())
+
+
+def count(database: Path, query: str, part: bytes) -> int:
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute(query, (part,)).fetchone()[0]
+
+
+def stats(server: ServerProcess) -> dict[str, int]:
+    """The server's counts; right after a start they may take a moment (503)."""
+    client = server.client()
+    assert eventually(lambda: client.get_admin_stats(server.admin_key).status_code == 200)
+    counts = client.get_admin_stats(server.admin_key).json()
+    del counts["databaseBytes"]
+    return counts
+
+
+@pytest.fixture
+def server(start_server) -> ServerProcess:
+    return start_server(**MANY)
+
+
+@pytest.fixture
+def user(server) -> BackupClient:
+    user = server.client()
+    assert user.register_user().status_code == 201
+    return user
+
+
+def test_the_database_stays_level(start_server):
+    """Dropped versions make room for later ones: 60 uploads of 200 kB, a day apart, take no more than 20."""
+    server = start_server(frozen=1_793_523_600, **MANY)
+    user = server.client()
+    assert user.register_user().status_code == 201
+    chance, base, sizes = random.Random(1), None, []
+    for _ in range(60):
+        blob = chance.randbytes(200_000)
+        server.move_clock(86_400)
+        assert user.store_backup(blob, base).status_code == 201
+        base = sha256(blob)
+        stats = server.client().get_admin_stats(server.admin_key)
+        sizes.append(stats.json()["databaseBytes"])
+    assert max(sizes[20:]) <= max(sizes[:20]) * 1.1
+    assert max(sizes) < 4 * 9 * 200_000
+
+
+def test_the_statistics_count_the_file(start_server):
+    server = start_server()
+    answer = server.client().get_admin_stats(server.admin_key)
+    assert answer.json()["databaseBytes"] >= server.database.stat().st_size > 0
+
+
+def test_restored_from_an_older_snapshot(server, user):
+    """A device that knows versions which the server has lost is refused, and told where to begin."""
+    blobs = [None, *(token_bytes(1000) for _ in range(4))]
+    for before, blob in zip(blobs[:2], blobs[1:3], strict=True):
+        assert user.store_backup(blob, sha256(before)).status_code == 201
+    server.stop()
+    snapshot = shutil.copy(server.database, server.directory / "snapshot")
+    user.base_url = server.start().base_url
+    assert user.store_backup(blobs[3], sha256(blobs[2])).json()["version"] == 3
+    lost = user.fetch_backup()
+    server.stop()
+    shutil.copy(snapshot, server.database)
+    user.base_url = server.start().base_url
+
+    refused = user.store_backup(blobs[4], lost.json()["sha256"])
+    assert (code(refused), refused.json()["currentVersion"]) == ("version_conflict", 2)
+    assert user.store_backup(blobs[4], sha256(blobs[2])).json()["version"] == 3  # another 3 than the lost one
+    fetched = user.fetch_backup(if_none_match=lost.headers["ETag"])
+    assert (fetched.status_code, backup_bytes(fetched)) == (200, blobs[4])
+
+
+# ---- Deletion ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_deleted_user_is_left_but_the_name(server, user):
+    user_id, _ = user.credentials
+    mark, base = token_bytes(16), None
+    for number in range(12):
+        blob = mark + token_bytes(10_000 + number)
+        assert user.store_backup(blob, base).status_code == 201
+        base = sha256(blob)
+    assert values(server.database, mark) >= 4
+    assert user.delete_user().status_code == 204
+    assert values(server.database, mark) == 0
+    assert keys(server.database, user_id) == 1
+
+
+def test_a_deletion_cut_short_is_finished_at_the_next_start(start_server):
+    server = start_server(KEEP_VERSIONS="40,0,0,0", **MANY)
+    user = server.client()
+    assert user.register_user().status_code == 201
+    mark, base = token_bytes(16), None
+    for _ in range(40):
+        blob = mark + token_bytes(1_000_000)
+        assert user.store_backup(blob, base).status_code == 201
+        base = sha256(blob)
+
+    observer = server.client(user.credentials)
+    with ThreadPoolExecutor(1) as pool:
+        deletion = pool.submit(user.delete_user)
+        while observer.list_backup_versions().status_code == 200:
+            pass
+        server.kill()  # it has taken effect, and 40 MB are on their way out
+    if not isinstance(deletion.exception(), GONE):
+        pytest.skip("not run: the deletion was done before the server could be killed")
+    assert values(server.database, mark) > 0
+
+    user.base_url = server.start().base_url
+    assert user.list_backup_versions().status_code == 401
+    assert code(user.register_user()) == "recently_deleted"
+    assert stats(server) == {"users": 0, "backups": 0, "versions": 0}
+    server.stop()
+    assert values(server.database, mark) == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted):
+    server = start_server(frozen=1_795_510_800, **MANY)
+    gone, back = server.client(), server.client()
+    for user in (gone, back):
+        assert user.register_user().status_code == 201
+        assert user.store_backup(b"a backup").status_code == 201
+        assert user.delete_user().status_code == 204
+
+    server.move_clock(RESERVED - 1)
+    if restarted:
+        gone.base_url = back.base_url = server.restart().base_url
+    time.sleep(1.5)  # housekeeping must not come too early
+    for user in (gone, back):
+        answer = user.register_user()
+        assert (code(answer), answer.headers["Retry-After"]) == ("recently_deleted", "1")
+        assert keys(server.database, user.credentials[0]) == 1
+
+    server.move_clock(1)
+    assert back.register_user().status_code == 201
+    assert code(back.fetch_backup()) == "no_backup"
+    assert back.store_backup(b"a backup").json()["version"] == 1
+    assert eventually(lambda: keys(server.database, gone.credentials[0]) == 0)
+    time.sleep(1.5)
+    assert back.fetch_backup().status_code == 200  # the new account is not what is forgotten
+    assert stats(server) == {"users": 1, "backups": 1, "versions": 1}
+    assert back.delete_user().status_code == 204  # and reserves the name anew
+    server.move_clock(RESERVED - 1)
+    assert code(back.register_user()) == "recently_deleted"
+
+
+# ---- Readers ----------------------------------------------------------------------------------------------
+
+
+# The server, but for a moment before each blob is read: time enough for its slot to be overwritten.
+SLOW_READS = """
+import dbm.sqlite3, time
+__file__ = {server!r}
+
+def slow(self, key, get=dbm.sqlite3._Database.__getitem__):
+    time.sleep(0.01 if key.startswith(b"blob/") else 0)
+    return get(self, key)
+
+dbm.sqlite3._Database.__getitem__ = slow
+exec(compile(open(__file__).read(), __file__, "exec"))
+"""
+
+
+@pytest.mark.parametrize("keep", ["1,0,0,0", "4,3,2,2"])
+def test_readers_beside_a_writer(start_server, tmp_path, keep):
+    """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
+    (tmp_path / "slow_reads.py").write_text(SLOW_READS.format(server=str(SERVER)))
+    server = start_server(BACKUP_SERVER=tmp_path / "slow_reads.py", KEEP_VERSIONS=keep, **MANY)
+    user = server.client()
+    assert user.register_user().status_code == 201
+    blobs = [number.to_bytes(4) * 5_000 for number in range(1, 121)]
+    user.store_backup(blobs[0])
+    done = threading.Event()
+
+    def write() -> int:
+        try:
+            for before, blob in zip(blobs, blobs[1:], strict=False):
+                assert user.store_backup(blob, sha256(before)).status_code == 201
+        finally:
+            done.set()
+        return 0
+
+    def read() -> int:
+        reader, latest, fetched = server.client(user.credentials), 0, 0
+        while not done.is_set():
+            answer = reader.fetch_backup()
+            assert answer.status_code == 200, answer.text
+            version = answer.json()["version"]
+            assert version >= latest  # no reader goes back
+            assert backup_bytes(answer) == blobs[version - 1]
+            latest = version
+            for receipt in reader.list_backup_versions().json()["versions"]:
+                answer = reader.fetch_backup_version(receipt["version"])
+                assert answer.status_code in (200, 404), answer.text
+                if answer.status_code == 200:
+                    assert backup_bytes(answer) == blobs[receipt["version"] - 1]
+            fetched += 1
+        return fetched
+
+    assert min(at_once([write, read, read])[1:]) >= 1
