@@ -23,12 +23,6 @@ BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in (
 KEPT = 4  # the versions that are kept at least, by KEEP_VERSIONS
 
 
-@schemathesis.deserializer("application/yaml")
-def as_text(context: schemathesis.DeserializationContext, response: schemathesis.Response) -> str:
-    """The schema of the document in YAML is that of its text; by default it would be parsed."""
-    return response.content.decode()
-
-
 @dataclass
 class Account:
     """Credentials that nobody else has, and the latest version, 0 if there is none."""
