@@ -85,7 +85,7 @@ def redacted(text: str) -> str:
         text = text.replace(secret, "…")
     for pattern, replacement in REDACTIONS:
         text = pattern.sub(replacement, text)
-    return text
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate could not be written
 
 
 def body_text(body: bytes) -> str:

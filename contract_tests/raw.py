@@ -39,7 +39,7 @@ class Answer:
 def outcome(answer: Any) -> str:
     """An answer in a word: "201", or for a problem status and code, "409 version_conflict"."""
     status = getattr(answer, "status_code", None) or answer.status
-    if answer.headers.get("Content-Type", "").startswith("application/problem+json") and answer.text:
+    if answer.headers.get("Content-Type", "").lower().startswith("application/problem+json") and answer.text:
         return f"{status} {answer.json()['code']}"
     return str(status)
 

@@ -82,8 +82,7 @@ def replay(server: ServerProcess | Target, captured: requests.Response) -> tuple
     request.url = server.base_url + urlsplit(request.url).path
     session = server.client().session
     answer = session.send(request, timeout=30)
-    problem = answer.headers.get("Content-Type") == "application/problem+json"
-    return answer.status_code, answer.json()["code"] if problem else None
+    return answer.status_code, answer.json()["code"] if answer.status_code >= 400 else None
 
 
 def replay_changes_nothing(user: User, captured: requests.Response, answer: tuple[int, str | None]) -> None:

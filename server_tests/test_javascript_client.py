@@ -1,0 +1,17 @@
+"""The JavaScript client, written from openapi.yaml and fixtures/ alone, against this server."""
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def test_a_whole_life(start_server):
+    server = start_server()
+    done = subprocess.run(
+        ["node", Path(__file__).with_name("javascript_cycle.mjs"), server.base_url],
+        env=os.environ | {"APP_SECRET_KEY": server.secret},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
