@@ -54,22 +54,22 @@ def collect() -> dict[str, list[str]]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
     """This file as a plugin of the runs that it starts: the first test that fails ends the run.
 
-    A test whose set-up or tear-down fails has not found anything.
+    A test whose set-up or tear-down fails has not found anything, nor one that was about another requirement then.
     """
+    from plugin import ABOUT  # which pytest has loaded by now
+
     report = yield
-    if report.when == "call" and report.failed:
+    requirement = os.environ.get("CONTRACT_REQUIREMENT")
+    if report.when == "call" and report.failed and requirement in [None, *item.stash.get(ABOUT, [requirement])]:
         item.session.shouldstop = f"failed: {item.nodeid}"  # which pytest prints between exclamation marks
     return report
 
 
-def run(tests: Iterable[str], fault: str | None) -> tuple[int, str, str]:
+def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
     """Runs tests, by node id, until one fails: pytest's exit code, the test that failed if one did, and its output."""
-    environ = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    }
-    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # starts four times as fast; a test imports what it needs
-    if fault:
-        environ["CONTRACT_BROKEN"] = fault
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTRACT_")} | environ
+    environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the plugin that this file is
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest starts four times as fast
     with tempfile.NamedTemporaryFile("w") as arguments:
         arguments.write("\n".join(tests))
         arguments.flush()
@@ -97,7 +97,9 @@ class Trial:
     def run(self) -> "Trial":
         if self.tests:
             started = time.monotonic()
-            _, self.caught_by, self.output = run(self.tests, self.fault)
+            _, self.caught_by, self.output = run(
+                self.tests, CONTRACT_BROKEN=self.fault, CONTRACT_REQUIREMENT=self.requirement
+            )
             self.seconds = time.monotonic() - started
         else:
             self.output = f"no test names {self.requirement}"
@@ -146,7 +148,7 @@ def main() -> int:
 
     caught = [trial for trial in done if trial.caught_by]
     print(f"\n{len(caught)} of {len(done)} caught; {time.monotonic() - started:.0f} s")
-    status, failed, output = run(dict.fromkeys(trial.caught_by for trial in caught), None) if caught else (0, "", "")
+    status, failed, output = run(dict.fromkeys(trial.caught_by for trial in caught)) if caught else (0, "", "")
     print(output if status else "the healthy server passes the tests that caught them")
     return int(bool(status) or len(caught) < len(done))
 

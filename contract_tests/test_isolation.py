@@ -8,6 +8,7 @@ import base64
 import hashlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from secrets import token_hex
 
 import pytest
 from client import authorization
@@ -73,15 +74,15 @@ def of_like_hash(key: str, part: slice) -> str:
 
 
 GUESSES = {
-    "a key of the stranger's": lambda user_id, key: (user_id, "5e" * 32),
-    "the user's own hash": lambda user_id, key: (user_id, hashlib.sha256(key.encode()).hexdigest()),
-    "the hash of the key's bytes": lambda user_id, key: (user_id, hashlib.sha256(bytes.fromhex(key)).hexdigest()),
-    "the userId": lambda user_id, key: (user_id, user_id),
-    "another first digit": lambda user_id, key: (user_id, f"{int(key[0], 16) ^ 1:x}" + key[1:]),
-    "another last digit": lambda user_id, key: (user_id, key[:-1] + f"{int(key[-1], 16) ^ 1:x}"),
-    "another of which the hash begins the same": lambda user_id, key: (user_id, of_like_hash(key, slice(4))),
-    "another of which the hash ends the same": lambda user_id, key: (user_id, of_like_hash(key, slice(60, 64))),
-    "the stranger's own account": lambda user_id, key: None,
+    "the key of the stranger's own account": lambda user_id, key, own: (user_id, own[1]),
+    "the user's own hash": lambda user_id, key, own: (user_id, hashlib.sha256(key.encode()).hexdigest()),
+    "the hash of the key's bytes": lambda user_id, key, own: (user_id, hashlib.sha256(bytes.fromhex(key)).hexdigest()),
+    "the userId": lambda user_id, key, own: (user_id, user_id),
+    "another first digit": lambda user_id, key, own: (user_id, f"{int(key[0], 16) ^ 1:x}" + key[1:]),
+    "another last digit": lambda user_id, key, own: (user_id, key[:-1] + f"{int(key[-1], 16) ^ 1:x}"),
+    "another of which the hash begins the same": lambda user_id, key, own: (user_id, of_like_hash(key, slice(4))),
+    "another of which the hash ends the same": lambda user_id, key, own: (user_id, of_like_hash(key, slice(60, 64))),
+    "the stranger's own account": lambda user_id, key, own: own,
 }
 
 
@@ -91,11 +92,11 @@ GUESSES = {
 @pytest.mark.parametrize("guess", GUESSES.values(), ids=GUESSES)
 def test_a_stranger_can_do_nothing(target, new_user, guess):
     user = with_two_versions(target.client())
-    stranger = new_user()
+    stranger = new_user((token_hex(32), "5e" * 32))
     own = stranger.store_backup(b"the stranger's").json()
     before = user.fetch_backup().json(), user.list_backup_versions().json()
 
-    credentials = guess(*user.credentials) or stranger.credentials
+    credentials = guess(*user.credentials, stranger.credentials)
     stranger = target.client(credentials)
     if credentials[0] == user.credentials[0]:
         assert problem(stranger.register_user()) == (409, "username_taken")

@@ -349,6 +349,9 @@ def test_another_body_than_the_signed_one(target, new_user, operation, method, p
     for other in (body + b" ", body[:-1] + b"\n" if body else b"{}", body[:-1] if body else b"x"):
         headers = ("Content-Type: application/json", *raw.signed(target, credentials, method, path, body))
         assert outcome(raw.send(target, raw.request(method, path, other, headers))) == "400 digest_mismatch"
+    for signed_body in (b"{}", b" ", b"\0"):  # and nothing is sent
+        headers = raw.signed(target, credentials, method, path, signed_body)
+        assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "400 digest_mismatch"
     assert state(user) == before
 
 

@@ -397,6 +397,14 @@ def test_a_signature_is_for_one_body(user):
     assert_refused(user.send(headers | digest, "POST", "/api/backup", changed), "signature_invalid")
 
 
+@pytest.mark.requirement("{operation}.400", "digest.empty", "digest.mismatch")
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_the_digest_of_a_body_that_is_not_sent(user, operation):
+    method, path, body, _ = REQUESTS[operation]
+    response = user.send(user.proof(method, path, body or b"{}"), method, path)
+    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+
+
 @pytest.mark.requirement("signature.path", "version.canonical")
 def test_the_path_is_signed_as_it_is_sent(user):
     encoded, decoded = "/api/backup/versions/%31", "/api/backup/versions/1"

@@ -248,7 +248,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
         f"A request body may have {LIMITS['requestBodyBytes']:,} bytes",
         f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
         f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature lives",
-        f"until {LIMITS['deletedUserSeconds']} seconds after the last attempt",
+        f"works {LIMITS['deletedUserSeconds']} seconds after the last attempt",
         f"The request line and headers together may have {LIMITS['requestHeaderBytes']:,} bytes",
         f"{configurable['BACKUPS_PER_HOUR']} an hour and {configurable['BACKUPS_PER_DAY']} a day",
         f"{configurable['REGISTRATIONS_PER_HOUR']} accounts created an hour",
