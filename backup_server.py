@@ -353,6 +353,9 @@ def validation_errors(validator: Any, value: Any) -> list[dict[str, str]]:
     return [{"pointer": pointer, "detail": detail} for pointer, detail in dict.fromkeys(found)]
 
 
+MOST_COMMAS = 100  # no schema needs as many; megabytes of tiny values would take a hundred times their size in memory
+
+
 class NotIJson(ValueError):
     """A text that JSON's grammar lets pass and I-JSON does not; the message repeats nothing of it."""
 
@@ -377,6 +380,8 @@ I_JSON = json.JSONDecoder(object_pairs_hook=unique_members, parse_float=finite_n
 def parse_json(body: bytes) -> Any:
     """Parse I-JSON (RFC 7493). Raises Problem malformed_request."""
     try:
+        if body.count(b",") > MOST_COMMAS:
+            raise NotIJson("it has too many values")
         text = body.decode()
         value = I_JSON.decode(text)
         if "\\u" in text:
@@ -915,9 +920,6 @@ def store_version(
             "keyVersion": record["keyVersion"] + (new_storage_key is not None),
             "slot": slot,
         }
-        # No signature lives longer than a deleted user's userId is reserved.
-        living = moment - server.spec.limits["deletedUserSeconds"] * 1000
-        uploads = [[time, signature if time > living else None] for time, signature in uploads]
         account = record | {
             "keyVersion": version["keyVersion"],
             "slots": max(record["slots"], slot + 1),
@@ -1267,7 +1269,12 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 
     def received(self, data: bytes) -> int:
         try:
-            return super().received(data)
+            consumed = super().received(data)
+            # waitress collects a chunk's line and the trailer in memory without end.
+            unread = getattr(self.body_rcv, "control_line", b"") + getattr(self.body_rcv, "trailer", b"")
+            if len(unread) >= self.adj.max_request_header_size:
+                raise ValueError("a chunk's line or the trailer is too long")
+            return consumed
         except ValueError:  # such as a Content-Length of 5,000 digits
             self.error = waitress.utilities.BadRequest("")
             self.completed = True
@@ -1325,6 +1332,19 @@ class Channel(waitress.channel.HTTPChannel):
     parser_class = RequestParser
     error_task_class = ProblemTask
 
+    def received(self, data: bytes) -> bool:
+        is_open = super().received(data)
+        # A thread waits until a client has read its answers (waitress' outbuf_high_watermark, 16 MiB): of requests
+        # that were sent ahead the first two are answered, then the connection is closed (RFC 9112 section 9.3.2).
+        with self.requests_lock:
+            for request in self.requests[2:]:
+                request.close()
+            if self.requests[2:]:
+                del self.requests[2:]
+                self.requests[1].headers["CONNECTION"] = "close"
+                self.request = None
+        return is_open
+
 
 class WaitressLog(logging.Handler):
     """Logs that waitress had something to say, and where; its messages may repeat what was sent."""
@@ -1353,6 +1373,7 @@ def listen(server: Server) -> waitress.server.TcpWSGIServer:
         threads=4,
         ident="",
         recv_bytes=262_144,
+        inbuf_overflow=65_536,  # beyond it an unfinished body waits on disk, not in memory
         asyncore_use_poll=True,
         connection_limit=1000,
         max_request_header_size=limits["requestHeaderBytes"] + 1,
