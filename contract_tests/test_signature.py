@@ -332,8 +332,9 @@ def test_a_header_sent_twice_and_signed_as_the_two(user, name):
     """RFC 9421 section 2.1 joins field lines by a comma: such a signature is right, and still of another profile."""
     once = user.proof()[name]
     headers = user.proof(**{"authorization" if name == "Authorization" else "digest": f"{once}, {once}"})
-    assert_refused(user.send(headers), "signature_invalid")
     assert_refused(user.send(headers | {name: once}, again={name: once}), "signature_invalid")
+    if name == "Content-Digest":  # of Authorization, one line of two may as well be credentials of no right form
+        assert_refused(user.send(headers), "signature_invalid")
 
 
 @pytest.mark.requirement("signature.missing")

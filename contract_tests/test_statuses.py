@@ -249,6 +249,20 @@ def test_a_damaged_version(start_server):
     assert outcome(user.fetch_backup_version(2)) == "500 backup_damaged"
 
 
+@pytest.mark.requirement("retry.mends")
+def test_a_retry_mends_a_damaged_version(start_server):
+    server = start_server()
+    user = server.client()
+    user.register_user()
+    receipt = user.store_backup(LATEST).json()
+    server.damage(LATEST)
+    user.base_url = server.base_url
+    assert outcome(user.fetch_backup()) == "500 backup_damaged"
+    answer = user.store_backup(LATEST)
+    assert (answer.status_code, answer.json()) == (200, receipt)
+    assert backup_bytes(user.fetch_backup()) == LATEST
+
+
 # ---- Every problem once ------------------------------------------------------------------------------------
 
 
