@@ -626,6 +626,22 @@ def damage_is_not_seen(server: ModuleType) -> None:
             return server.answer(200, server.receipt(version) | {"data": data}, {"ETag": etag})
 
 
+@breaks("retry.mends")
+def damage_stays(server: ModuleType) -> None:
+    """A retry is told that all is well, and the damaged bytes are left as they are."""
+
+    @instead_of(server, "store_version")
+    def store_version(real: Callable, app: Any, request: Any, *arguments: Any) -> Any:
+        put_blob = app.store.put_blob
+        digest = server.sha256(server.decode_base64(request.value["data"]))
+        if latest(app, request).get("sha256") == digest:
+            app.store.put_blob = lambda *_: None
+        try:
+            return real(app, request, *arguments)
+        finally:
+            app.store.put_blob = put_blob
+
+
 # ---- Versions ----------------------------------------------------------------------------------------------
 
 
@@ -955,15 +971,14 @@ def deleted_account_comes_back_with_a_restart(server: ModuleType) -> None:
 @breaks("delete.all", "delete.fresh")
 def deleted_data_comes_back_with_a_registration(server: ModuleType) -> None:
     """A deletion hides an account, and a registration of the name shows it again."""
-    deleted: dict[str, Mapping[str, Any]] = {}
     server.Store.erase_blobs = lambda *_: None
 
     @instead_of(server.Store, "put_record")
     def put_record(real: Callable, store: Any, user_id: str, before: Any, after: Any) -> None:
         if "deletedAt" in after:
-            deleted[user_id] = before
-        elif before and "deletedAt" in before:
-            after |= {name: deleted[user_id][name] for name in ("versions", "slots")}
+            after["hidden"] = before
+        elif before and "hidden" in before:
+            after |= {name: before["hidden"][name] for name in ("versions", "slots")}
         real(store, user_id, before, after)
 
 

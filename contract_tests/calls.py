@@ -1,4 +1,4 @@
-"""What several tests do with calls: make them at once, wait for something, name their outcome."""
+"""What several tests do with calls: make them at once, from an address, wait for something, name their outcome."""
 
 import hashlib
 import threading
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 
 def sha256(blob: bytes | None) -> str | None:
@@ -17,6 +18,17 @@ def sha256(blob: bytes | None) -> str | None:
 def code(response: requests.Response) -> str | int:
     """The status of a success, the code of a problem."""
     return response.status_code if response.ok else response.json()["code"]
+
+
+class FromAddress(HTTPAdapter):
+    """Sends from this address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, source_address=(self._address, 0), **options)
 
 
 def at_once(calls: list[Callable[[], Any]]) -> list[Any]:

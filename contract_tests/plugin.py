@@ -74,6 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", metavar="FILE", help="write a page about the run")
     group.addoption("--fuzz-examples", default="50", help="generated cases for each operation and phase")
     group.addoption("--fuzz-seed", default=str(secrets.randbelow(2**32)), help="repeats the run that printed it")
+    group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_model.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

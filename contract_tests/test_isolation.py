@@ -11,22 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from secrets import token_hex
 
 import pytest
+from calls import FromAddress
 from client import authorization
-from requests.adapters import HTTPAdapter
 
 FROZEN = 1_795_510_800
 STRANGER = "127.0.0.2"
-
-
-class FromAddress(HTTPAdapter):
-    """Sends from this address."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        super().__init__()
-
-    def init_poolmanager(self, *arguments, **options) -> None:
-        super().init_poolmanager(*arguments, source_address=(self._address, 0), **options)
 
 
 def client_at(server, address, credentials=None, **options):
