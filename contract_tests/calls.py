@@ -1,6 +1,7 @@
 """What several tests do with calls: make them at once, from an address, wait for something, name their outcome."""
 
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+from plugin import not_run
 from requests.adapters import HTTPAdapter
 
 
@@ -21,9 +23,13 @@ def code(response: requests.Response) -> str | int:
 
 
 class FromAddress(HTTPAdapter):
-    """Sends from this address."""
+    """Sends from this address; ends the test as not run where this machine does not have it, as macOS may not."""
 
     def __init__(self, address: str) -> None:
+        try:
+            socket.create_server((address, 0)).close()
+        except OSError:
+            not_run(f"needs {address} as an address of this machine's loopback interface")
         self._address = address
         super().__init__()
 

@@ -1,11 +1,13 @@
 """Runs schemathesis, by its command, against a target. Its settings are in schemathesis.toml."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import exchanges
 import pytest
 import yaml
 from spec import LACKING, METHODS, SPEC
@@ -34,14 +36,19 @@ def for_schemathesis() -> dict[str, Any]:
     return SPEC | {"paths": paths}
 
 
-def run(request: pytest.FixtureRequest, target: Any, directory: Path, **change: str) -> subprocess.CompletedProcess:
-    """Runs schemathesis with these options and prints what it says."""
+def run(
+    request: pytest.FixtureRequest, target: Any, directory: Path, number: int = 0, **change: str
+) -> subprocess.CompletedProcess:
+    """The run of schemathesis with this number, which is added to the seed, and `change` in its environment.
+
+    Prints what it says.
+    """
     document = directory / "openapi.yaml"
     document.write_text(yaml.safe_dump(for_schemathesis(), sort_keys=False))
     options = {
         "--url": target.base_url,
         "--max-examples": request.config.getoption("--fuzz-examples"),
-        "--seed": request.config.getoption("--fuzz-seed"),
+        "--seed": str(request.config.getoption("--fuzz-seed") + number),
     }
     absent = LACKING | (set() if target.admin_key else {"getAdminStats"})
     environ = {
@@ -67,5 +74,11 @@ def run(request: pytest.FixtureRequest, target: Any, directory: Path, **change: 
         text=True,
         timeout=TIMEOUT,
     )
-    print(done.stdout)
+    print(exchanges.redacted(done.stdout))
     return done
+
+
+def requests_sent(done: subprocess.CompletedProcess) -> int:
+    """How many requests a run sent."""
+    (count,) = re.findall("^([0-9]+) requests were sent$", done.stdout, re.MULTILINE)
+    return int(count)

@@ -73,7 +73,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--expected-failures", metavar="FILE", help="ids or tests, each followed by ' # ' and the reason")
     group.addoption("--report", metavar="FILE", help="write a page about the run")
     group.addoption("--fuzz-examples", default="50", help="generated cases for each operation and phase")
-    group.addoption("--fuzz-seed", default=str(secrets.randbelow(2**32)), help="repeats the run that printed it")
+    group.addoption("--fuzz-runs", default=1, type=int, help="runs of generated requests, each with the next seed")
+    group.addoption("--fuzz-requests", default=300, type=int, help="where the runs send fewer, they fail")
+    group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeats the run that printed it")
     group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_model.py")
 
 
@@ -266,6 +268,7 @@ class Test:
     about: list[str] = field(default_factory=list)  # of the ids, those that it failed at
     seconds: float = 0
     reason: str = ""
+    requests: int = 0  # that were generated
     exchanges: list[dict[str, str]] = field(default_factory=list)
 
     __test__ = False  # no test of pytest's
@@ -273,6 +276,7 @@ class Test:
     def add(self, report: Any) -> None:
         self.seconds += report.duration
         self.ids = self.ids or requirements_in(report.user_properties)
+        self.requests = dict(report.user_properties).get("generated requests", 0)
         outcome = "passed"
         if report.failed:
             outcome = "failed"
@@ -400,6 +404,8 @@ class Run:
             write(f"  {count} {outcome}: {reason}")
         for fault in self.faults:
             write(f"  fault: {fault}", red=True)
+        if sent := sum(test.requests for test in self.tests.values()):
+            write(f"{sent:,} generated requests")
         line = ", ".join(f"{len(ids[verdict])} {verdict}" for verdict in reversed(VERDICTS) if ids[verdict])
         colour = "red" if ids["failed"] or self.faults else "green"
         write(f"{len(verdicts)} of {len(REQUIREMENTS)} requirements: {line}", bold=True, **{colour: True})

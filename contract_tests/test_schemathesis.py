@@ -1,16 +1,21 @@
-"""Generated requests, by schemathesis, signed for real.
-
-pytest contract_tests/test_schemathesis.py --fuzz-examples 1000 --fuzz-seed 1
-"""
+"""Generated requests, by schemathesis, signed for real; `tox run -e fuzz` sends many more of them."""
 
 import fuzz
 import pytest
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "number" in metafunc.fixturenames:
+        metafunc.parametrize("number", range(metafunc.config.getoption("--fuzz-runs")))
+
+
 @pytest.mark.requirement("problem.form", "http.schema", "http.i-json", "problem.method", "signature.accepted")
-def test_generated_requests(request, target, tmp_path):
-    done = fuzz.run(request, target, tmp_path)
+def test_generated_requests(request, target, tmp_path, record_property, number):
+    done = fuzz.run(request, target, tmp_path, number)
     assert done.returncode == 0
     assert "No issues found" in done.stdout
     for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
         assert f"✅ {phase}" in done.stdout
+    sent = fuzz.requests_sent(done)
+    record_property("generated requests", sent)
+    assert sent * request.config.getoption("--fuzz-runs") >= request.config.getoption("--fuzz-requests")
