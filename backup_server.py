@@ -618,7 +618,7 @@ class Store:
         self._local = threading.local()
         self._stopping = threading.Event()
         self._counted = threading.Event()
-        self._uncounted: set[str] | None = None  # None: counting has not begun
+        self._seen: set[str] = set()  # who is in the counts already, while they are being taken
         self._counts = (0, 0, 0)
         self._deleted: list[tuple[int, str]] = []  # heap of (when to forget, userId)
         try:
@@ -751,58 +751,64 @@ class Store:
     # Housekeeping, in the background: count, finish deletions that a crash cut short, forget deleted users.
 
     def _keep_house(self) -> None:
-        steps: deque[Callable[[], None]] = deque()
-        begin = functools.partial(self._begin_counting, steps)
-        steps.append(begin)
+        users: list[str] | None = None  # that are to be counted
         while not self._stopping.is_set():
-            if not steps:
-                self._counted.set()
-                self._stopping.wait(1)
-                if self._deleted and self._deleted[0][0] <= now():
-                    steps.append(self._forget_next)
-                continue
             try:
-                self.exclusively(steps[0])
-                steps.popleft()
-                self._stopping.wait(0.001)  # leave the disk to the requests
+                if users is None:
+                    users = self._users()
+                elif users:
+                    self.exclusively(functools.partial(self._visit, users[-1]))
+                    users.pop()
+                    self._stopping.wait(0.001)  # leave the disk to the requests
+                elif not self._counted.is_set():
+                    self.exclusively(self._end_counting)
+                elif self._deleted and self._deleted[0][0] <= now():
+                    self.exclusively(self._forget_next)
+                else:
+                    self._stopping.wait(1)
             except Problem:  # logged; the disk may be back in a while
                 self._stopping.wait(5)
             except Exception as error:  # a record that cannot be read must not keep the others waiting
                 log_exception(error)
-                steps.popleft()
+                self._stopping.wait(1)
+                users = users and users[:-1]
 
-    def _begin_counting(self, steps: deque[Callable[[], None]]) -> None:
-        with self._database() as database:
-            users = [key[5:].decode() for key in database if key.startswith(b"user/")]
-        self._uncounted, self._counts = set(users), (0, 0, 0)
-        steps.extend(functools.partial(self._visit, user_id) for user_id in users)
+    def _users(self) -> list[str]:
+        with self._database() as database:  # the housekeeper's own connection: no writer waits for it
+            return [key[5:].decode() for key in database if key.startswith(b"user/")]
 
     def _visit(self, user_id: str) -> None:
+        if user_id in self._seen:  # written since the start
+            return
         record = self.record(user_id)
-        if record and "deletedAt" in record and user_id in self._uncounted:
+        if record and "deletedAt" in record:
             self.erase_blobs(user_id, record)
             heapq.heappush(self._deleted, (self.reserved_until(record), user_id))
-        if user_id in self._uncounted:
-            self._count(user_id, None, record)
+        self._count(user_id, None, record)
 
     def _count(self, user_id: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
-        if self._uncounted is None:
-            return
-        if user_id in self._uncounted:  # what was before is not in the counts yet
-            self._uncounted.remove(user_id)
-            before = None
+        if not self._counted.is_set() and user_id not in self._seen:
+            self._seen.add(user_id)
+            before = None  # what was before is not in the counts yet
         self._counts = tuple(
             count - less + more for count, less, more in zip(self._counts, tally(before), tally(after), strict=True)
         )
 
+    def _end_counting(self) -> None:
+        self._counted.set()
+        self._seen.clear()
+
     def _forget_next(self) -> None:
-        user_id = self._deleted[0][1]
-        record = self.record(user_id)
-        if record and "deletedAt" in record and self.reserved_until(record) <= now():
-            self.erase_blobs(user_id, record)
-            with self._database() as database:
-                del database[f"user/{user_id}".encode()]
-        heapq.heappop(self._deleted)
+        moment, user_id = heapq.heappop(self._deleted)
+        try:
+            record = self.record(user_id)
+            if record and "deletedAt" in record and self.reserved_until(record) <= now():
+                self.erase_blobs(user_id, record)
+                with self._database() as database:
+                    del database[f"user/{user_id}".encode()]
+        except Problem:  # once more, in a while
+            heapq.heappush(self._deleted, (moment, user_id))
+            raise
 
 
 # --- Operations -------------------------------------------------------------------------------------------------------
