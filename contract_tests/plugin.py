@@ -362,7 +362,7 @@ class Run:
                 for name in ("requirement", "category")
                 for value in self.config.getoption(f"--{name}")
             ),
-            "seed": self.config.getoption("--fuzz-seed"),
+            "seed": str(self.config.getoption("--fuzz-seed")),
         }
         return html.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
 
