@@ -602,8 +602,8 @@ class Store:
     sweep but a deletion that it cut short, which the next start finishes.
 
     A record: createdAt, storageKeySha256, keyVersion, slots (how many were ever used), versions (oldest first: version,
-    updatedAt, size, sha256, keyVersion, slot), uploads ([time, signature] of the last day). A deleted user's:
-    deletedAt, slots. Times are Unix milliseconds.
+    updatedAt, size, sha256, keyVersion, slot), uploads ([time, signature] of the last day, and of the last 20).
+    A deleted user's: deletedAt, slots. Times are Unix milliseconds.
 
     One thread writes, by `exclusively`, through the only writing connection; that also keeps clear of SQLite's
     WAL-reset bug. Each other thread reads through a connection of its own.
@@ -881,6 +881,9 @@ def change_storage_key(server: Server, request: Request) -> bottle.HTTPResponse:
     return answer(200, receipt(version), headers)
 
 
+KEPT_SIGNATURES = 20  # though they are a day old: a clock that ran ahead may come back
+
+
 def store_version(
     server: Server, request: Request, new_storage_key: str | None = None
 ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
@@ -899,7 +902,9 @@ def store_version(
         if not reread(server, request):  # deleted, or the key was changed, since the request was proven
             raise credentials_invalid()
         record, moment = request.record, now()
-        uploads = [entry for entry in record["uploads"] if entry[0] > moment - limits[-1].seconds * 1000]
+        day_ago = moment - limits[-1].seconds * 1000
+        old, last = record["uploads"][:-KEPT_SIGNATURES], record["uploads"][-KEPT_SIGNATURES:]
+        uploads = [entry for entry in old if entry[0] > day_ago] + last
         times = sorted(time for time, _ in uploads)
         latest = record["versions"][-1] if record["versions"] else None
         if latest and latest["sha256"] == digest and new_storage_key is None:
@@ -1341,11 +1346,15 @@ class Channel(waitress.channel.HTTPChannel):
     parser_class = RequestParser
     error_task_class = ProblemTask
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.requests_lock = threading.RLock()  # `received` below holds it while waitress' own takes it again
+
     def received(self, data: bytes) -> bool:
-        is_open = super().received(data)
         # A thread waits until a client has read its answers (waitress' outbuf_high_watermark, 16 MiB): of requests
         # that were sent ahead the first two are answered, then the connection is closed (RFC 9112 section 9.3.2).
         with self.requests_lock:
+            is_open = super().received(data)
             for request in self.requests[2:]:
                 request.close()
             if self.requests[2:]:

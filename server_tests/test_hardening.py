@@ -1,0 +1,199 @@
+"""Requests that are made to hold threads or memory, a stop beside them, and replays across a jump of the clock."""
+
+import io
+import json
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+import raw
+import spec
+from calls import eventually, sha256
+from launcher import SERVER
+from plugin import not_run
+from raw import outcome
+
+FROZEN = 1_795_510_800
+HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
+MOST_COMMAS = 100  # in a body
+CHUNKED = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",))
+
+
+class Received(io.BytesIO):
+    """All that came on a connection up to its end, in the place of the connection that answers are read from."""
+
+    def makefile(self, _: str) -> "Received":
+        return self
+
+    def close(self) -> None:
+        """Does nothing: each answer closes what it was read from."""
+
+
+def to_the_end(connection: socket.socket) -> Received:
+    """Reads until the server ends the connection. Raises TimeoutError after 5 s of silence."""
+    connection.settimeout(5)
+    with connection.makefile("rb") as stream:
+        return Received(stream.read())
+
+
+def signed(target: Any, user: Any, method: str, path: str) -> bytes:
+    return raw.request(method, path, headers=raw.signed(target, user.credentials, method, path))
+
+
+# ---- Requests that are sent ahead --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [0, 1, 50, 2000])
+def test_of_requests_sent_ahead_two_are_answered(target, more):
+    """In order and whole; the third has no effect, and the connection ends."""
+    user, health = target.client((token_hex(32), token_hex(32))), raw.request("GET", "/health")
+    register, delete = signed(target, user, "POST", "/api/register"), signed(target, user, "DELETE", "/api/user")
+    with raw.connected(target) as connection:
+        connection.sendall(health + register + delete + more * health)
+        received = to_the_end(connection)
+    answers = [raw.receive(received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
+    assert [outcome(answer) for answer in answers] == ["200", "201"]
+    assert [answer.headers["Connection"] for answer in answers] == [None, "close"]
+    assert received.read() == b""
+    assert outcome(user.list_backup_versions()) == "200"
+
+
+# The server, but for a stop that waits less long for what is in flight.
+SHORT_DRAIN = """
+__file__ = {server!r}
+exec(compile(open(__file__).read(), __file__, "exec"))
+DRAIN_SECONDS = 2
+"""
+
+
+def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server, tmp_path):
+    """There are 4 threads. The one client that reads after all, during the stop, still gets its answers whole."""
+    (tmp_path / "short_drain.py").write_text(SHORT_DRAIN.format(server=str(SERVER)))
+    server = start_server(BACKUP_SERVER=tmp_path / "short_drain.py")
+    user = server.client(timeout=5)
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(bytes(5_242_880))) == "201"  # the largest: more than the kernel keeps for a client
+    fetch = signed(server, user, "GET", "/api/backup")
+
+    def fetches() -> int:
+        return sum((line.get("method"), line.get("route")) == ("GET", "/api/backup") for line in server.log())
+
+    with ExitStack() as stack:
+        connections = [stack.enter_context(raw.connected(server)) for _ in range(5)]
+        for connection in connections:
+            connection.sendall(8 * fetch)
+        assert eventually(lambda: fetches() >= 2 * len(connections))
+        assert outcome(user.get_health()) == "200"
+        server.send_signal(signal.SIGTERM)
+        received = to_the_end(connections[0])
+        for _ in range(2):
+            assert raw.receive(received, "GET", "/api/backup").json()["size"] == 5_242_880
+        try:
+            assert server.process.wait(10) == 0
+        finally:
+            server.kill()
+    assert fetches() == 2 * len(connections)
+
+
+# ---- Framing and bodies --------------------------------------------------------------------------------------
+
+UNENDED = {  # what comes before it, and how it begins
+    "a chunk's size": (b"", b"0"),
+    "a chunk's extension": (b"", b"0;"),
+    "a later chunk's size": (b"1\r\nx\r\n", b"0"),
+    "a trailer": (b"0\r\n", b"X: "),
+    "many trailers": (b"0\r\n", b"X: y\r\n" * 2_000),
+}
+
+
+@pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
+def test_framing_without_end(target, before, begin):
+    """What a chunk's line or the trailer may have is what the headers may have."""
+    unended = begin.ljust(HEADER_BYTES + 1, b"0")
+    with raw.connected(target) as connection:
+        connection.sendall(CHUNKED + before)
+        for start in range(0, len(unended), 4_000):
+            connection.sendall(unended[start : start + 4_000])
+        received = to_the_end(connection)
+    answer = raw.receive(received, "POST", "/api/backup")
+    assert (outcome(answer), answer.headers["Connection"]) == ("400 malformed_request", "close")
+    assert received.read() == b""
+
+
+@pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
+def test_long_framing_that_ends(target, before, begin):
+    """As long as may be, in two parts: the request gets as far as its proofs."""
+    end, more = (b"\r\n\r\n", b"") if before.startswith(b"0") else (b"", b"\r\n\r\n")
+    with raw.connected(target) as connection:
+        connection.sendall(CHUNKED + before + begin.ljust(HEADER_BYTES - len(end), b"0"))
+        time.sleep(0.05)
+        connection.sendall(end + more)
+        assert outcome(raw.receive(connection, "POST", "/api/backup")) == "401 signature_missing"
+
+
+@pytest.mark.parametrize(
+    ("commas", "wants"), [(MOST_COMMAS, "422 validation_failed"), (MOST_COMMAS + 1, "400 malformed_request")]
+)
+@pytest.mark.parametrize("value", ["values", "a string"])
+def test_commas_of_a_body(new_user, commas, wants, value):
+    data = "," * commas if value == "a string" else [0] * (commas + 1)
+    body = json.dumps({"data": data}).encode()
+    assert body.count(b",") == commas
+    answer = new_user().request("POST", "/api/backup", body=body, headers={"Content-Type": "application/json"})
+    assert outcome(answer) == wants
+
+
+@pytest.mark.parametrize("coding", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_an_unfinished_body_waits_on_disk(start_server, coding):
+    """One that came as far as 100,000 bytes is a file without a name, not memory."""
+    server = start_server()
+    open_files = Path(f"/proc/{server.process.pid}/fd")
+    if not open_files.exists():
+        not_run("needs /proc, which tells the files that a process has open")
+
+    def unnamed_bytes() -> int:
+        found = []
+        for file in open_files.iterdir():
+            with suppress(FileNotFoundError):  # closed by now
+                found.append(os.stat(file))
+        return sum(status.st_size for status in found if status.st_nlink == 0)
+
+    with raw.connected(server) as connection:
+        head = raw.request("POST", "/api/backup", headers=(coding,))
+        connection.sendall(head + b"F4240\r\n" * ("chunked" in coding) + bytes(100_000))
+        assert eventually(lambda: unnamed_bytes() > 65_536, 3)
+    assert eventually(lambda: unnamed_bytes() == 0, 3)
+
+
+# ---- Replays -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [700, -700, 7 * 3600, 86_401])
+def test_a_signature_stays_spent_when_the_clock_jumps(start_server, jump):
+    """An old client stores the same bytes again while the clock is wrong, so that the replayed request's base fits."""
+    server = start_server(frozen=FROZEN)
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(b"A")) == "201"
+    captured = user.store_backup(b"B", sha256(b"A"))
+    assert outcome(captured) == "201"
+
+    def replay() -> str:
+        before = user.list_backup_versions().json(), user.fetch_backup().json()
+        replayed = outcome(user.session.send(captured.request, timeout=30))
+        assert (user.list_backup_versions().json(), user.fetch_backup().json()) == before
+        return replayed
+
+    server.move_clock(jump)
+    assert outcome(user.store_backup(b"A", sha256(b"B"))) == "201"
+    assert replay() == "401 signature_expired"
+    server.move_clock(-jump)
+    assert replay() == "409 version_conflict"
+    server.move_clock(86_400)
+    assert replay() == "401 signature_expired"
