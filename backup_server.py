@@ -1390,7 +1390,7 @@ def listen(server: Server) -> waitress.server.TcpWSGIServer:
         sockets=[listener],
         threads=4,
         ident="",
-        recv_bytes=262_144,
+        recv_bytes=16_384,  # waitress copies what it has received once for each chunk in it
         inbuf_overflow=65_536,  # beyond it an unfinished body waits on disk, not in memory
         asyncore_use_poll=True,
         connection_limit=1000,
