@@ -20,7 +20,7 @@ from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import EnsureResourceAvailability
 
 BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
-KEPT = 4  # the versions that are kept at least, by KEEP_VERSIONS
+KEPT = 4  # the last versions, which the full profile needs to be kept
 
 
 @dataclass

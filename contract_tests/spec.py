@@ -36,7 +36,8 @@ FORMATS = FormatChecker([])
 @FORMATS.checks("date-time", raises=ValueError)
 def is_timestamp(value: object) -> bool:
     """RFC 3339 in UTC without fractional seconds, as the contract has it."""
-    return not isinstance(value, str) or bool(datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
+    form = "%Y-%m-%dT%H:%M:%SZ"  # reading takes numbers without leading zeros, too
+    return not isinstance(value, str) or datetime.strptime(value, form).strftime(form) == value
 
 
 def resolved(node: Any) -> Any:

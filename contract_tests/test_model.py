@@ -49,7 +49,7 @@ STEPS = 40  # of a life
 SHORTEN = 60  # seconds for which the life that failed is shortened
 USERS = 4
 SMALL = 100_000  # bytes of a backup that is fetched and sent again after each step
-SURE = 4  # the last versions, which every deployment keeps
+SURE = 4  # the last versions, which the full profile needs to be kept
 
 # What a life is made up from. Small numbers stand for what there is at the time.
 users = st.integers(0, USERS - 1)
@@ -165,6 +165,11 @@ def timeless(answer: Answer) -> Answer:
     return Answer(answer.outcome, facts)
 
 
+def of_contract(answer: Answer, expected: Answer) -> Answer:
+    """An answer without members beside those that are expected: a server may have more to say."""
+    return Answer(answer.outcome, {n: v for n, v in answer.facts.items() if n in expected.facts or n in HEADERS})
+
+
 @dataclass
 class Failure:
     """How a life failed: when (by time.monotonic), after how many lines of its story, with what."""
@@ -208,14 +213,16 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Looks at everything and leaves no user behind; or keeps how a life failed."""
-        failure = sys.exception()
-        if failure is None:
-            self.end()
-        elif not isinstance(failure, (HypothesisException, StopTest)):
-            failure.add_note("\n".join(["This is what happened:", *self.story]))
-            self.failures.append(Failure(time.monotonic(), len(self.story), failure))
-        for session in self.sessions.values():
-            session.close()
+        try:
+            if sys.exception() is None:
+                self.end()
+        finally:
+            failure = sys.exception()
+            if failure and not isinstance(failure, (HypothesisException, StopTest)):
+                failure.add_note("\n".join(["This is what happened:", *self.story]))
+                self.failures.append(Failure(time.monotonic(), len(self.story), failure))
+            for session in self.sessions.values():
+                session.close()
 
     def end(self) -> None:
         for user, user_id in enumerate(self.users):
@@ -241,8 +248,7 @@ class Life(RuleBasedStateMachine):
         self.told = None
 
     def new_address(self) -> str:
-        number = next(Life.numbers)
-        return f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        return ""  # to another's server this machine has but one
 
     def quiet_address(self) -> str:
         """An address from which no credentials have failed."""
@@ -259,8 +265,8 @@ class Life(RuleBasedStateMachine):
         return self.sessions[address]
 
     def created(self, drift: int) -> int:
-        """The clock of a device; since time passes until a request is there, some way from the window's edge."""
-        far = {SKEW: SKEW - 100, SKEW + 1: SKEW + 100}
+        """A device's clock. The target's may be 300 s from this machine's, so never near the window's edge."""
+        far = {SKEW: 0, SKEW + 1: 3 * SKEW}
         return self.now() // SECOND + (far.get(drift, 0) - far.get(-drift, 0))
 
     def key_of(self, user: int, number: int = 0) -> str:
@@ -347,7 +353,7 @@ class Life(RuleBasedStateMachine):
 
     def fits(self, expected: Answer, answer: Answer) -> bool:
         """Whether an answer is the model's, but for the time, and how many older versions are kept."""
-        expected, answer = timeless(expected), timeless(answer)
+        expected, answer = timeless(expected), timeless(of_contract(answer, expected))
         wanted, listed = expected.facts.pop("versions", []), answer.facts.pop("versions", [])
         numbers = [receipt["version"] for receipt in listed]
         return (
@@ -476,7 +482,7 @@ class Life(RuleBasedStateMachine):
         exchange.request.headers.update({"Authorization": right, "Content-Digest": content_digest(body)})
         self.send(exchange)
         self.story.append(f"  user {user} {exchange.call}, signed {name}: {exchange.answer}")
-        assert exchange.answer == Answer("401 signature_invalid")
+        assert exchange.answer and exchange.answer.outcome == "401 signature_invalid"
         self.touched.add(user)
 
     @rule(user=users, size=sizes)
@@ -520,6 +526,10 @@ class LifeOfAServer(Life):
         self.restarts = 1  # that are left, since each takes half a second
         self.others = self.counts()
 
+    def new_address(self) -> str:
+        number = next(Life.numbers)
+        return f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
     def new_session(self, address: str) -> requests.Session:
         session = spec.CheckedSession()
         session.mount("http://", FromAddress(address))
@@ -536,7 +546,7 @@ class LifeOfAServer(Life):
         return [number for number in range(1, max(kept, default=0) + 2) if number not in kept]
 
     def fits(self, expected: Answer, answer: Answer) -> bool:
-        return expected == answer
+        return expected == of_contract(answer, expected)
 
     def counts(self) -> list[int]:
         """How many users, users with a backup, and versions there are; not known right after a start."""

@@ -182,13 +182,15 @@ def test_changed_storage_key(target, new_user):
 
     changed = old.change_storage_key(new_key, B, sha256(A))
     assert outcome(changed) == "200"
-    assert changed.json() | {"updatedAt": None} == {
-        "version": 2,
-        "updatedAt": None,
-        "size": len(B),
-        "sha256": sha256(B),
-        "keyVersion": 2,
-    }
+    assert (
+        changed.json().items()
+        >= {
+            "version": 2,
+            "size": len(B),
+            "sha256": sha256(B),
+            "keyVersion": 2,
+        }.items()
+    )
     assert outcome(old.fetch_backup()) == "401 credentials_invalid"
     # The new key opens everything; the older version keeps the keyVersion that it was stored under.
     assert new.list_backup_versions().json()["versions"] == [changed.json(), first]
@@ -272,13 +274,15 @@ def test_receipts(target, new_user):
     for version, (blob, base) in enumerate([(A, None), (B, sha256(A)), (C, sha256(B))], start=1):
         stored = client.store_backup(blob, base)
         receipt = stored.json()
-        assert receipt | {"updatedAt": None} == {
-            "version": version,
-            "updatedAt": None,
-            "size": len(blob),
-            "sha256": sha256(blob),
-            "keyVersion": 1,
-        }
+        assert (
+            receipt.items()
+            >= {
+                "version": version,
+                "size": len(blob),
+                "sha256": sha256(blob),
+                "keyVersion": 1,
+            }.items()
+        )
         assert abs(seconds(receipt["updatedAt"]) - target.now()) <= 300
         assert client.store_backup(blob, base).json() == receipt  # a retry gets the very receipt
         receipts.insert(0, receipt)
