@@ -771,7 +771,8 @@ class Store:
             except Exception as error:  # a record that cannot be read must not keep the others waiting
                 log_exception(error)
                 self._stopping.wait(1)
-                users = users and users[:-1]
+                if users:
+                    users.pop()
 
     def _users(self) -> list[str]:
         with self._database() as database:  # the housekeeper's own connection: no writer waits for it

@@ -20,6 +20,7 @@ import exchanges
 import pytest
 import requests
 import spec
+from calls import sha256
 from client import BackupClient, Keys
 from launcher import ServerProcess
 from plugin import not_run
@@ -32,6 +33,7 @@ RAISED_LIMITS = {
     "BACKUPS_PER_DAY": 1000,
 }
 ALLOWED_ORIGIN = "https://app.example"
+KEPT = {"KEEP_VERSIONS": spec.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
 UPLOADS_NEEDED = 100  # of one account in an hour, by the full profile
 PROBES = 32  # one more, and a few, than are allowed where the limits per address were not raised
 
@@ -322,7 +324,7 @@ def check_raised_limits(target: Target) -> None:
                 too_low.append("REGISTRATIONS_PER_HOUR")
                 break
             registered.append(client)
-            if client is clients[0] and (low := too_low_for_uploads(client)):
+            if client is clients[0] and (low := too_low_for_uploads(client) or too_few_kept(client)):
                 too_low += low
                 break
         if not too_low:
@@ -335,7 +337,7 @@ def check_raised_limits(target: Target) -> None:
         raise pytest.UsageError(
             f"the full profile needs a target with raised limits; {', '.join(too_low)} "
             f"{'is' if len(too_low) == 1 else 'are'} not. Give it "
-            + " ".join(f"{name}={number}" for name, number in RAISED_LIMITS.items())
+            + " ".join(f"{name}={number}" for name, number in (RAISED_LIMITS | KEPT).items())
             + ", or use --profile public."
         )
 
@@ -346,3 +348,16 @@ def too_low_for_uploads(client: BackupClient) -> list[str]:
     policy = client.store_backup(b"a probe").headers.get("RateLimit-Policy", "")
     quotas = dict(re.findall(r'"(hour|day)";q=([0-9]+)', policy))
     return [f"BACKUPS_PER_{name.upper()}" for name, quota in quotas.items() if int(quota) < UPLOADS_NEEDED]
+
+
+def too_few_kept(client: BackupClient) -> list[str]:
+    """Stores, after the probe, as many versions as the contract's last ones, and counts those that are listed."""
+    if {"storeBackup", "listBackupVersions"} & spec.LACKING:
+        return []
+    last = int(KEPT["KEEP_VERSIONS"].partition(",")[0])
+    base = b"a probe"
+    for number in range(1, last):
+        blob = b"probe %d" % number
+        client.store_backup(blob, sha256(base))
+        base = blob
+    return [] if len(client.list_backup_versions().json()["versions"]) >= last else ["KEEP_VERSIONS"]

@@ -14,20 +14,23 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from spec import LIMITS, SPEC
+
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
-SKEW = 300  # seconds that `created` may differ from the server's clock
-RESERVED = 601 * SECOND  # for which a deleted userId stays reserved
+SKEW = LIMITS["signatureSkewSeconds"]  # that `created` may differ from the server's clock
+RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # for which a deleted userId stays reserved
+DEFAULTS = SPEC["x-configurable-limits"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a deployment may set."""
 
-    hour: int = 5
-    day: int = 20
-    registrations: int = 20
-    failures: int = 30
-    keep: tuple[int, int, int, int] = (4, 3, 2, 2)
+    hour: int = DEFAULTS["BACKUPS_PER_HOUR"]
+    day: int = DEFAULTS["BACKUPS_PER_DAY"]
+    registrations: int = DEFAULTS["REGISTRATIONS_PER_HOUR"]
+    failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_5_MINUTES"]
+    keep: tuple[int, ...] = tuple(map(int, DEFAULTS["KEEP_VERSIONS"].split(",")))
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def rfc3339(moment: int) -> str:
     return datetime.fromtimestamp(moment // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def kept(versions: list[Version], keep: tuple[int, int, int, int]) -> list[Version]:
+def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
     """Those of the versions, oldest first, that are kept: the last ones, and the newest of each of so many days, ISO
     weeks and months, which are ordered by the newest version they hold."""
     periods = (lambda at: at.date(), lambda at: at.isocalendar()[:2], lambda at: (at.year, at.month))

@@ -16,6 +16,7 @@ import requests
 from harness import RAISED_LIMITS
 from launcher import REPOSITORY, SERVER
 from requirements import REQUIREMENTS
+from spec import is_timestamp
 
 CONTRACT_TESTS = REPOSITORY / "contract_tests"
 COUNT = len(REQUIREMENTS)
@@ -34,10 +35,10 @@ def test_that_passes(target):
 FAILS = """
 @pytest.mark.requirement("getHealth.200", "storeBackup.201")
 def test_that_fails(target, new_user):
-    user = new_user()
+    user, secret = new_user(), target.secret
     user.store_backup(b"a blob that nobody shall see" * 10)
     user.change_storage_key("ab" * 32, b"another blob that nobody shall see" * 10)
-    assert user._auth._authorization == target.secret
+    assert user._auth._authorization == secret
 
 """
 UNMARKED = """
@@ -204,6 +205,13 @@ def test_an_expected_failure_of_a_test_that_is_not_there_fails_a_whole_run(suite
     )
 
 
+# ---- Answers -----------------------------------------------------------------------------------------------
+
+
+def test_a_timestamp_has_all_its_digits():
+    assert is_timestamp("2026-01-02T03:04:05Z") and not is_timestamp("2026-1-2T3:4:5Z")
+
+
 # ---- The target --------------------------------------------------------------------------------------------
 
 
@@ -240,9 +248,11 @@ def test_what_is_not_the_targets(suite, start_server):
     assert suite(PASSES, **given).returncode == 0
 
 
-@pytest.mark.parametrize("name", RAISED_LIMITS)
-def test_limits_that_were_not_raised(suite, start_server, name):
-    server = start_server(**RAISED_LIMITS | {name: None})
+@pytest.mark.parametrize(
+    ("name", "value"), [*((name, None) for name in RAISED_LIMITS), ("KEEP_VERSIONS", "3,0,0,0")], ids=str
+)
+def test_limits_that_were_not_raised(suite, start_server, name, value):
+    server = start_server(**RAISED_LIMITS | {name: value})
     done = suite(PASSES, **of(server))
     assert done.returncode == 4
     assert re.search(rf"needs a target with raised limits; {name} is not\. Give it ", text(done))
@@ -307,7 +317,7 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
     server = start_server(**RAISED_LIMITS)
     page, junit = tmp_path / "report.html", tmp_path / "junit.xml"
     for workers in ((), ("-n", "1")):
-        done = suite(FAILS + PASSES, "--report", page, "--junit-xml", junit, *workers, **of(server))
+        done = suite(FAILS + PASSES, "--showlocals", "--report", page, "--junit-xml", junit, *workers, **of(server))
         assert done.returncode == 1
         html, xml = page.read_text(), junit.read_text()
         assert "test_that_fails" in html and "The contract is not kept." in html
