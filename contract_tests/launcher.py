@@ -11,6 +11,7 @@ changed: its one clock, `now()`, is replaced, and the faults go into `dbm.sqlite
 import argparse
 import contextlib
 import dbm.sqlite3
+import functools
 import importlib.util
 import json
 import os
@@ -145,6 +146,7 @@ class ServerProcess:
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
         command += ["--broken", BROKEN] if BROKEN else []
         inherited = {name: os.environ[name] for name in ("PATH", "BACKUP_SERVER") if name in os.environ}
+        inherited["PYTHONPATH"] = str(SERVER.parent)
         before = len(self.log())
         with open(self.stdout, "ab") as stdout, open(self.stderr, "ab") as stderr:
             self.process = subprocess.Popen(
@@ -279,11 +281,12 @@ def put_in_faults(file: Path, server: ModuleType) -> None:
     handle = dbm.sqlite3._Database
 
     def faulty(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        @functools.wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
             fault = os.pread(descriptor, LENGTH, 0).decode().strip()
             if fault and name in FAULTS[fault][1]:
                 FAULTS[fault][0]()
-            return method(*arguments)
+            return method(*arguments, **options)
 
         return call
 
@@ -305,7 +308,10 @@ def main() -> int:
         from broken import FAULTS as BROKEN_SERVERS
 
         BROKEN_SERVERS[arguments.broken].put_in(server)
-    server.now = clock(arguments.clock, arguments.frozen)
+    from unittest import mock
+    from server import clock as the_clock
+
+    mock.patch.object(the_clock, "now", clock(arguments.clock, arguments.frozen)).start()
     if arguments.fault:
         put_in_faults(arguments.fault, server)
     return server.main([])

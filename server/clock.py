@@ -1,0 +1,14 @@
+"""The server's one clock. Every stamp that is stored, compared or sent comes from here."""
+
+import time
+from datetime import UTC, datetime
+
+
+def now() -> int:
+    """Return the Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(milliseconds: int) -> str:
+    """Return Unix milliseconds as RFC 3339 in UTC, without a fraction of a second."""
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

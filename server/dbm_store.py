@@ -1,0 +1,401 @@
+"""A store of accounts in one file, by Python's own `dbm.sqlite3`.
+
+`user/{userId}` holds a record, replaced whole: that put is the commit of every change. `blob/{userId}/{slot}` holds
+the bytes of a version. An upload overwrites a slot that the record does not name, then replaces the record. So each
+change happens wholly or not at all, nothing has to be deleted, and the file stays level. After a crash there is
+nothing to sweep but a deletion that was cut short; the next start finishes it.
+
+One thread writes, through the only writing connection. This also keeps clear of SQLite's WAL-reset bug. Each other
+thread reads through a connection of its own.
+"""
+
+import contextlib
+import dbm.sqlite3
+import fcntl
+import functools
+import gc
+import hashlib
+import heapq
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from server import accounts, clock
+from server.accounts import (
+    Account,
+    Damaged,
+    Deleted,
+    HeldAccount,
+    Record,
+    Stats,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+    Store,
+    StoreReader,
+    Version,
+)
+from server.log import log
+
+FORMAT = b"2"
+FORMER = b"1"  # without checksums; it is read, and each record becomes the new format when it is next written
+UNKNOWN_FORMAT = "it is not a store of a format that this server knows"
+RESERVE_BYTES = 32 * 1024 * 1024  # a deletion needs room in the write-ahead log first
+
+ERRORS = (dbm.sqlite3.error, sqlite3.Error)
+
+
+def sqlite_code(error: Exception) -> int:
+    """Return SQLite's primary result code; dbm.sqlite3 hides it in the error that it handled."""
+    cause = error if isinstance(error, sqlite3.Error) else error.__context__
+    return getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record as this store keeps it: with the slot of each of its versions, and how many slots it ever used."""
+
+    record: Record
+    slots: tuple[int, ...] = ()
+    slots_used: int = 0
+
+    def to_bytes(self, user_id: str) -> bytes:
+        """Return what is stored."""
+        return accounts.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used)
+
+    @classmethod
+    def from_bytes(cls, user_id: str, stored: bytes) -> "Row":
+        """Return the row that was stored. Raise Damaged."""
+        if not stored.startswith(b"{"):
+            record, members = accounts.from_bytes(user_id, stored)
+            return cls(record, tuple(members["slots"]), members["slotsUsed"])
+        try:  # the former format
+            value = json.loads(stored)
+            slots = tuple(version["slot"] for version in value.get("versions", ()))
+            return cls(accounts.record_of(value), slots, value["slots"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Damaged("a record of the former format cannot be read") from None
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """The versions that are kept, oldest first."""
+        return self.record.versions if isinstance(self.record, Account) else ()
+
+    def slot(self, version: Version) -> int | None:
+        """Return the slot of a version, or None if the account does not have it."""
+        return dict(zip(self.versions, self.slots, strict=True)).get(version)
+
+
+class DbmReader(StoreReader):
+    """Reads a store's file, also beside a server that is running on it."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file's path. The file is opened when something is first read from it, and never written."""
+        self.path = path
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[Any]:
+        """Give this thread's connection. Raise StorageFull or StorageUnavailable in place of its errors."""
+        try:
+            if not hasattr(self._local, "database"):
+                self._local.database = dbm.sqlite3.open(self.path, "r")
+            yield self._local.database
+        except ERRORS as error:
+            log(event="storage_error", sqliteCode=sqlite_code(error))
+            is_full = sqlite_code(error) == sqlite3.SQLITE_FULL
+            raise (StorageFull() if is_full else StorageUnavailable(str(error))) from None
+
+    def check(self) -> None:
+        with self._database() as database:
+            if database.get(b"format") not in (FORMAT, FORMER):
+                raise StorageUnavailable(UNKNOWN_FORMAT)
+
+    def find(self, user_id: str) -> Record | None:
+        row = self._row(user_id)
+        return row.record if row else None
+
+    def data(self, user_id: str, version: Version) -> bytes | None:
+        row = self._row(user_id)
+        while row and (slot := row.slot(version)) is not None:
+            data = self._blob(user_id, slot)
+            if data is not None and hashlib.sha256(data).hexdigest() == version.sha256:
+                return data
+            # Later uploads may have overwritten the slot since the record was read. Then the record has changed, too.
+            before, row = row, self._row(user_id)
+            if row == before:
+                raise Damaged("the bytes of a version do not have its digest")
+        return None
+
+    def user_ids(self) -> Iterator[str]:
+        with self._database() as database:
+            for key in database:
+                if key.startswith(b"user/"):
+                    yield key[5:].decode()
+
+    def _row(self, user_id: str) -> Row | None:
+        with self._database() as database:
+            stored = database.get(user_key(user_id))
+        return None if stored is None else Row.from_bytes(user_id, stored)
+
+    def _blob(self, user_id: str, slot: int) -> bytes | None:
+        """Return what is in a slot, or None if it is gone or its page is damaged: others may be whole."""
+        with self._database() as database:
+            try:
+                found: bytes | None = database.get(blob_key(user_id, slot))
+                return found
+            except ERRORS as error:
+                if sqlite_code(error) == sqlite3.SQLITE_CORRUPT:
+                    return None
+                raise
+
+
+def user_key(user_id: str) -> bytes:
+    return f"user/{user_id}".encode()
+
+
+def blob_key(user_id: str, slot: int) -> bytes:
+    return f"blob/{user_id}/{slot}".encode()
+
+
+class Counts(NamedTuple):
+    """What `stats` tells beside the size of the file."""
+
+    users: int = 0
+    backups: int = 0
+    versions: int = 0
+
+    @classmethod
+    def of(cls, record: Record | None) -> "Counts":
+        """Return what a record adds."""
+        if not isinstance(record, Account):
+            return cls()
+        return cls(1, int(bool(record.versions)), len(record.versions))
+
+
+class DbmStore(DbmReader, Store):
+    """Accounts in one file, which only one server has open."""
+
+    def __init__(self, path: Path, reserved_seconds: int) -> None:
+        """Open or create the file. A deleted userId is forgotten after `reserved_seconds`.
+
+        Raise StorageUnavailable if another server has the file open, or if it cannot be used.
+        """
+        super().__init__(path)
+        self._reserved_milliseconds = reserved_seconds * 1000
+        self._stopping = threading.Event()
+        self._changing = threading.Lock()  # held by the one who may change something
+        self._counted = threading.Event()
+        self._seen: set[str] = set()  # who is in the counts already, while they are being taken
+        self._counts = Counts()
+        self._deleted: list[tuple[int, str]] = []  # heap of (when to forget, userId)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageUnavailable("another server has it open: stop that one first") from None
+        except OSError as error:
+            raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._write(self._open)
+        self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
+        self._housekeeper.start()
+
+    def _open(self) -> None:
+        try:
+            self._local.database = database = dbm.sqlite3.open(self.path, "c", 0o600)
+            if database.setdefault(b"format", FORMAT) not in (FORMAT, FORMER):
+                raise StorageUnavailable(UNKNOWN_FORMAT)
+            if database[b"format"] == FORMER:
+                database[b"format"] = FORMAT  # from now on a server that knows the former alone cannot read it
+            # dbm asks for the write-ahead log without insisting, and leaves `synchronous` to the library's default.
+            address = f"{self.path.absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+                (journal_mode,), (synchronous,) = (
+                    connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
+                )
+        except ERRORS as error:
+            raise StorageUnavailable(f"it cannot be used: {error}") from None
+        if journal_mode != "wal" or synchronous < 2:
+            raise StorageUnavailable("this SQLite does not sync each commit (WAL, synchronous=FULL): use another build")
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._housekeeper.join()
+        gc.collect()  # a connection refers to itself; the writer's has to be the last that is closed
+        self._write(lambda: self._local.database.close())
+        self._writer.shutdown()
+        self._lock_file.close()
+
+    @contextlib.contextmanager
+    def account(self, user_id: str) -> Iterator[HeldAccount]:
+        with self._changing:
+            yield HeldRow(self, user_id, self._row(user_id))
+
+    def stats(self) -> Stats:
+        if not self._counted.wait(2):
+            raise StorageUnavailable("the accounts are still being counted", retry_after=1)
+        files = [self.path, Path(f"{self.path}-wal")]
+        return Stats(*self._counts, sum(file.stat().st_size for file in files if file.exists()))
+
+    # What follows is called by whoever holds `_changing`.
+
+    def _write(self, change: Callable[[], None]) -> None:
+        """Run `change` on the writing thread. Raise what it raises."""
+        self._writer.submit(change).result()
+
+    def _check_space(self, size: int) -> None:
+        """Raise StorageFull if `size` more bytes would use up the reserve."""
+        # A blob is written to the write-ahead log and then to the file.
+        if shutil.disk_usage(self.path.parent).free < RESERVE_BYTES + 3 * size:
+            raise StorageFull("the reserve is not used up")
+
+    def _put_blob(self, user_id: str, slot: int, data: bytes) -> None:
+        with self._database() as database:
+            database[blob_key(user_id, slot)] = data
+
+    def _put_row(self, user_id: str, before: Row | None, after: Row) -> None:
+        """Replace a record: the commit. It is on disk when this returns."""
+        with self._database() as database:
+            database[user_key(user_id)] = after.to_bytes(user_id)
+        self._count(user_id, before.record if before else None, after.record)
+
+    def _erase_blobs(self, user_id: str, row: Row) -> None:
+        """Delete what is in a deleted user's slots, and in the one that a crash may have left beyond them."""
+        with self._database() as database:
+            for slot in range(row.slots_used + 1):
+                with contextlib.suppress(KeyError):
+                    del database[blob_key(user_id, slot)]
+
+    def _forget_later(self, user_id: str, record: Deleted) -> None:
+        heapq.heappush(self._deleted, (record.deleted_at + self._reserved_milliseconds, user_id))
+
+    # Housekeeping, in the background: count, finish deletions that a crash cut short, forget deleted users.
+
+    def _keep_house(self) -> None:
+        users: list[str] | None = None  # that are to be counted
+        while not self._stopping.is_set():
+            try:
+                if users is None:
+                    users = list(self.user_ids())  # by a connection of this thread: no writer waits for it
+                elif users:
+                    self._visit(users[-1])
+                    users.pop()
+                    self._stopping.wait(0.001)  # leave the disk to the requests
+                elif not self._counted.is_set():
+                    self._end_counting()
+                elif self._deleted and self._deleted[0][0] <= clock.now():
+                    self._forget_next()
+                else:
+                    self._stopping.wait(1)
+            except (StorageFull, StorageUnavailable):  # logged; the disk may be back in a while
+                self._stopping.wait(5)
+            except Exception as error:  # a record that cannot be read must not keep the others waiting
+                log.error(error)
+                self._stopping.wait(1)
+                if users:
+                    users.pop()
+
+    def _visit(self, user_id: str) -> None:
+        with self._changing:
+            if user_id in self._seen:  # written since the start
+                return
+            row = self._row(user_id)
+            if row and isinstance(row.record, Deleted):
+                self._write(functools.partial(self._erase_blobs, user_id, row))
+                self._forget_later(user_id, row.record)
+            self._count(user_id, None, row.record if row else None)
+
+    def _count(self, user_id: str, before: Record | None, after: Record | None) -> None:
+        if not self._counted.is_set() and user_id not in self._seen:
+            self._seen.add(user_id)
+            before = None  # what was before is not in the counts yet
+        changes = zip(self._counts, Counts.of(before), Counts.of(after), strict=True)
+        self._counts = Counts(*(count - less + more for count, less, more in changes))
+
+    def _end_counting(self) -> None:
+        with self._changing:
+            self._counted.set()
+            self._seen.clear()
+
+    def _forget_next(self) -> None:
+        with self._changing:
+            moment, user_id = heapq.heappop(self._deleted)
+            try:
+                row = self._row(user_id)
+                # The account may have been made again, and even deleted again, since.
+                if row and isinstance(row.record, Deleted):
+                    if row.record.deleted_at + self._reserved_milliseconds <= clock.now():
+                        self._write(functools.partial(self._forget, user_id, row))
+            except (StorageFull, StorageUnavailable):  # once more, in a while
+                heapq.heappush(self._deleted, (moment, user_id))
+                raise
+
+    def _forget(self, user_id: str, row: Row) -> None:
+        self._erase_blobs(user_id, row)
+        with self._database() as database:
+            del database[user_key(user_id)]
+
+
+class HeldRow(HeldAccount):
+    """An account whose row nobody else changes, as this thread holds the store's `_changing`."""
+
+    def __init__(self, store: DbmStore, user_id: str, row: Row | None) -> None:
+        self._store, self._user_id, self._row = store, user_id, row
+        self.record = row.record if row else None
+
+    def create(self, account: Account) -> None:
+        self._store._check_space(0)
+        self._store._write(functools.partial(self._create, Row(account)))
+
+    def _create(self, after: Row) -> None:
+        if self._row:  # a deleted user's
+            self._store._erase_blobs(self._user_id, self._row)
+        self._store._put_row(self._user_id, self._row, after)
+
+    def append(self, account: Account, data: bytes) -> None:
+        self._store._check_space(len(data))
+        before = self._living()
+        slot = next(slot for slot in range(len(before.slots) + 1) if slot not in before.slots)
+        slots = dict(zip(before.versions, before.slots, strict=True)) | {account.versions[-1]: slot}
+        after = Row(
+            account,
+            slots=tuple(slots[version] for version in account.versions),
+            slots_used=max(before.slots_used, slot + 1),
+        )
+        self._store._write(functools.partial(self._append, after, slot, data))
+
+    def _append(self, after: Row, slot: int, data: bytes) -> None:
+        self._store._put_blob(self._user_id, slot, data)
+        self._store._put_row(self._user_id, self._row, after)
+
+    def mend(self, version: Version, data: bytes) -> None:
+        slot = self._living().slot(version)
+        if slot is not None and self._store._blob(self._user_id, slot) != data:
+            self._store._write(functools.partial(self._store._put_blob, self._user_id, slot, data))
+
+    def delete(self, moment: int) -> None:
+        self._store._write(functools.partial(self._delete, Deleted(moment)))
+
+    def _delete(self, deleted: Deleted) -> None:
+        before = self._living()
+        after = Row(deleted, slots_used=before.slots_used)
+        try:
+            self._store._put_row(self._user_id, before, after)
+        except StorageFull as error:  # a deletion asks for no space of its own, so it may be tried again soon
+            raise StorageUnavailable(str(error)) from None
+        self._store._forget_later(self._user_id, deleted)
+        with contextlib.suppress(StorageError):  # it is logged, and done again when the userId is forgotten
+            self._store._erase_blobs(self._user_id, after)
+
+    def _living(self) -> Row:
+        assert self._row and isinstance(self._row.record, Account), "only a living account is changed"
+        return self._row

@@ -1,0 +1,61 @@
+"""JSON in and out: I-JSON (RFC 7493), which every reader takes for the same value."""
+
+import json
+import math
+from typing import Any
+
+# No schema of the contract needs as many. Megabytes of tiny values would take a hundred times their size in memory.
+MOST_COMMAS = 100
+
+
+class NotIJson(ValueError):
+    """The bytes are not I-JSON. The message gives the reason and repeats nothing of them."""
+
+
+def encode(value: Any) -> bytes:
+    """Return a value as compact JSON in UTF-8. Raise UnicodeEncodeError for a lone surrogate."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode(body: bytes) -> Any:
+    """Return the value that the bytes stand for. Raise NotIJson if they are not I-JSON or have too many values."""
+    try:
+        if body.count(b",") > MOST_COMMAS:
+            raise NotIJson("it has too many values")
+        text = body.decode()
+        value = DECODER.decode(text)
+        if "\\u" in text:
+            encode(value)  # only an escape can make a lone surrogate, which UTF-8 cannot hold
+        return value
+    except NotIJson:
+        raise
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except UnicodeEncodeError:
+        reason = "it has a lone surrogate"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos}"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError:  # more digits than sys.get_int_max_str_digits()
+        reason = "a number has too many digits"
+    raise NotIJson(reason)
+
+
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's members. Raise NotIJson if a name occurs twice (RFC 7493 section 2.3)."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise NotIJson("a member name occurs twice")
+    return members
+
+
+def finite_number(text: str) -> float:
+    """Return a number. Raise NotIJson if it is NaN or outside the range of a double (RFC 7493 section 2.2)."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotIJson("a number is not finite")
+    return number
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique_members, parse_float=finite_number, parse_constant=finite_number)
