@@ -305,9 +305,9 @@ def main() -> int:
     arguments = parser.parse_args()
     server = load_server()
     if arguments.broken:
-        from broken import FAULTS as BROKEN_SERVERS
+        from server_tests.broken import FAULTS as BROKEN_SERVERS
 
-        BROKEN_SERVERS[arguments.broken].put_in(server)
+        BROKEN_SERVERS[arguments.broken].put_in()
     from unittest import mock
     from server import clock as the_clock
 

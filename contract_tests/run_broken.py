@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import requirements
-from broken import FAULTS
+from server_tests.broken import FAULTS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAST = ("test_model.py", "test_schemathesis.py")  # generated cases, which take longer to fail

@@ -1,0 +1,126 @@
+"""What a fault is, and the tools that put one in. A name that the server does not have any more fails at once."""
+
+import dataclasses
+import functools
+
+from collections.abc import Callable
+from http.client import responses
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+from wsgiref.headers import Headers
+
+import backup_server
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One way to be broken: the requirements that are not kept any more, what happens, and the change of the server.
+
+    `category` is the module that has it. `test` is for what no client can see and no requirement says: the test of
+    this server that finds it.
+    """
+
+    category: str
+    requirements: tuple[str, ...]
+    description: str
+    put_in: Callable[[], None]
+    test: str | None = None
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def breaks(*requirements: str, test: str | None = None) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register a fault, by the name of its function, with hyphens. Its docstring says what goes wrong."""
+
+    def register(put_in: Callable[[], None]) -> Callable[[], None]:
+        name, category = put_in.__name__.replace("_", "-"), put_in.__module__.rpartition(".")[2]
+        assert name not in FAULTS, name
+        FAULTS[name] = Fault(category, requirements, put_in.__doc__ or "", put_in, test)
+        return put_in
+
+    return register
+
+
+def change(owner: Any, name: str, value: Any) -> None:
+    """Give a name of a module or class another value, as long as the process lives."""
+    mock.patch.object(owner, name, value).start()
+
+
+def instead_of(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put a function in the place of another, which it gets as its first argument."""
+    real = getattr(owner, name)
+
+    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        change(owner, name, replacement(real, function))
+        return function
+
+    return replace
+
+
+def instead_of_handler(operation_id: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put a function in the place of an operation's handler. It gets (real, server, request, **what it needs)."""
+    real = backup_server.HANDLERS[operation_id]
+
+    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        mock.patch.dict(backup_server.HANDLERS, {operation_id: replacement(real, function)}).start()
+        return function
+
+    return replace
+
+
+def instead_of_proof(scheme: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put a function in the place of a security scheme's check. It gets (real, server, request)."""
+    proof = backup_server.PROOFS[scheme]
+
+    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        check = replacement(proof.check, function)
+        mock.patch.dict(backup_server.PROOFS, {scheme: proof._replace(check=check)}).start()
+        return function
+
+    return replace
+
+
+def replacement(real: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(real)  # the server reads from its signature what a handler needs
+    def call(*arguments: Any, **options: Any) -> Any:
+        return function(real, *arguments, **options)
+
+    return call
+
+
+def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> None:
+    """Put a proxy before the app: `change_answer(environ, answer)` changes the answer's status, headers and body."""
+
+    @instead_of(backup_server.App, "__call__")
+    def proxy(real: Callable[..., Any], app: Any, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        answer = SimpleNamespace()
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            answer.status, answer.headers = int(status[:3]), Headers(headers)
+
+        answer.body = body = b"".join(real(app, environ, start))
+        change_answer(environ, answer)
+        if answer.body != body:
+            answer.headers["Content-Length"] = str(len(answer.body))
+        start_response(f"{answer.status} {responses[answer.status]}", answer.headers.items())
+        return [answer.body]
+
+
+def add_to_limit(name: str, number: int) -> None:
+    """Change one of the limits that the server reads from openapi.yaml."""
+
+    @instead_of(backup_server.Spec, "__init__")
+    def load(real: Callable[..., Any], spec: Any, path: Any) -> None:
+        real(spec, path)
+        spec.limits[name] += number
+
+
+def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
+    """Change one of the settings that the server reads from its environment."""
+
+    @instead_of(backup_server.Settings, "from_environ")
+    def from_environ(real: Callable[..., Any], *arguments: Any) -> Any:
+        settings = real(*arguments)
+        return dataclasses.replace(settings, **{name: change_value(getattr(settings, name))})
