@@ -33,7 +33,7 @@ import bottle
 import jsonschema
 import yaml
 
-from server import clock, i_json
+from server import clock, i_json, reference_page
 from server.accounts import (
     Account,
     Damaged,
@@ -48,8 +48,10 @@ from server.accounts import (
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
 from server.http_server import HttpServer, Refusal, RequestLimits
+from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
 from server.limits import AddressLimit, Limit, wait_seconds
 from server.log import log
+from server.reference_page import Page
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
@@ -247,18 +249,6 @@ INTERNAL_ERROR = "The server failed and has logged the failure under this X-Requ
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
-# What a schema may hold beside the keywords that the validator knows.
-ANNOTATIONS = {"title", "description", "examples", "format", "contentEncoding", "x-maxDecodedBytes"}
-
-VALIDATION_DETAILS = {  # by keyword; no detail repeats what was sent
-    "type": "must be of type {}",
-    "pattern": "must match {}",
-    "minLength": "must have at least {} characters",
-    "maxLength": "must have at most {} characters",
-    "additionalProperties": "has a member that the schema does not have",
-}
-NOT_BASE64 = "must be canonical base64 (RFC 4648 section 4, padded, unused bits zero)"
-
 
 class Operation:
     """One operation of the resolved document, ready to serve."""
@@ -282,16 +272,11 @@ class Operation:
 
 
 class Body:
-    """The request body of an operation: its one media type and its compiled schema."""
+    """The request body of an operation: its one media type and its schema."""
 
     def __init__(self, content: tuple[str, Mapping[str, Any]]) -> None:
-        self.media_type, schema = content[0], content[1]["schema"]
-        check_keywords(schema)
-        RequestValidator.check_schema(schema)
-        self._validator = RequestValidator(schema)
-        self._encoded = [name for name, member in schema["properties"].items() if "contentEncoding" in member]
-        if i_json.encode(schema).count(b'"contentEncoding"') > len(self._encoded):
-            raise StartupError("openapi.yaml has a contentEncoding that is not of a body's own member.")
+        self.media_type = content[0]
+        self._validator = ObjectValidator(content[1]["schema"])
 
     def read(self, text: bytes) -> dict[str, Any]:
         """Return the members of a body, those in base64 decoded to bytes.
@@ -299,16 +284,9 @@ class Body:
         Raise Problem malformed_request or validation_failed.
         """
         try:
-            value = i_json.decode(text)
+            members, errors = self._validator.read(i_json.decode(text))
         except i_json.NotIJson as error:
             raise Problem("malformed_request", f"The body is not I-JSON (RFC 7493): {error}.") from None
-        errors = validation_errors(self._validator, value)
-        members: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
-        for name in self._encoded:
-            if isinstance(members.get(name), str):
-                members[name] = decode_base64(members[name])
-                if members[name] is None:
-                    errors.append({"pointer": f"#/{name}", "detail": NOT_BASE64})
         if errors:
             raise validation_failed(errors)
         return members
@@ -340,6 +318,8 @@ class Spec:
                 for method in METHODS
                 if method in item
             ]
+        except UnknownKeyword as error:
+            raise StartupError(f"{path.name} has a schema keyword that the server does not know: {error}.") from None
         except (OSError, yaml.YAMLError, LookupError, TypeError, RecursionError, jsonschema.SchemaError) as error:
             raise StartupError(f"{path.name} cannot be used: {type(error).__name__}: {error}") from error
         if unused := set(HANDLERS) - {operation.id for operation in self.operations}:
@@ -356,53 +336,7 @@ def resolve(node: Any, document: Any) -> Any:
     return [resolve(value, document) for value in node] if isinstance(node, list) else node
 
 
-def check_keywords(schema: Mapping[str, Any]) -> None:
-    """Raise StartupError if a schema has a keyword that the server does not know."""
-    if unknown := set(schema) - set(RequestValidator.VALIDATORS) - ANNOTATIONS:
-        raise StartupError(f"openapi.yaml has schema keywords that the server does not know: {sorted(unknown)}.")
-    if schema.get("contentEncoding", "base64") != "base64":
-        raise StartupError("openapi.yaml has a contentEncoding that the server does not know.")
-    items = [schema["items"]] if "items" in schema else []
-    for subschema in [*schema.get("properties", {}).values(), *schema.get("anyOf", []), *items]:
-        check_keywords(subschema)
-
-
-def decode_base64(text: str) -> bytes | None:
-    """Return the bytes of canonical base64 (RFC 4648 sections 3.5 and 4), or None if the text is not that."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError:
-        return None
-    # The decoder ignores unused bits; encoding the last group again shows them.
-    return data if base64.b64encode(data[(len(data) - 1) // 3 * 3 :]).decode() == text[-4:] else None
-
-
-def check_pattern(validator: Any, pattern: str, instance: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
-    # The pattern of a base64 string says what the decoder checks, which takes a third of the time.
-    if "contentEncoding" not in schema and isinstance(instance, str) and not re.search(pattern, instance):
-        yield jsonschema.ValidationError("does not match")
-
-
-RequestValidator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator, {"pattern": check_pattern}
-)
-
-
-def validation_errors(validator: Any, value: Any) -> list[dict[str, str]]:
-    """Return each place that violates the schema, in the form of RFC 9457 section 3."""
-    found = []
-    for error in validator.iter_errors(value):
-        pointer = "".join(["#", *(f"/{part}" for part in error.absolute_path)])
-        if error.validator == "required":
-            missing = (name for name in error.validator_value if name not in error.instance)
-            found += [(f"{pointer}/{name}", "is required") for name in missing]
-        else:
-            detail = VALIDATION_DETAILS.get(error.validator, "does not fit the schema")
-            found.append((pointer, detail.format(error.validator_value)))
-    return [{"pointer": pointer, "detail": detail} for pointer, detail in dict.fromkeys(found)]
-
-
-def validation_failed(errors: list[dict[str, str]]) -> Problem:
+def validation_failed(errors: Errors) -> Problem:
     detail = "The body does not fit the schema: errors says where and why."
     return Problem("validation_failed", detail, errors=errors)
 
@@ -905,7 +839,7 @@ class Route:
 class App:
     """The WSGI callable (PEP 3333). The only class that knows Bottle, which finds the route of a path."""
 
-    def __init__(self, server: Server, pages: Mapping[str, Response]) -> None:
+    def __init__(self, server: Server, pages: Mapping[str, Page]) -> None:
         """Build the routes: the spec's operations, and the `pages` of the reference by path."""
         self._server = server
         self._bottle = bottle.Bottle()
@@ -919,9 +853,9 @@ class App:
             rule = re.sub(r"\{(\w+)\}", r"<\1:re:[^/]+>", route.template)
             self._bottle.route(rule, "ANY", functools.partial(self._serve, route))
 
-    def _pages(self, pages: Mapping[str, Response]) -> Iterator[Route]:
+    def _pages(self, pages: Mapping[str, Page]) -> Iterator[Route]:
         for path, page in pages.items():
-            yield Route(path, dict.fromkeys(("GET", "HEAD"), functools.partial(the_page, page)))
+            yield Route(path, dict.fromkeys(("GET", "HEAD"), functools.partial(show, page)))
 
     def _operations(self) -> Iterator[Route]:
         paths: dict[str, dict[str, Answerer]] = {}
@@ -1033,8 +967,8 @@ class App:
         return request_id
 
 
-def the_page(page: Response, environ: Environ, parameters: Mapping[str, str]) -> Response:
-    return page
+def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Response:
+    return Response(200, page.body, page.headers)
 
 
 def to_bottle(response: Response) -> bottle.HTTPResponse:
@@ -1073,35 +1007,6 @@ REFUSALS = {
 }
 
 
-# --- Reference page ---------------------------------------------------------------------------------------------------
-
-PAGE_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
-PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        # The hash is that of nothing: the renderer makes empty style elements and fills them by the CSSOM.
-        "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-
-def read_reference(directory: Path) -> dict[str, Response]:
-    """Return the answer to each path of the reference page. There is none if the page was not built."""
-    pages: dict[str, Response] = {}
-    for file in directory.glob("*"):
-        if file.suffix in PAGE_TYPES:
-            # The build puts a file's hash into its name, and these names into index.html.
-            is_index = file.name == "index.html"
-            cache = "no-cache" if is_index else "public, max-age=31536000, immutable"
-            content_type = f"{PAGE_TYPES[file.suffix]}; charset=utf-8"
-            headers = {"Content-Type": content_type, "Cache-Control": cache, **PAGE_HEADERS}
-            pages["/" if is_index else f"/reference/{file.name}"] = Response(200, file.read_bytes(), headers)
-    return pages
-
-
 # --- Main -------------------------------------------------------------------------------------------------------------
 
 
@@ -1112,7 +1017,7 @@ def serve(settings: Settings, spec: Spec) -> None:
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
     with contextlib.closing(store):
-        app = App(Server(settings, spec, store), read_reference(ROOT / "reference" / "dist"))
+        app = App(Server(settings, spec, store), reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"])
         try:
             http = HttpServer(app, settings.host, settings.port, limits, app.refuse)

@@ -153,6 +153,10 @@ class StoreReader(ABC):
     def user_ids(self) -> Iterator[str]:
         """Yield the userId of each record, those of deleted accounts included. Raise StorageUnavailable."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what is being written and close the store. No other call may follow or be under way."""
+
 
 class Store(StoreReader):
     """Accounts by userId."""
@@ -172,10 +176,6 @@ class Store(StoreReader):
     @abstractmethod
     def stats(self) -> Stats:
         """Return the counts. Raise StorageUnavailable, also as long as a store that was just opened still counts."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish what is being written and close the store. No other call may follow or be under way."""
 
 
 # --- Records as bytes -------------------------------------------------------------------------------------------------

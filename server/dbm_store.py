@@ -140,6 +140,10 @@ class DbmReader(StoreReader):
                 if key.startswith(b"user/"):
                     yield key[5:].decode()
 
+    def close(self) -> None:
+        if hasattr(self._local, "database"):
+            self._local.database.close()
+
     def _row(self, user_id: str) -> Row | None:
         with self._database() as database:
             stored = database.get(user_key(user_id))
@@ -231,7 +235,7 @@ class DbmStore(DbmReader, Store):
         self._stopping.set()
         self._housekeeper.join()
         gc.collect()  # a connection refers to itself; the writer's has to be the last that is closed
-        self._write(lambda: self._local.database.close())
+        self._write(super().close)
         self._writer.shutdown()
         self._lock_file.close()
 

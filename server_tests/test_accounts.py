@@ -1,0 +1,142 @@
+"""The interface of a store, on each store there is; and records as bytes."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version, from_bytes, to_bytes
+from server.dbm_store import DbmReader, DbmStore
+
+from server_tests.memory_store import MemoryStore
+
+USER, OTHER = "a" * 64, "b" * 64
+KEY = "c" * 64
+ACCOUNT = Account(created_at=1_795_510_800_000, key_sha256=KEY)
+
+
+@pytest.fixture(params=["dbm", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store = DbmStore(tmp_path / "backup.db", 601) if request.param == "dbm" else MemoryStore()
+    yield store
+    store.close()
+
+
+def version_of(data: bytes, number: int) -> Version:
+    return Version(number, 1_795_510_800_000 + number, len(data), hashlib.sha256(data).hexdigest(), key_version=1)
+
+
+def register(store: Store, user_id: str = USER) -> None:
+    with store.account(user_id) as account:
+        account.create(ACCOUNT)
+
+
+def append(store: Store, data: bytes, keep: int = 2) -> Version:
+    """Store a version, and keep only the last ones."""
+    with store.account(USER) as held:
+        assert isinstance(held.record, Account)
+        latest = held.record.latest
+        version = version_of(data, latest.number + 1 if latest else 1)
+        versions = (*held.record.versions, version)[-keep:]
+        held.append(Account(ACCOUNT.created_at, KEY, versions=versions), data)
+    return version
+
+
+def test_an_unknown_user(store):
+    assert store.find(USER) is None
+    with store.account(USER) as account:
+        assert account.record is None
+    assert store.data(USER, version_of(b"x", 1)) is None
+    assert list(store.user_ids()) == []
+
+
+def test_versions_are_kept_as_long_as_the_record_names_them(store):
+    register(store)
+    versions = [append(store, b"data %d" % number) for number in range(1, 5)]
+    assert store.find(USER) == Account(ACCOUNT.created_at, KEY, versions=tuple(versions[-2:]))
+    assert [store.data(USER, version) for version in versions] == [None, None, b"data 3", b"data 4"]
+    assert store.data(OTHER, versions[-1]) is None
+    assert store.data(USER, version_of(b"data 4", 3)) is None  # of that number another was stored
+
+
+def test_nothing_of_a_deleted_account_comes_back(store):
+    register(store)
+    register(store, OTHER)
+    version = append(store, b"data")
+    with store.account(USER) as account:
+        account.delete(1_795_510_900_000)
+    assert store.find(USER) == Deleted(1_795_510_900_000)
+    assert store.data(USER, version) is None
+    register(store)
+    assert store.find(USER) == ACCOUNT
+    assert store.data(USER, version) is None
+    assert set(store.user_ids()) == {USER, OTHER}
+
+
+def test_a_block_that_fails_changes_nothing(store):
+    register(store)
+    with pytest.raises(ZeroDivisionError), store.account(USER):
+        raise ZeroDivisionError
+    assert store.find(USER) == ACCOUNT
+    append(store, b"data")  # and the account is not held any more
+
+
+def test_counts(store):
+    register(store)
+    register(store, OTHER)
+    append(store, b"one")
+    append(store, b"two")
+    stats = store.stats()
+    assert (stats.users, stats.backups, stats.versions) == (2, 1, 2)
+    assert stats.database_bytes >= 6
+
+
+# ---- Reading beside a running server -------------------------------------------------------------------------------
+
+
+def test_a_reader_beside_the_server(tmp_path):
+    """It sees what is committed at each moment, and nothing that it does needs the writer or its lock."""
+    store = DbmStore(tmp_path / "backup.db", 601)
+    reader = DbmReader(tmp_path / "backup.db")
+    try:
+        register(store)
+        assert reader.find(USER) == ACCOUNT
+        with store.account(OTHER):  # the writer is busy
+            assert list(reader.user_ids()) == [USER]
+        version = append(store, b"data")
+        assert reader.data(USER, version) == b"data"
+        reader.check()
+        with pytest.raises(Exception, match="readonly"):
+            reader._local.database[b"key"] = b"value"
+    finally:
+        reader.close()
+        store.close()
+
+
+# ---- Records as bytes -----------------------------------------------------------------------------------------------
+
+RECORDS: list[Record] = [
+    ACCOUNT,
+    Account(1, KEY, 2, (version_of(b"one", 1), version_of(b"two", 2)), (Upload(3, "app=:signature:"),)),
+    Deleted(4),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_comes_back_as_it_was(record):
+    assert from_bytes(USER, to_bytes(USER, record, slots=[1, 0])) == (record, {"slots": [1, 0]})
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_each_bit_counts(record):
+    stored = to_bytes(USER, record)
+    for index in range(len(stored) * 8):
+        flipped = bytearray(stored)
+        flipped[index // 8] ^= 1 << index % 8
+        with pytest.raises(Damaged):
+            from_bytes(USER, bytes(flipped))
+    for length in range(len(stored)):
+        with pytest.raises(Damaged):
+            from_bytes(USER, stored[:length])
+    with pytest.raises(Damaged):
+        from_bytes(OTHER, stored)
