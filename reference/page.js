@@ -1,4 +1,4 @@
-// Draws the reference from the document of the server that sent this page.
+// Draws the reference from the openapi.json of the server that sent this page.
 
 "use strict";
 
@@ -34,7 +34,10 @@ const options = {
   },
 };
 
-/** Names each operation where it is described, so that the search finds it, and links to it where prose names it. */
+/**
+ * Adds each operationId to the description of its operation, so that the search finds it. Links to the operation
+ * wherever the prose names it.
+ */
 function withOperationIds(document) {
   const places = new Map();
   for (const item of Object.values(document.paths)) {
@@ -56,5 +59,5 @@ async function show() {
 }
 
 show().catch((error) => {
-  container.textContent = `openapi.json could not be read: ${error.message}`;
+  container.textContent = `Cannot read openapi.json: ${error.message}`;
 });

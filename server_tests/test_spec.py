@@ -245,11 +245,11 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
     last, days, weeks, months = configurable["KEEP_VERSIONS"].split(",")
     for sentence in [
         f"A backup is 1 to {spec.MAX_DECODED_BYTES:,} bytes",
-        f"A request body may have {LIMITS['requestBodyBytes']:,} bytes",
+        f"A request body may have at most {LIMITS['requestBodyBytes']:,} bytes",
         f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
         f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature lives",
         f"works {LIMITS['deletedUserSeconds']} seconds after the last attempt",
-        f"the empty line that ends them, may have {LIMITS['requestHeaderBytes']:,} bytes",
+        f"the empty line that ends them, may have at most {LIMITS['requestHeaderBytes']:,} bytes",
         f"{configurable['BACKUPS_PER_HOUR']} an hour and {configurable['BACKUPS_PER_DAY']} a day",
         f"{configurable['REGISTRATIONS_PER_HOUR']} accounts created an hour",
         f"{configurable['FAILED_CREDENTIALS_PER_5_MINUTES']} failed credentials in 5 minutes",
