@@ -845,7 +845,7 @@ class App:
         self._bottle = bottle.Bottle()
         self._bottle.config["catchall"] = False  # Bottle would write messages, which may repeat what was sent
         self._bottle.add_hook("before_request", self._screen)
-        self._bottle.default_error_handler = lambda error: self._not_found("/openapi.yaml lists the operations.")
+        self._bottle.default_error_handler = lambda error: self._not_found("/openapi.yaml lists the operations and their paths.")
         if not pages:
             missing = "The reference page was not built. This builds it: tox run -e reference"
             self._bottle.route("/", "ANY", functools.partial(self._not_found, missing))
@@ -926,7 +926,7 @@ class App:
         ):
             response = Response(204, headers={"Access-Control-Allow-Methods": route.allow, **PREFLIGHT})
         else:
-            detail = "This path does not have this method: Allow lists those that it has."
+            detail = "This path does not have this method. Allow lists those that it has."
             response = Problem("method_not_allowed", detail, headers={"Allow": route.allow}).response
         return to_bottle(response)
 
