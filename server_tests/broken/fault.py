@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-
 from collections.abc import Callable
 from http.client import responses
 from types import SimpleNamespace
@@ -11,6 +10,14 @@ from unittest import mock
 from wsgiref.headers import Headers
 
 import backup_server
+from server import clock
+from server.accounts import Account, Upload, Version
+from server.dbm_store import Row
+
+Real = Callable[..., Any]  # what a fault replaces, and may still call
+
+
+# --- Faults and how they are put in -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,10 @@ def replacement(real: Callable[..., Any], function: Callable[..., Any]) -> Calla
     return call
 
 
-def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> None:
+# --- Tools for faults of one kind -------------------------------------------------------------------------------------
+
+
+def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> Callable[[dict[str, Any], Any], None]:
     """Put a proxy before the app: `change_answer(environ, answer)` changes the answer's status, headers and body."""
 
     @instead_of(backup_server.App, "__call__")
@@ -106,6 +116,8 @@ def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> None:
             answer.headers["Content-Length"] = str(len(answer.body))
         start_response(f"{answer.status} {responses[answer.status]}", answer.headers.items())
         return [answer.body]
+
+    return change_answer
 
 
 def add_to_limit(name: str, number: int) -> None:
@@ -124,3 +136,35 @@ def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
     def from_environ(real: Callable[..., Any], *arguments: Any) -> Any:
         settings = real(*arguments)
         return dataclasses.replace(settings, **{name: change_value(getattr(settings, name))})
+
+
+def named_user(server: backup_server.Server, request: backup_server.Request) -> backup_server.User | None:
+    """Return the user whose userId a request has, as if its storage key were right. None if there is no account."""
+    credentials = backup_server.credentials_of(request.header("Authorization") or "")
+    account = credentials and server.store.find(credentials.user_id)
+    if credentials and isinstance(account, Account):
+        return backup_server.User(credentials.user_id, account.key_sha256, account)
+    return None
+
+
+def latest(server: backup_server.Server, user: backup_server.User) -> Version | None:
+    """Return the user's latest version as it is now. None if there is none."""
+    record = server.store.find(user.user_id)
+    return record.latest if isinstance(record, Account) else None
+
+
+def change_account(server: backup_server.Server, user_id: str, change_record: Callable[[Account], Account]) -> None:
+    """Change the record of an account behind the server's back. Versions may go, but none can be added."""
+    with server.store.account(user_id) as held:
+        before = held._row
+        account = change_record(before.record)
+        after = Row(account, tuple(before.slot(version) for version in account.versions), before.slots_used)
+        held._store._write(functools.partial(held._store._put_row, user_id, before, after))
+
+
+def count_upload(server: backup_server.Server, user: backup_server.User) -> None:
+    """Count an upload that made no version."""
+    upload = Upload(clock.now(), "")
+    change_account(
+        server, user.user_id, lambda account: dataclasses.replace(account, uploads=(*account.uploads, upload))
+    )
