@@ -155,6 +155,7 @@ def latest(server: backup_server.Server, user: backup_server.User) -> Version | 
 
 def change_account(server: backup_server.Server, user_id: str, change_record: Callable[[Account], Account]) -> None:
     """Change the record of an account behind the server's back. Versions may go, but none can be added."""
+    held: Any  # a HeldRow, of which this uses more than the store's interface
     with server.store.account(user_id) as held:
         before = held._row
         account = change_record(before.record)

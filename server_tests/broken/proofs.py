@@ -190,7 +190,7 @@ def first_of_two_headers_counts() -> None:
 
     @instead_of(backup_server, "headers_of")
     def headers_of(real: Real, environ: dict[str, Any]) -> dict[str, str]:
-        headers = real(environ)
+        headers: dict[str, str] = real(environ)
         proofs = headers.keys() & {"authorization", "content-digest", "signature-input", "signature"}
         return headers | {name: headers[name].partition(", ")[0] for name in proofs}
 
