@@ -17,13 +17,12 @@ from server import accounts, clock, i_json
 from server.accounts import Account, Damaged, Record, Upload, Version
 from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import (
-    Real,
+    Function,
     add_to_limit,
     breaks,
     change,
     instead_of,
     instead_of_handler,
-    latest,
     on_answer,
 )
 
@@ -50,7 +49,7 @@ def backup_is_cut_off_at_a_mebibyte() -> None:
 
 def change_data(change_bytes: Callable[[bytes], bytes]) -> None:
     @instead_of(backup_server, "decode_base64")
-    def decode_base64(real: Real, text: str) -> bytes | None:
+    def decode_base64(real: Function, text: str) -> bytes | None:
         data = real(text)
         return change_bytes(data) if data else data
 
@@ -93,7 +92,7 @@ def size_is_counted_in_text() -> None:
 
 def change_largest_backup(change_size: Callable[[int], int]) -> None:
     @instead_of(backup_server.Spec, "__init__")
-    def load(real: Real, spec: Any, path: Any) -> None:
+    def load(real: Function, spec: Any, path: Any) -> None:
         real(spec, path)
         spec.max_decoded_bytes = change_size(spec.max_decoded_bytes)
 
@@ -124,7 +123,7 @@ def unused_bits_are_unchecked() -> None:
 
 def decode_by(decode: Callable[[str], bytes | None]) -> None:
     @instead_of(backup_server, "decode_base64")
-    def decode_base64(real: Real, text: str) -> bytes | None:
+    def decode_base64(real: Function, text: str) -> bytes | None:
         with contextlib.suppress(binascii.Error):
             return decode(text)
         return None
@@ -135,7 +134,7 @@ def damage_is_not_seen() -> None:
     """The server answers a version whatever has become of its bytes."""
 
     @instead_of(DbmStore, "data")
-    def data(real: Real, store: DbmStore, user_id: str, version: Version) -> bytes | None:
+    def data(real: Function, store: DbmStore, user_id: str, version: Version) -> bytes | None:
         try:
             found: bytes | None = real(store, user_id, version)
             return found
@@ -159,7 +158,7 @@ def version_numbers_are_used_again() -> None:
     """A version is stored under the number of versions that there are."""
 
     @instead_of(backup_server, "kept_versions")
-    def kept_versions(real: Real, versions: tuple[Version, ...], keep: tuple[int, ...]) -> tuple[Version, ...]:
+    def kept_versions(real: Function, versions: tuple[Version, ...], keep: tuple[int, ...]) -> tuple[Version, ...]:
         *older, last = real(versions, keep)
         return (*older, replace(last, number=len(older) + 1))
 
@@ -180,7 +179,7 @@ def show_versions(operation_id: str, choose: Callable[[tuple[Version, ...]], tup
     """Let an operation see other versions of the account than it has."""
 
     @instead_of_handler(operation_id)
-    def handler(real: Real, server: Server, request: Request, user: User) -> Any:
+    def handler(real: Function, server: Server, request: Request, user: User) -> Any:
         account = replace(user.account, versions=choose(user.account.versions))
         return real(server, request, user=replace(user, account=account))
 
@@ -190,7 +189,7 @@ def key_version_is_always_1() -> None:
     """A client cannot tell which password opens a version."""
 
     @instead_of(backup_server, "receipt")
-    def receipt(real: Real, version: Version) -> Any:
+    def receipt(real: Function, version: Version) -> Any:
         return real(version) | {"keyVersion": 1}
 
 
@@ -199,7 +198,7 @@ def key_version_is_the_accounts() -> None:
     """With the key, older versions change their keyVersion, but only the old password opens them."""
 
     @instead_of(accounts, "record_of")
-    def record_of(real: Real, value: dict[str, Any]) -> Record:
+    def record_of(real: Function, value: dict[str, Any]) -> Record:
         record: Record = real(value)
         if not isinstance(record, Account):
             return record
@@ -212,7 +211,7 @@ def version_may_have_leading_zeros() -> None:
     """A version is whatever int() takes."""
 
     @instead_of_handler("fetchBackupVersion")
-    def fetch_backup_version(real: Real, server: Server, request: Request, user: User) -> Any:
+    def fetch_backup_version(real: Function, server: Server, request: Request, user: User) -> Any:
         if re.fullmatch("[+0]*[0-9]{1,9}", request.parameters["version"]):
             request = replace(request, parameters={"version": str(int(request.parameters["version"]))})
         return real(server, request, user=user)
@@ -243,6 +242,21 @@ def if_none_match_has_to_be_the_etag() -> None:
 # --- No lost update ---------------------------------------------------------------------------------------------------
 
 Value = Mapping[str, Any]  # the members of an upload's body
+Storing = Callable[[Value], Response]
+
+
+def instead_of_storing(function: Callable[[Storing, Server, User, Value], Response]) -> None:
+    """Put a function in the place of what stores an upload. It gets (real, server, user, value)."""
+
+    @instead_of(backup_server, "store_version")
+    def store_version(real: Function, server: Server, signature: str, user: User, value: Value, *key: str) -> Response:
+        return function(lambda value: real(server, signature, user, value, *key), server, user, value)
+
+
+def latest(server: Server, user: User) -> Version | None:
+    """Return the user's latest version as it is now. None if there is none."""
+    record = server.store.find(user.user_id)
+    return record.latest if isinstance(record, Account) else None
 
 
 def rebased(server: Server, user: User, value: Value) -> Value:
@@ -260,11 +274,11 @@ def conflict(server: Server, user: User) -> Problem:
 def first_backup_needs_a_base() -> None:
     """An upload without a base is a conflict, even the first one."""
 
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
         if "baseSha256" not in value:
             raise conflict(server, user)
-        return real(server, signature, user, value, *key)
+        return real(value)
 
 
 @breaks("base.conflict")
@@ -292,7 +306,7 @@ def number_is_taken_for_a_base() -> None:
     """The latest version's number is as good a base as its sha256."""
 
     @instead_of(backup_server, "read_body")
-    def read_body(real: Real, request: Request) -> Any:
+    def read_body(real: Function, request: Request) -> Any:
         member = re.compile(rb'("baseSha256": ?)"?0*([0-9]{1,9})"?(?=[,}])')
         body = member.sub(lambda found: b'%b"%064d"' % (found[1], int(found[2])), request.body)
         return real(replace(request, body=body))
@@ -305,25 +319,25 @@ def number_is_taken_for_a_base() -> None:
 
 
 def rebase_if(condition: Callable[[Server, User, Value], bool]) -> None:
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
         if condition(server, user, value):
             value = rebased(server, user, value)
-        return real(server, signature, user, value, *key)
+        return real(value)
 
 
 @breaks("base.race")
 def two_uploads_at_once_both_win() -> None:
     """The base is compared before the account is held, and not again."""
 
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
         fits = value == rebased(server, user, value)
         time.sleep(0.05 * fits)
         for _ in range(16 * fits):
             with contextlib.suppress(Problem):
-                return real(server, signature, user, rebased(server, user, value), *key)
-        return real(server, signature, user, value, *key)
+                return real(rebased(server, user, value))
+        return real(value)
 
 
 @breaks("base.current")
@@ -341,13 +355,13 @@ def conflict_names_the_next_version() -> None:
 def conflicting_upload_is_stored_all_the_same() -> None:
     """The client is told of a conflict, and has overwritten the other device's version."""
 
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
         try:
-            return real(server, signature, user, value, *key)
+            return real(value)
         except Problem as problem:
             if problem.code == "version_conflict":
-                real(server, signature, user, rebased(server, user, value), *key)
+                real(rebased(server, user, value))
             raise
 
 
@@ -355,15 +369,15 @@ def conflicting_upload_is_stored_all_the_same() -> None:
 def retry_makes_another_version() -> None:
     """An upload that is repeated after a lost answer is stored twice."""
 
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
-        response: Response = real(server, signature, user, value, *key)
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
+        response = real(value)
         if response.status == 201:
             return response
         with server.store.account(user.user_id) as held:
             account = user.again(held.record)
             version = replace(account.versions[-1], number=account.versions[-1].number + 1)
-            uploads = (*account.uploads, Upload(clock.now(), signature))
+            uploads = (*account.uploads, Upload(clock.now(), ""))
             held.append(replace(account, versions=(*account.versions, version), uploads=uploads), value["data"])
         return replace(response, status=201, body=i_json.encode(backup_server.receipt(version)))
 
@@ -372,8 +386,8 @@ def retry_makes_another_version() -> None:
 def base_is_compared_before_a_retry_is_seen() -> None:
     """A repeated upload is a conflict with itself."""
 
-    @instead_of(backup_server, "store_version")
-    def store_version(real: Real, server: Server, signature: str, user: User, value: Value, *key: str) -> Any:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
         if value != rebased(server, user, value):
             raise conflict(server, user)
-        return real(server, signature, user, value, *key)
+        return real(value)

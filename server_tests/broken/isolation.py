@@ -6,7 +6,7 @@ from typing import Any
 from backup_server import Credentials, Problem, Request, Response, Server
 from server.accounts import Account, Record
 from server_tests.broken.fault import (
-    Real,
+    Function,
     breaks,
     change_account,
     count_upload,
@@ -46,7 +46,7 @@ def belongs_to_anyone(*operations: str) -> None:
     """Let the userId alone prove who sends a request to these operations."""
 
     @instead_of_proof("userCredentials")
-    def check_credentials(real: Real, server: Server, request: Request) -> Any:
+    def check_credentials(real: Function, server: Server, request: Request) -> Any:
         user = named_user(server, request) if request.operation.id in operations else None
         return user or real(server, request)
 
@@ -57,7 +57,7 @@ def any_users_key_opens_every_account() -> None:
     in_use = set()
 
     @instead_of(Credentials, "open")
-    def open_account(real: Real, credentials: Credentials, record: Record | None) -> Account | None:
+    def open_account(real: Function, credentials: Credentials, record: Record | None) -> Account | None:
         if real(credentials, record):
             in_use.add(credentials.key_sha256)
         return record if credentials.key_sha256 in in_use and isinstance(record, Account) else None
@@ -68,7 +68,7 @@ def registering_again_replaces_the_key() -> None:
     """Whoever knows the username can take over the account by registering it."""
 
     @instead_of_handler("registerUser")
-    def register_user(real: Real, server: Server, request: Request, user: Credentials) -> Response:
+    def register_user(real: Function, server: Server, request: Request, user: Credentials) -> Response:
         if named_user(server, request):
             change_account(server, user.user_id, lambda account: replace(account, key_sha256=user.key_sha256))
         response: Response = real(server, request, user=user)
@@ -91,7 +91,7 @@ def uploads_of_strangers_count() -> None:
     """Whoever knows the username can use up the user's uploads, without any key."""
 
     @instead_of_proof("userCredentials")
-    def check_credentials(real: Real, server: Server, request: Request) -> Any:
+    def check_credentials(real: Function, server: Server, request: Request) -> Any:
         try:
             return real(server, request)
         except Problem:
