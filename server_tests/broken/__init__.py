@@ -1,11 +1,27 @@
 """Servers broken on purpose, each in one way: they show that the contract tests find what they are for.
 
 The launcher's `--broken NAME` loads the real server, lets the fault of that name change one thing of it, and serves.
-Each module is a category. `FAULTS` has all faults by name, in the order of the modules below.
+Each module named in CATEGORIES is a category of faults. Its import puts them into FAULTS, which has all faults by name.
 """
+
+import importlib
 
 from server_tests.broken.fault import FAULTS, Fault
 
-from server_tests.broken import proofs, isolation, backups, accounts, history, limits, http, cors, operator, durability  # noqa: F401, I001 # isort: skip
+__all__ = ["CATEGORIES", "FAULTS", "Fault"]
 
-__all__ = ["FAULTS", "Fault"]
+CATEGORIES = (
+    "proofs",
+    "isolation",
+    "backups",
+    "accounts",
+    "history",
+    "limits",
+    "http",
+    "cors",
+    "operator",
+    "durability",
+)
+
+for category in CATEGORIES:
+    importlib.import_module(f"{__name__}.{category}")

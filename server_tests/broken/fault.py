@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-
 from collections.abc import Callable
 from http.client import responses
 from types import SimpleNamespace
@@ -11,6 +10,15 @@ from unittest import mock
 from wsgiref.headers import Headers
 
 import backup_server
+from server import clock
+from server.accounts import Account, Upload
+from server.dbm_store import Row
+
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
+
+
+# --- Faults and how they are put in -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,33 +56,33 @@ def change(owner: Any, name: str, value: Any) -> None:
     mock.patch.object(owner, name, value).start()
 
 
-def instead_of(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def instead_of(owner: Any, name: str) -> Decorator:
     """Put a function in the place of another, which it gets as its first argument."""
     real = getattr(owner, name)
 
-    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+    def replace(function: Function) -> Function:
         change(owner, name, replacement(real, function))
         return function
 
     return replace
 
 
-def instead_of_handler(operation_id: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def instead_of_handler(operation_id: str) -> Decorator:
     """Put a function in the place of an operation's handler. It gets (real, server, request, **what it needs)."""
     real = backup_server.HANDLERS[operation_id]
 
-    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+    def replace(function: Function) -> Function:
         mock.patch.dict(backup_server.HANDLERS, {operation_id: replacement(real, function)}).start()
         return function
 
     return replace
 
 
-def instead_of_proof(scheme: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def instead_of_proof(scheme: str) -> Decorator:
     """Put a function in the place of a security scheme's check. It gets (real, server, request)."""
     proof = backup_server.PROOFS[scheme]
 
-    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+    def replace(function: Function) -> Function:
         check = replacement(proof.check, function)
         mock.patch.dict(backup_server.PROOFS, {scheme: proof._replace(check=check)}).start()
         return function
@@ -82,7 +90,7 @@ def instead_of_proof(scheme: str) -> Callable[[Callable[..., Any]], Callable[...
     return replace
 
 
-def replacement(real: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+def replacement(real: Function, function: Function) -> Function:
     @functools.wraps(real)  # the server reads from its signature what a handler needs
     def call(*arguments: Any, **options: Any) -> Any:
         return function(real, *arguments, **options)
@@ -90,11 +98,14 @@ def replacement(real: Callable[..., Any], function: Callable[..., Any]) -> Calla
     return call
 
 
-def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> None:
+# --- Tools for faults of one kind -------------------------------------------------------------------------------------
+
+
+def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> Callable[[dict[str, Any], Any], None]:
     """Put a proxy before the app: `change_answer(environ, answer)` changes the answer's status, headers and body."""
 
     @instead_of(backup_server.App, "__call__")
-    def proxy(real: Callable[..., Any], app: Any, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    def proxy(real: Function, app: Any, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         answer = SimpleNamespace()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
@@ -107,12 +118,14 @@ def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> None:
         start_response(f"{answer.status} {responses[answer.status]}", answer.headers.items())
         return [answer.body]
 
+    return change_answer
+
 
 def add_to_limit(name: str, number: int) -> None:
     """Change one of the limits that the server reads from openapi.yaml."""
 
     @instead_of(backup_server.Spec, "__init__")
-    def load(real: Callable[..., Any], spec: Any, path: Any) -> None:
+    def load(real: Function, spec: Any, path: Any) -> None:
         real(spec, path)
         spec.limits[name] += number
 
@@ -121,6 +134,33 @@ def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
     """Change one of the settings that the server reads from its environment."""
 
     @instead_of(backup_server.Settings, "from_environ")
-    def from_environ(real: Callable[..., Any], *arguments: Any) -> Any:
+    def from_environ(real: Function, *arguments: Any) -> Any:
         settings = real(*arguments)
         return dataclasses.replace(settings, **{name: change_value(getattr(settings, name))})
+
+
+def named_user(server: backup_server.Server, request: backup_server.Request) -> backup_server.User | None:
+    """Return the user whose userId a request has, as if its storage key were right. None if there is no account."""
+    credentials = backup_server.credentials_of(request.header("Authorization") or "")
+    account = credentials and server.store.find(credentials.user_id)
+    if credentials and isinstance(account, Account):
+        return backup_server.User(credentials.user_id, account.key_sha256, account)
+    return None
+
+
+def change_account(server: backup_server.Server, user_id: str, change_record: Callable[[Account], Account]) -> None:
+    """Change the record of an account behind the server's back. Versions may go, but none can be added."""
+    held: Any  # a HeldRow, of which this uses more than the store's interface
+    with server.store.account(user_id) as held:
+        before = held._row
+        account = change_record(before.record)
+        after = Row(account, tuple(before.slot(version) for version in account.versions), before.slots_used)
+        held._store._write(functools.partial(held._store._put_row, user_id, before, after))
+
+
+def count_upload(server: backup_server.Server, user: backup_server.User) -> None:
+    """Count an upload that made no version."""
+    upload = Upload(clock.now(), "")
+    change_account(
+        server, user.user_id, lambda account: dataclasses.replace(account, uploads=(*account.uploads, upload))
+    )

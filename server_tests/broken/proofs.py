@@ -1,1 +1,296 @@
-"""TODO"""
+"""Faults of the two proofs: that a request comes from the app, and that it comes from this user."""
+
+import base64
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import backup_server
+from backup_server import Credentials, Problem, Request, Server
+from server import clock
+from server.accounts import Account, Record
+from server_tests.broken.fault import (
+    Function,
+    add_to_limit,
+    breaks,
+    change,
+    change_setting,
+    instead_of,
+    instead_of_proof,
+    named_user,
+    on_answer,
+)
+
+# --- It comes from the app --------------------------------------------------------------------------------------------
+
+
+@breaks("signature.secret")
+def any_signature_is_accepted() -> None:
+    """No MAC is ever wrong."""
+    compare_macs(lambda right, sent: True)
+
+
+@breaks("signature.whole")
+def mac_is_compared_by_its_first_half() -> None:
+    """Only the first 16 bytes of the MAC count."""
+    compare_macs(lambda right, sent: right[:25] == sent[:25])
+
+
+def compare_macs(is_right: Callable[[str, str], bool], digest: Callable[..., bytes] = hmac.digest) -> None:
+    """Decide by `is_right(right, sent)` which Signature is accepted, and compute the right one by `digest`."""
+
+    def compare_digest(right: Any, sent: Any) -> bool:
+        return (is_right if str(sent).startswith("app=:") else hmac.compare_digest)(right, sent)
+
+    change(backup_server, "hmac", SimpleNamespace(digest=digest, compare_digest=compare_digest))
+
+
+@breaks("signature.missing")
+def reads_need_no_signature() -> None:
+    """Only requests that write have to be signed."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        try:
+            return real(server, request)
+        except Problem as problem:
+            if problem.code != "signature_missing" or request.method != "GET" or not request.header("Authorization"):
+                raise
+            return None
+
+
+@breaks("signature.method")
+def signature_is_not_bound_to_the_method() -> None:
+    """A signature for GET is good for DELETE."""
+    unbind("@method", "GET", "POST", "PUT", "DELETE")
+
+
+@breaks("signature.path")
+def signature_is_not_bound_to_the_path() -> None:
+    """A signature for one path is good for another."""
+    paths = "register", "backup", "backup/versions", "backup/versions/1", "user", "user/storage-key"
+    unbind("@path", *(f"/api/{path}" for path in paths))
+
+
+@breaks("signature.authorization")
+def signature_is_not_bound_to_the_credentials() -> None:
+    """A signature that was seen with other credentials is good for these."""
+    unbind("authorization")
+
+
+@breaks("signature.digest")
+def signature_is_not_bound_to_the_digest() -> None:
+    """A signature that was seen with another digest is good for this one."""
+    unbind("content-digest")
+
+
+def unbind(component: str, *known: str) -> None:
+    """Accept a MAC that is right for any known value of a component. The values that are sent become known."""
+    lines = {f'"{component}": {value}\n': None for value in known}
+    accepted: dict[str, list[str]] = {}  # by the right Signature
+
+    def digest(key: bytes, base: bytes, algorithm: str) -> bytes:
+        before, line, after = re.split(rf'^("{component}": .*\n)', base.decode("latin-1"), flags=re.MULTILINE)
+        lines[line] = None
+        bases = (f"{before}{other}{after}".encode("latin-1") for other in lines)
+        right = hmac.digest(key, base, algorithm)
+        accepted[signature_of(right)] = [signature_of(hmac.digest(key, other, algorithm)) for other in bases]
+        return right
+
+    compare_macs(lambda right, sent: sent in accepted[right], digest)
+
+
+def signature_of(mac: bytes) -> str:
+    return f"app=:{base64.b64encode(mac).decode()}:"
+
+
+@breaks("digest.mismatch")
+def body_is_not_compared_with_its_digest() -> None:
+    """The digest is signed, but the body may be another one."""
+    ignore_digest_if(lambda request: True)
+
+
+@breaks("digest.empty")
+def digest_of_no_body_is_not_compared() -> None:
+    """A request without a body may carry the digest of any body."""
+    ignore_digest_if(lambda request: not request.body)
+
+
+def ignore_digest_if(condition: Callable[[Request], bool]) -> None:
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        try:
+            return real(server, request)
+        except Problem as problem:
+            if problem.code != "digest_mismatch" or not condition(request):
+                raise
+            return request.header("Signature")
+
+
+@breaks("signature.accepted")
+def signature_of_a_put_is_refused() -> None:
+    """The server computes the MAC with the method `put`, in small letters."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        return real(server, replace(request, method=request.method.replace("PUT", "put")))
+
+
+@breaks("signature.expired")
+def window_is_a_second_too_wide() -> None:
+    """A signature is accepted when it is 301 seconds old."""
+    add_to_limit("signatureSkewSeconds", 1)
+
+
+@breaks("signature.window")
+def window_is_a_second_too_narrow() -> None:
+    """A signature is refused when it is 300 seconds old."""
+    add_to_limit("signatureSkewSeconds", -1)
+
+
+@breaks("signature.expired")
+def signature_may_be_from_the_future() -> None:
+    """Only the age of a signature counts."""
+    change(backup_server, "abs", lambda seconds: max(seconds, 0))
+
+
+@breaks("signature.expired", "replay.register", "replay.store", "replay.key", "replay.delete")
+def signature_never_expires() -> None:
+    """`created` is signed, and nobody looks at it."""
+    add_to_limit("signatureSkewSeconds", 10**15)
+
+
+@breaks("signature.expired-last")
+def expiry_is_told_before_the_mac_is_checked() -> None:
+    """Anybody may ask for the server's time."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        created = re.search(r";created=([0-9]{1,15});", request.header("Signature-Input") or "")
+        server_time = clock.now() // 1000
+        if created and abs(server_time - int(created[1])) > 300:
+            raise Problem("signature_expired", "Sign again.", serverTime=server_time)
+        return real(server, request)
+
+
+@breaks("signature.expired")
+def server_time_is_in_milliseconds() -> None:
+    """A phone corrects its clock by 57,000 years."""
+
+    @instead_of(Problem, "__init__")
+    def make(real: Function, problem: Problem, *arguments: Any, **members: Any) -> None:
+        if "serverTime" in members:
+            members["serverTime"] *= 1000
+        real(problem, *arguments, **members)
+
+
+@breaks("signature.twice")
+def first_of_two_headers_counts() -> None:
+    """If a header is sent twice, the server takes the first one."""
+
+    @instead_of(backup_server, "headers_of")
+    def headers_of(real: Function, environ: dict[str, Any]) -> dict[str, str]:
+        headers: dict[str, str] = real(environ)
+        proofs = headers.keys() & {"authorization", "content-digest", "signature-input", "signature"}
+        return headers | {name: headers[name].partition(", ")[0] for name in proofs}
+
+
+@breaks("signature.profile")
+def more_parameters_are_let_pass() -> None:
+    """A signature may say that it expires, and is good for as long as any."""
+    change_profile(lambda pattern: pattern.removesuffix(")") + "[^,]*)")
+
+
+@breaks("signature.algorithm")
+def algorithm_is_not_looked_at() -> None:
+    """`alg` may be anything."""
+    change_profile(lambda pattern: pattern.replace("hmac-sha256", '[^"]*'))
+
+
+def change_profile(change_pattern: Callable[[str], str]) -> None:
+    change(backup_server, "SIGNATURE_INPUT", re.compile(change_pattern(backup_server.SIGNATURE_INPUT.pattern)))
+
+
+@breaks("signature.encoding")
+def signature_may_be_hexadecimal() -> None:
+    """The server also reads a MAC in hexadecimal digits."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        if digits := re.fullmatch("app=:([0-9a-f]{64}):", request.header("Signature") or ""):
+            signature = signature_of(bytes.fromhex(digits[1]))
+            request = replace(request, headers={**request.headers, "signature": signature})
+        return real(server, request)
+
+
+@breaks("signature.keyid")
+def unknown_keyid_means_the_first_secret() -> None:
+    """A keyid that nobody gave out is good, too."""
+
+    class Forgiving(dict[str, bytes]):
+        def get(self, keyid: str) -> bytes:  # type: ignore[override]
+            return super().get(keyid) or next(iter(self.values()))
+
+    change_setting("app_secrets", Forgiving)
+
+
+@breaks("signature.rotation")
+def only_the_first_secret_is_valid() -> None:
+    """Nobody who has the app's new version can back up."""
+    change_setting("app_secrets", lambda app_secrets: dict([next(iter(app_secrets.items()))]))
+
+
+@breaks("signature.query")
+def query_is_ignored() -> None:
+    """A signed operation may have a query, which nobody signed."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        return real(server, replace(request, has_query=False))
+
+
+# --- It comes from this user ------------------------------------------------------------------------------------------
+
+
+@breaks("credentials.same")
+def unknown_user_is_told() -> None:
+    """Anybody may ask who has an account."""
+
+    @instead_of_proof("userCredentials")
+    def check_credentials(real: Function, server: Server, request: Request) -> Any:
+        try:
+            return real(server, request)
+        except Problem as problem:
+            if problem.code != "credentials_invalid" or named_user(server, request):
+                raise
+            raise Problem("credentials_invalid", "There is no such user.") from None
+
+
+@breaks("credentials.whole")
+def key_is_compared_by_its_beginning() -> None:
+    """Only the first four digits of the storage key's hash count."""
+
+    @instead_of(Credentials, "open")
+    def open_account(real: Function, credentials: Credentials, record: Record | None) -> Account | None:
+        if isinstance(record, Account) and record.key_sha256[:4] == credentials.key_sha256[:4]:
+            return record
+        return None
+
+
+@breaks("credentials.form")
+def credentials_may_be_in_capitals() -> None:
+    """One username has many accounts."""
+    pattern = backup_server.USER_ID_AND_STORAGE_KEY.pattern
+    change(backup_server, "USER_ID_AND_STORAGE_KEY", re.compile(pattern, re.IGNORECASE))
+
+
+@breaks("credentials.challenge")
+def challenge_is_missing() -> None:
+    """A 401 does not say what would be accepted."""
+
+    @on_answer
+    def remove_challenge(environ: dict[str, Any], answer: Any) -> None:
+        del answer.headers["WWW-Authenticate"]
