@@ -36,7 +36,7 @@ import yaml
 from server import clock, i_json, reference_page
 from server.accounts import (
     Account,
-    Damaged,
+    DamagedData,
     Deleted,
     Record,
     StorageFull,
@@ -734,7 +734,7 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
             return Response(304, headers=headers)
         try:
             data = server.store.data(user.user_id, version)
-        except Damaged:
+        except DamagedData:
             log(event="backup_damaged")
             detail = "The stored bytes no longer have their sha256: fetch another version from the list."
             raise Problem("backup_damaged", detail) from None
@@ -845,7 +845,9 @@ class App:
         self._bottle = bottle.Bottle()
         self._bottle.config["catchall"] = False  # Bottle would write messages, which may repeat what was sent
         self._bottle.add_hook("before_request", self._screen)
-        self._bottle.default_error_handler = lambda error: self._not_found("/openapi.yaml lists the operations and their paths.")
+        self._bottle.default_error_handler = lambda error: self._not_found(
+            "/openapi.yaml lists the operations and their paths."
+        )
         if not pages:
             missing = "The reference page was not built. This builds it: tox run -e reference"
             self._bottle.route("/", "ANY", functools.partial(self._not_found, missing))

@@ -84,6 +84,10 @@ class Damaged(StorageError):
     """What is stored is not what was stored: its digest says so, or it cannot be read at all."""
 
 
+class DamagedData(Damaged):
+    """The same, of the bytes of a version. The record is whole, and other versions may be."""
+
+
 @dataclass(frozen=True)
 class Stats:
     """How many accounts there are, how many of them have a backup, all their versions, and the bytes these take."""
@@ -146,7 +150,7 @@ class StoreReader(ABC):
     def data(self, user_id: str, version: Version) -> bytes | None:
         """Return a version's bytes, which have its SHA-256; None if the account does not have it any more.
 
-        Raise StorageUnavailable or Damaged.
+        `version` is one that a record held. Raise DamagedData, StorageUnavailable or Damaged.
         """
 
     @abstractmethod
@@ -180,7 +184,7 @@ class Store(StoreReader):
 
 # --- Records as bytes -------------------------------------------------------------------------------------------------
 
-FORMAT = 2
+RECORD_FORMAT = 2
 
 
 def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
@@ -205,7 +209,7 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
             }
         case Deleted():
             value = {"deletedAt": record.deleted_at}
-    text = i_json.encode({"format": FORMAT, **value, **members})
+    text = i_json.encode({"format": RECORD_FORMAT, **value, **members})
     return checksum(user_id, text) + b"\n" + text
 
 
@@ -218,7 +222,7 @@ def from_bytes(user_id: str, stored: bytes) -> tuple[Record, dict[str, Any]]:
     if found != checksum(user_id, text):
         raise Damaged("a record does not have its checksum")
     value = json.loads(text)
-    if value.pop("format") != FORMAT:
+    if value.pop("format") != RECORD_FORMAT:
         raise Damaged("a record is of a format that this server does not know")
     return record_of(value), value
 

@@ -31,6 +31,7 @@ from server import accounts, clock
 from server.accounts import (
     Account,
     Damaged,
+    DamagedData,
     Deleted,
     HeldAccount,
     Record,
@@ -44,8 +45,8 @@ from server.accounts import (
 )
 from server.log import log
 
-FORMAT = b"2"
-FORMER = b"1"  # without checksums; it is read, and each record becomes the new format when it is next written
+FILE_FORMAT = b"2"
+FORMER_FORMAT = b"1"  # without checksums; it is read, and each record becomes the new format when it is next written
 UNKNOWN_FORMAT = "it is not a store of a format that this server knows"
 RESERVE_BYTES = 32 * 1024 * 1024  # a deletion needs room in the write-ahead log first
 
@@ -115,7 +116,7 @@ class DbmReader(StoreReader):
 
     def check(self) -> None:
         with self._database() as database:
-            if database.get(b"format") not in (FORMAT, FORMER):
+            if database.get(b"format") not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
 
     def find(self, user_id: str) -> Record | None:
@@ -131,7 +132,7 @@ class DbmReader(StoreReader):
             # Later uploads may have overwritten the slot since the record was read. Then the record has changed, too.
             before, row = row, self._row(user_id)
             if row == before:
-                raise Damaged("the bytes of a version do not have its digest")
+                raise DamagedData("the bytes of a version do not have its digest")
         return None
 
     def user_ids(self) -> Iterator[str]:
@@ -216,10 +217,10 @@ class DbmStore(DbmReader, Store):
     def _open(self) -> None:
         try:
             self._local.database = database = dbm.sqlite3.open(self.path, "c", 0o600)
-            if database.setdefault(b"format", FORMAT) not in (FORMAT, FORMER):
+            if database.setdefault(b"format", FILE_FORMAT) not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
-            if database[b"format"] == FORMER:
-                database[b"format"] = FORMAT  # from now on a server that knows the former alone cannot read it
+            if database[b"format"] == FORMER_FORMAT:
+                database[b"format"] = FILE_FORMAT  # from now on a server that knows the former alone cannot read it
             # dbm asks for the write-ahead log without insisting, and leaves `synchronous` to the library's default.
             address = f"{self.path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
