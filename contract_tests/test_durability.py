@@ -18,11 +18,12 @@ from secrets import token_bytes, token_hex
 from typing import Any
 
 import pytest
-import raw
 import requests
-from calls import at_once, code, eventually, sha256
-from client import BackupClient, backup_bytes
-from launcher import ServerProcess
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import raw
+from contract_tests.target.calls import at_once, code, eventually, sha256
+from contract_tests.target.process import ServerProcess
 
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,

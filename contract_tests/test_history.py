@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from secrets import token_hex
 
 import pytest
-from launcher import ServerProcess
+
+from contract_tests.target.process import ServerProcess
 
 HOUR, DAY = 3600, 86_400
 MANY = {"BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000}

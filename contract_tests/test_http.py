@@ -17,17 +17,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import raw
-import spec
-from client import BackupClient, backup_bytes
-from plugin import not_run
-from raw import outcome
 
-HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
-BODY_BYTES = spec.LIMITS["requestBodyBytes"]
-DECODED_BYTES = spec.MAX_DECODED_BYTES
-PATHS = sorted({operation.path.replace("{version}", "1") for operation in spec.OPERATIONS.values()})
-SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in spec.OPERATIONS.values() if op.signed)
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import answer_checks, openapi, raw
+from contract_tests.target.raw import outcome
+
+HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
+BODY_BYTES = openapi.LIMITS["requestBodyBytes"]
+DECODED_BYTES = openapi.MAX_DECODED_BYTES
+PATHS = sorted({operation.path.replace("{version}", "1") for operation in openapi.OPERATIONS.values()})
+SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in openapi.OPERATIONS.values() if op.signed)
 HOST = raw.HOST
 # A server need not read what is much too large to its end; one that stops may cut the sender off before the answer is
 # seen (RFC 9112 section 9.6).
@@ -250,7 +250,7 @@ def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tup
     """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
     if urlsplit(target.base_url).scheme == "https":
         not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
-    spec.skip_without_answerer(method, path)
+    answer_checks.skip_without_answerer(method, path)
     with raw.connected(target) as connection:
         connection.sendall(head.replace(HOST, raw.host(target)))
         asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
@@ -439,7 +439,7 @@ METHODS = (
 
 def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
     """Skips the test where the target does not have all that this path has."""
-    spec.skip_without(*(each.id for each in spec.OPERATIONS.values() if each.matches(path)))
+    answer_checks.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
     if path == "/admin/stats":  # which is not there where no admin key is configured
         request.getfixturevalue("admin_key")
 

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from secrets import token_hex
 
 import pytest
-from calls import FromAddress
-from client import authorization
+
+from clients.python.backup_client import authorization
+from contract_tests.target.calls import FromAddress
 
 FROZEN = 1_795_510_800
 STRANGER = "127.0.0.2"

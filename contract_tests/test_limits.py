@@ -10,7 +10,8 @@ from secrets import token_hex
 
 import pytest
 import requests
-from launcher import ServerProcess
+
+from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
 HOUR, DAY = 3600, 86_400

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import raw
 import requests
-import spec
 import yaml
-from client import BackupClient, backup_bytes
-from harness import RAISED_LIMITS
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import answer_checks, openapi, raw
+from contract_tests.target.raw import outcome
+from contract_tests.target.target import RAISED_LIMITS
 
 NEW_KEY = secrets.token_hex(32)
 A, B, C = b"the first backup", b"the second", b"\x00\xff" * 5000
@@ -515,7 +515,7 @@ def test_failed_credentials_from_one_address(start_server):
 @pytest.mark.public
 def test_health(target):
     health = target.client().get_health().json()
-    assert (health["status"], health["version"]) == ("ok", spec.SPEC["info"]["version"])
+    assert (health["status"], health["version"]) == ("ok", openapi.SPEC["info"]["version"])
 
 
 @pytest.mark.requirement("getOpenapiYaml.200", "getOpenapiJson.200", "document.same")
@@ -525,9 +525,9 @@ def test_the_documents_say_what_the_server_does(target):
     client = target.client()
     document = client.get_openapi("json").json()
     assert json.loads(json.dumps(yaml.safe_load(client.get_openapi("yaml").content))) == document
-    wants = json.loads(json.dumps(spec.SPEC))
-    for operation in spec.OPERATIONS.values():
-        if operation.id in spec.LACKING:
+    wants = json.loads(json.dumps(openapi.SPEC))
+    for operation in openapi.OPERATIONS.values():
+        if operation.id in answer_checks.LACKING:
             wants["paths"][operation.path].pop(operation.method.lower())
     assert {path: item for path, item in document["paths"].items() if item} == {
         path: item for path, item in wants["paths"].items() if item
@@ -540,8 +540,8 @@ def test_the_documents_say_what_the_server_does(target):
 @pytest.mark.requirement("document.same")
 @pytest.mark.public
 def test_what_is_left_out_of_the_document_is_not_there(target):
-    for operation_id in spec.LACKING:
-        operation = spec.OPERATIONS[operation_id]
+    for operation_id in answer_checks.LACKING:
+        operation = openapi.OPERATIONS[operation_id]
         url = target.base_url + operation.path.replace("{version}", "1")
         assert requests.request(operation.method, url, timeout=30).status_code in (404, 405), operation_id
 

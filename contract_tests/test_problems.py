@@ -10,9 +10,10 @@ import secrets
 from typing import Any
 
 import pytest
-import raw
-from client import BackupClient, backup_bytes
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import raw
+from contract_tests.target.raw import outcome
 
 MARK = "Zebra7"  # stands in what is sent, and must not come back
 LATEST = b"the latest version"

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from client import BackupClient
-from harness import Target
-from launcher import ServerProcess
+
+from clients.python.backup_client import BackupClient
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import Target
 
 FROZEN = 1_795_510_800
 SKEW = 300  # seconds that `created` may differ either way

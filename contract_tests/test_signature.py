@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-import client as reference
 import pytest
 import requests
 from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, algorithms
 from http_message_signatures.resolvers import MappingKeyResolver
-from spec import OPERATIONS
 from urllib3 import HTTPHeaderDict
+
+from clients.python import backup_client as reference
+from contract_tests.target.openapi import OPERATIONS
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
 LIST = "/api/backup/versions"

@@ -11,20 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import raw
-import spec
-from client import BackupClient, backup_bytes
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import openapi, raw
+from contract_tests.target.raw import outcome
 
 LATEST = b"the latest version"
 BASE = hashlib.sha256(LATEST).hexdigest()
-OPERATIONS = sorted(spec.OPERATIONS)
+OPERATIONS = sorted(openapi.OPERATIONS)
 NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # what a fault might give away
 
 
 def request_of(operation_id: str, *headers: str) -> bytes:
     """A request to an operation, without proof or body."""
-    operation = spec.OPERATIONS[operation_id]
+    operation = openapi.OPERATIONS[operation_id]
     return raw.request(operation.method, operation.path.replace("{version}", "1"), headers=headers)
 
 
@@ -34,7 +34,7 @@ def request_of(operation_id: str, *headers: str) -> bytes:
 @pytest.mark.requirement("{operation}.413", "backup.body")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_body_that_is_too_large(target, operation):
-    body = b" " * (spec.LIMITS["requestBodyBytes"] + 1)
+    body = b" " * (openapi.LIMITS["requestBodyBytes"] + 1)
     answer = raw.send(target, request_of(operation, f"Content-Length: {len(body)}") + body)
     assert outcome(answer) == "413 payload_too_large"
 
@@ -50,7 +50,7 @@ def test_a_body_that_is_said_to_be_much_too_large(target, operation):
 @pytest.mark.requirement("{operation}.431", "http.header-limit")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_headers_that_are_too_large(target, operation):
-    answer = raw.send(target, request_of(operation, f"X: {'x' * spec.LIMITS['requestHeaderBytes']}"))
+    answer = raw.send(target, request_of(operation, f"X: {'x' * openapi.LIMITS['requestHeaderBytes']}"))
     assert outcome(answer) == "431 headers_too_large"
 
 
@@ -61,10 +61,10 @@ def test_a_length_that_is_none(target, operation):
 
 
 @pytest.mark.requirement("{operation}.401", "signature.missing", "credentials.challenge", "header.WWW-Authenticate")
-@pytest.mark.parametrize("operation", sorted(id for id, operation in spec.OPERATIONS.items() if operation.signed))
+@pytest.mark.parametrize("operation", sorted(id for id, operation in openapi.OPERATIONS.items() if operation.signed))
 @pytest.mark.public
 def test_a_request_that_is_not_signed(target, operation):
-    method, path = spec.OPERATIONS[operation].method, spec.OPERATIONS[operation].path.replace("{version}", "1")
+    method, path = openapi.OPERATIONS[operation].method, openapi.OPERATIONS[operation].path.replace("{version}", "1")
     answer = target.client().request(method, path, signed=False)
     assert outcome(answer) == "401 signature_missing"
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="backup"'
@@ -330,7 +330,7 @@ def test_each_problem_once(start_server):
     }
     examples = {
         example["value"]["code"]: example["value"]
-        for response in spec.SPEC["components"]["responses"].values()
+        for response in openapi.SPEC["components"]["responses"].values()
         for content in response.get("content", {}).values()
         for example in content["examples"].values()
     }

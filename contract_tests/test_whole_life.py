@@ -8,9 +8,10 @@ import secrets
 
 import pytest
 import requests
-from client import BackupClient, backup_bytes
-from plugin import not_run
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target.raw import outcome
 
 pytestmark = pytest.mark.public
 

@@ -4,6 +4,7 @@ Each run is pytest in a process of its own, on a copy of the harness with a few 
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 import requests
-from harness import RAISED_LIMITS
-from launcher import REPOSITORY, SERVER
-from requirements import REQUIREMENTS
-from spec import is_timestamp
+
+from contract_tests.suite.requirement_ids import REQUIREMENTS
+from contract_tests.target.openapi import REPOSITORY, SERVER, is_timestamp
+from contract_tests.target.process import COMMAND
+from contract_tests.target.target import RAISED_LIMITS
+from server_tests.this_server import copy_server
 
 CONTRACT_TESTS = REPOSITORY / "contract_tests"
 COUNT = len(REQUIREMENTS)
@@ -84,16 +87,15 @@ Suite = Callable[..., subprocess.CompletedProcess[str]]
 def suite(tmp_path: Path) -> Suite:
     """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, within a copy of the harness."""
     directory = tmp_path / "contract_tests"
-    directory.mkdir()
-    for source in CONTRACT_TESTS.glob("*"):
-        if source.is_file() and not source.name.startswith("test_"):
-            shutil.copy(source, directory)
+    shutil.copytree(CONTRACT_TESTS, directory, ignore=shutil.ignore_patterns("test_*.py", "__pycache__"))
     shutil.copy(REPOSITORY / "tox.ini", tmp_path)
+    (tmp_path / "clients").symlink_to(REPOSITORY / "clients")
+    own = {"BACKUP_SERVER": str(SERVER), "CONTRACT_SERVER_COMMAND": shlex.join(COMMAND)}
 
     def run(tests: str, *arguments: Any, narrowed: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         (directory / "test_some.py").write_text(HEAD + tests)
         what = directory / "test_some.py" if narrowed else directory
-        return pytest_run(tmp_path, what, *arguments, BACKUP_SERVER=str(SERVER), **environ)
+        return pytest_run(tmp_path, what, *arguments, **own | environ)
 
     return run
 
@@ -147,7 +149,7 @@ def test_a_requirement_that_is_not_proven_fails_a_whole_run_against_a_server_of_
     all_of_them = '@pytest.mark.requirement("*")\ndef test_all(target):\n    pass\n\n'
     assert suite(all_of_them, narrowed=False).returncode == 0
     done = suite(
-        all_of_them + 'from plugin import not_run\n@pytest.mark.requirement("key.old")\n'
+        all_of_them + 'from contract_tests.suite.outcomes import not_run\n@pytest.mark.requirement("key.old")\n'
         'def test_one():\n    not_run("for once")\n',
         narrowed=False,
     )
@@ -275,7 +277,7 @@ def test_what_was_not_given_is_not_run_and_not_passed(suite, start_server):
 def test_a_target_without_an_operation(start_server, tmp_path, absent):
     """It leaves it out of its /openapi.json: what needs it is skipped, all else is tested."""
     text = SERVER.read_text().replace("\nif __name__", f'\ndel HANDLERS["{absent}"]\n\nif __name__')
-    (tmp_path / "backup_server.py").write_text(text)
+    copy_server(tmp_path).write_text(text)
     document = (SERVER.parent / "openapi.yaml").read_text()
     path = {"listBackupVersions": "/api/backup/versions", "getAdminStats": "/admin/stats"}[absent]
     without = re.sub(rf"\n  {path}:\n.*?\n(?=\n  /)", "\n", document, count=1, flags=re.DOTALL)

@@ -15,18 +15,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import client
 import pytest
-import raw
-import spec
-from launcher import ServerProcess, load_server
-from spec import LIMITS, MAX_DECODED_BYTES, SPEC
+
+from clients.python import backup_client
+from contract_tests.target import openapi, raw
+from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, SPEC
+from contract_tests.target.process import ServerProcess
+from server_tests.this_server import problems
 
 NOW = 1795510800  # 2026-11-24T09:00:00Z
 SECRET = "an-example-secret-for-the-documentation"
 USERNAME, PASSWORD, NEW_PASSWORD = "alex", "correct horse battery staple", "a longer and better passphrase"
 PROSE: str = SPEC["info"]["description"]
-PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
+PROBLEMS: dict[str, tuple[int, str]] = problems()
 
 # ---- The examples ------------------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
 class Example:
     """One documented answer: of an operation, with a status, and with a body unless there is none."""
 
-    operation: spec.Operation
+    operation: openapi.Operation
     status: str
     name: str
     response: Mapping[str, Any]
@@ -46,7 +47,7 @@ class Example:
 
 
 def examples() -> Iterator[Example]:
-    for operation in spec.OPERATIONS.values():
+    for operation in openapi.OPERATIONS.values():
         for status, response in operation.responses.items():
             if "content" not in response:
                 yield Example(operation, status, "", response)
@@ -62,7 +63,7 @@ EXAMPLES = list(examples())
 
 def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
     """The request body that an operation shows, the first if there are several."""
-    operation = spec.OPERATIONS[operation_id]
+    operation = openapi.OPERATIONS[operation_id]
     (content,) = SPEC["paths"][operation.path][operation.method.lower()]["requestBody"]["content"].values()
     if "example" in content:
         return content["example"]
@@ -70,7 +71,7 @@ def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
 
 
 def header_example(operation_id: str, status: str, name: str) -> str:
-    return spec.OPERATIONS[operation_id].responses[status]["headers"][name]["schema"]["examples"][0]
+    return openapi.OPERATIONS[operation_id].responses[status]["headers"][name]["schema"]["examples"][0]
 
 
 # ---- What has happened before ------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ class Scene:
     latest: str | None = None  # sha256
 
     @property
-    def user(self) -> client.BackupClient:
+    def user(self) -> backup_client.BackupClient:
         return self.server.client(self.credentials)
 
     def store(self, upload: Mapping[str, str]) -> None:
@@ -147,7 +148,7 @@ class Call:
     """What is sent; as it stands, just what the document asks for."""
 
     scene: Scene
-    operation: spec.Operation
+    operation: openapi.Operation
     method: str = ""
     path: str = ""
     body: bytes = b""
@@ -162,7 +163,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.method, self.path = self.operation.method, self.operation.path.replace("{version}", self.scene.version)
-        self.authorization = client.authorization(*self.scene.credentials)
+        self.authorization = backup_client.authorization(*self.scene.credentials)
         self.admin_key = self.scene.server.admin_key
         if self.operation.id in ("storeBackup", "changeStorageKey"):
             self.upload(documented_upload(self.operation.id))
@@ -175,7 +176,7 @@ class Call:
         if self.operation.signed and self.proofs:
             signed_body = self.body if self.signed_body is None else self.signed_body
             options = {"secret": self.secret, "created": self.created}
-            proof = client.sign(self.method, self.path, signed_body, self.authorization, **options)
+            proof = backup_client.sign(self.method, self.path, signed_body, self.authorization, **options)
             lines += [f"{name}: {value}" for name, value in proof.items()]
         if self.operation.id == "getAdminStats" and self.proofs:
             lines.append(f"Authorization: Bearer {self.admin_key}")
@@ -314,7 +315,7 @@ def test_each_example_has_a_row_and_each_row_an_example() -> None:
 
 
 def test_each_answer_with_content_has_an_example() -> None:
-    for operation in spec.OPERATIONS.values():
+    for operation in openapi.OPERATIONS.values():
         for status in operation.responses:
             assert any((example.operation, example.status) == (operation, status) for example in EXAMPLES)
 
@@ -344,7 +345,7 @@ def servers(
         yield server
 
 
-def play(row: Row, operation: spec.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
+def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
     """The answer to a row's request, after what has to happen before it."""
     scene = Scene(servers(row.server))
     row.before(scene)
@@ -418,14 +419,14 @@ def test_the_documented_uploads_are_accepted(name: str, servers: Callable[..., S
 def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -> None:
     """Just as the prose prints it: its body and its four headers."""
     server = servers(USUAL)
-    keys = client.derive_keys(USERNAME, PASSWORD)
+    keys = backup_client.derive_keys(USERNAME, PASSWORD)
     assert server.client(keys).register_user().status_code == 201
     body = block("exactly as they will be sent:").encode()
     lines = block("Send the four headers:").splitlines()
     request = raw.request("POST", "/api/backup", body, ("Content-Type: application/json", *lines))
     answer = raw.send(server, request)
     assert answer.status == 201
-    content = spec.OPERATIONS["storeBackup"].responses["201"]["content"]["application/json"]
+    content = openapi.OPERATIONS["storeBackup"].responses["201"]["content"]["application/json"]
     assert answer.json() == content["example"]
 
 
@@ -443,16 +444,16 @@ def sha256(data: bytes) -> bytes:
 
 def recomputed() -> set[str]:
     """Every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
-    keys, new_keys = (client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
+    keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
     master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
     blobs = [
-        client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
-        client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
-        client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
+        backup_client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
+        backup_client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
+        backup_client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
     ]
     body = json.dumps({"data": base64.b64encode(blobs[0]).decode()}, separators=(",", ":")).encode()
-    authorization = client.authorization(keys.user_id, keys.storage_key)
-    proof = client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
+    authorization = backup_client.authorization(keys.user_id, keys.storage_key)
+    proof = backup_client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
     in_hex = [keys.user_id, keys.storage_key, keys.encryption_key.hex(), master_key.hex(), new_keys.storage_key]
     in_hex += [new_keys.encryption_key.hex(), *(sha256(blob).hex() for blob in blobs)]
     in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]
@@ -462,7 +463,7 @@ def recomputed() -> set[str]:
 
 def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
     """A value that looks derived and is none of those fails, wherever it stands in the file."""
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
     assert shown - recomputed() == set()
     assert len(shown) >= 12
@@ -488,7 +489,7 @@ def test_examples_within_schemas_are_those_of_the_exchanges() -> None:
     bodies.append(documented_upload("changeStorageKey"))
     seen = {(name, json.dumps(value)) for body in bodies for name, value in members(body)}
     count = 0
-    for schema_name, schema in spec.resolved(SPEC["components"]["schemas"]).items():
+    for schema_name, schema in openapi.resolved(SPEC["components"]["schemas"]).items():
         for name, property_schema in schema.get("properties", {}).items():
             for value in property_schema.get("examples", []):
                 assert (name, json.dumps(value)) in seen, f"{schema_name}.{name}"

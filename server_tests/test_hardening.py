@@ -13,16 +13,16 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-import raw
-import spec
-from calls import eventually, sha256
-from launcher import SERVER
-from plugin import not_run
-from raw import outcome
+
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import eventually, sha256
+from contract_tests.target.process import COMMAND
+from contract_tests.target.raw import outcome
 
 FROZEN = 1_795_510_800
-HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
-MOST_COMMAS = int(re.search(r"more\s+than ([0-9]+) commas", spec.SPEC["info"]["description"])[1])
+HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
+MOST_COMMAS = int(re.search(r"more\s+than ([0-9]+) commas", openapi.SPEC["info"]["description"])[1])
 CHUNKED = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",))
 
 
@@ -65,18 +65,9 @@ def test_of_requests_sent_ahead_two_are_answered(target, more):
     assert outcome(user.list_backup_versions()) == "200"
 
 
-# The server, but for a stop that waits less long for what is in flight.
-SHORT_DRAIN = """
-__file__ = {server!r}
-exec(compile(open(__file__).read(), __file__, "exec"))
-DRAIN_SECONDS = 2
-"""
-
-
-def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server, tmp_path):
+def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server):
     """There are 4 threads. The one client that reads after all, during the stop, still gets its answers whole."""
-    (tmp_path / "short_drain.py").write_text(SHORT_DRAIN.format(server=str(SERVER)))
-    server = start_server(BACKUP_SERVER=tmp_path / "short_drain.py")
+    server = start_server(command=[*COMMAND, "--drain-seconds", "2"])
     user = server.client(timeout=5)
     assert outcome(user.register_user()) == "201"
     assert outcome(user.store_backup(bytes(5_242_880))) == "201"  # the largest: more than the kernel keeps for a client

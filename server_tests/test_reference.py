@@ -16,9 +16,12 @@ from urllib.parse import unquote
 
 import pytest
 import requests
-import spec
-from launcher import SERVER, ServerProcess
-from raw import outcome, request, send
+
+from contract_tests.target import openapi
+from contract_tests.target.openapi import SERVER
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.raw import outcome, request, send
+from server_tests.this_server import copy_server
 
 # ---- How the server sends it -------------------------------------------------------------------------------
 
@@ -54,14 +57,12 @@ def start_with_page(start_server: StartServer, tmp_path: Path) -> StartServer:
 
     def start(files: dict[str, bytes]) -> ServerProcess:
         copy = tmp_path / "copy"
-        copy.mkdir()
-        for source in [*SERVER.parent.glob("*.py"), SERVER.parent / "openapi.yaml"]:
-            shutil.copy(source, copy)
+        server = copy_server(copy)
         if files:
             (copy / "reference/dist").mkdir(parents=True)
         for name, content in files.items():
             (copy / "reference/dist" / name).write_bytes(content)
-        return start_server(BACKUP_SERVER=copy / SERVER.name)
+        return start_server(BACKUP_SERVER=server)
 
     return start
 
@@ -141,14 +142,14 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 INSTALL = "apt-get install chromium (Debian), brew install --cask chromium (macOS), or name one in CHROMIUM"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
-PROSE: str = spec.SPEC["info"]["description"]
+PROSE: str = openapi.SPEC["info"]["description"]
 BLOCKS = [textwrap.dedent(block) for _, block in re.findall(r"(?ms)^( *)```\w*\n(.*?)\n\1```$", PROSE)]
 HEADINGS = re.findall(r"^#{2,3} (.*)$", PROSE, re.MULTILINE)
 OPERATIONS = [
     (path, method, operation)
-    for path, item in spec.SPEC["paths"].items()
+    for path, item in openapi.SPEC["paths"].items()
     for method, operation in item.items()
-    if method in spec.METHODS
+    if method in openapi.METHODS
 ]
 
 
@@ -209,7 +210,7 @@ def collapsed(text: str) -> str:
 
 
 def test_the_page_shows_each_operation(page: Any):
-    assert len(OPERATIONS) == len(spec.OPERATIONS)
+    assert len(OPERATIONS) == len(openapi.OPERATIONS)
     for path, method, operation in OPERATIONS:
         shown = page.locator(place(path, method, operation))
         assert shown.get_by_role("heading", name=operation["summary"]).is_visible(), operation["operationId"]

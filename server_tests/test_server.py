@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import stat
@@ -19,11 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import raw
-import spec
-from client import authorization, backup_bytes, content_digest
-from launcher import SERVER, ServerProcess
-from raw import outcome
+
+from clients.python.backup_client import authorization, backup_bytes, content_digest
+from contract_tests.target import openapi, raw
+from contract_tests.target.openapi import SERVER
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.raw import outcome
+from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
 SETTINGS = [
@@ -224,11 +225,11 @@ FAULTY_SPECS = {  # what is replaced, by what, what the message names
 @pytest.mark.parametrize("fault", FAULTY_SPECS)
 def test_faulty_specs_are_refused(tmp_path, fault):
     good, bad, named = FAULTY_SPECS[fault]
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     assert good in text
-    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    server = copy_server(tmp_path)
     (tmp_path / "openapi.yaml").write_text(text.replace(good, bad))
-    done = run(tmp_path, tmp_path / "backup_server.py", APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
+    done = run(tmp_path, server, APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
@@ -236,7 +237,7 @@ def test_faulty_specs_are_refused(tmp_path, fault):
 
 def test_limits_are_read_from_the_spec(tmp_path):
     """A server beside a spec with other limits has those."""
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     for good, bad in [
         ("x-maxDecodedBytes: 5242880", "x-maxDecodedBytes: 10"),
         ("requestBodyBytes: 8388608", "requestBodyBytes: 300"),
@@ -247,9 +248,8 @@ def test_limits_are_read_from_the_spec(tmp_path):
     ]:
         assert good in text
         text = text.replace(good, bad)
-    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    server, environ = copy_server(tmp_path), {"APP_SECRET_KEY": SECRET, "PORT": "0"}
     (tmp_path / "openapi.yaml").write_text(text)
-    server, environ = tmp_path / "backup_server.py", {"APP_SECRET_KEY": SECRET, "PORT": "0"}
     with serving(tmp_path, server, **environ) as (process, line):
         target = ServerProcess(tmp_path / "unused", APP_SECRET_KEY=SECRET)
         target.base_url = line["url"]

@@ -15,9 +15,10 @@ from secrets import token_bytes
 
 import pytest
 import requests
-from calls import at_once, code, eventually, sha256
-from client import BackupClient, backup_bytes
-from launcher import SERVER, ServerProcess
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target.calls import at_once, code, eventually, sha256
+from contract_tests.target.process import COMMAND, ServerProcess
 
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,
@@ -187,25 +188,10 @@ def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted
 # ---- Readers ----------------------------------------------------------------------------------------------
 
 
-# The server, but for a moment before each blob is read: time enough for its slot to be overwritten.
-SLOW_READS = """
-import dbm.sqlite3, time
-__file__ = {server!r}
-
-def slow(self, key, get=dbm.sqlite3._Database.__getitem__):
-    time.sleep(0.01 if key.startswith(b"blob/") else 0)
-    return get(self, key)
-
-dbm.sqlite3._Database.__getitem__ = slow
-exec(compile(open(__file__).read(), __file__, "exec"))
-"""
-
-
 @pytest.mark.parametrize("keep", ["1,0,0,0", "4,3,2,2"])
-def test_readers_beside_a_writer(start_server, tmp_path, keep):
+def test_readers_beside_a_writer(start_server, keep):
     """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
-    (tmp_path / "slow_reads.py").write_text(SLOW_READS.format(server=str(SERVER)))
-    server = start_server(BACKUP_SERVER=tmp_path / "slow_reads.py", KEEP_VERSIONS=keep, **MANY)
+    server = start_server(command=[*COMMAND, "--slow-reads"], KEEP_VERSIONS=keep, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
     blobs = [number.to_bytes(4) * 5_000 for number in range(1, 121)]

@@ -12,9 +12,8 @@ from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
-import exchanges
-import spec
-from client import authorization, sign
+from clients.python.backup_client import authorization, sign
+from contract_tests.target import answer_checks, exchanges
 
 TIMEOUT = 30  # seconds
 HOST = b"Host: backup.example\r\n"  # stands for the target's own
@@ -74,7 +73,7 @@ def receive(connection: socket.socket, method: str = "GET", path: str = "", sent
         parts = answer and (answer.status, exchanges.headers_of(answer.headers.items()), answer.body)
         request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
         exchanges.record(exchanges.Exchange("the target", method, (), b"", parts, request))
-    spec.check(method, path, answer.status, answer.headers, answer.body)
+    answer_checks.check(method, path, answer.status, answer.headers, answer.body)
     return answer
 
 
@@ -82,7 +81,7 @@ def send(target: Any, request: bytes, *, is_exact: bool = False) -> Answer:
     """The answer to a request, given as bytes, on a connection of its own; HOST becomes the target's, unless exact."""
     method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
     path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
-    spec.skip_without_answerer(method, path)
+    answer_checks.skip_without_answerer(method, path)
     request = request if is_exact else request.replace(HOST, host(target), 1)
     with connected(target) as connection:
         try:

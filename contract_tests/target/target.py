@@ -1,29 +1,25 @@
-"""The target of the tests, and what they ask of it: a server started here, or by --base-url any other.
+"""The target: the server under test as the tests see it, and whether it can be tested at all.
 
-What a test needs beside HTTP is a fixture: an admin key, an allowed origin, a second keyid, or a server process of
-its own with a clock, faults and settings. Where that is not given the test is not run, which is not the same as
-passed.
+It is a server that was started here, or any other that --base-url names.
 """
 
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import exchanges
 import pytest
 import requests
-import spec
-from calls import sha256
-from client import BackupClient, Keys
-from launcher import ServerProcess
-from plugin import not_run
+
+from clients.python.backup_client import BackupClient, Keys
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import answer_checks, exchanges, openapi
+from contract_tests.target.calls import sha256
+from contract_tests.target.process import ServerProcess
 
 # Limits so high that tests on one server do not meet them.
 RAISED_LIMITS = {
@@ -33,7 +29,7 @@ RAISED_LIMITS = {
     "BACKUPS_PER_DAY": 1000,
 }
 ALLOWED_ORIGIN = "https://app.example"
-KEPT = {"KEEP_VERSIONS": spec.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
+KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
 UPLOADS_NEEDED = 100  # of one account in an hour, by the full profile
 PROBES = 32  # one more, and a few, than are allowed where the limits per address were not raised
 
@@ -57,7 +53,7 @@ class Target:
 
     def client(self, credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
         """A client, of a made-up user unless given; what it registers is deleted when the test ends."""
-        client = spec.checked_client(self, credentials, **({"session": TargetSession(self)} | options))
+        client = answer_checks.checked_client(self, credentials, **({"session": TargetSession(self)} | options))
         if credentials is not None:
             self.users.setdefault(client.credentials, False)
         return client
@@ -65,7 +61,7 @@ class Target:
     def delete_users(self) -> None:
         """Deletes the users that registered since the last call. Raises AssertionError if one is still there."""
         users, self.users = self.users, {}
-        if "deleteUser" in spec.LACKING:
+        if "deleteUser" in answer_checks.LACKING:
             return
         left = 0
         for credentials, is_registered in users.items():
@@ -78,7 +74,7 @@ class Target:
         assert not left, f"{left} of the test's users could not be deleted"
 
 
-class TargetSession(spec.CheckedSession):
+class TargetSession(answer_checks.CheckedSession):
     """Learns from the exchanges which users there are; `meets_limits` where an account's are met on purpose."""
 
     def __init__(self, target: Target) -> None:
@@ -106,7 +102,7 @@ class TargetSession(spec.CheckedSession):
 
 def limit_met(target: Target, method: str, path: str) -> None:
     """A limit that should not have been met by this test."""
-    operation = spec.find_operation(method, path)
+    operation = openapi.find_operation(method, path)
     names = ["FAILED_CREDENTIALS_PER_5_MINUTES"]
     if operation and operation.id == "registerUser":
         names.append("REGISTRATIONS_PER_HOUR")
@@ -115,117 +111,6 @@ def limit_met(target: Target, method: str, path: str) -> None:
     if target.is_public:
         not_run(f"the target's limits are spent for now: {' or '.join(names)}")
     pytest.fail(f"the target's limits are too low for the full profile: raise {' or '.join(names)}", pytrace=False)
-
-
-@pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The server that most tests use: with raised limits and, where it was started here, all that a test may need."""
-    if base_url := request.config.getoption("--base-url"):
-        target = given_target(base_url, request.config.getoption("--profile"))
-        spec.declare(requests.get(f"{target.base_url}/openapi.json", timeout=30).json())
-        yield target
-        return
-    is_public = request.config.getoption("--profile") == "public"
-    settings = {
-        "APP_SECRET_KEY": f"app:{secrets.token_hex(32)},next-app_2:{secrets.token_hex(32)}",
-        "ALLOWED_ORIGINS": ALLOWED_ORIGIN,
-    } | ({} if is_public else RAISED_LIMITS)
-    with ServerProcess(tmp_path_factory.mktemp("target"), **settings) as process:
-        exchanges.SECRETS |= {process.secret, str(process.admin_key)}
-        with suppress(requests.RequestException, ValueError, LookupError):  # a document that is none lacks nothing
-            spec.declare(requests.get(f"{process.base_url}/openapi.json", timeout=30).json())
-        (_, second) = app_secrets(process.environ["APP_SECRET_KEY"])
-        yield Target(
-            process.base_url,
-            process.secret,
-            now=process.now,
-            is_public=is_public,
-            process=process,
-            admin_key=process.admin_key,
-            allowed_origin=ALLOWED_ORIGIN,
-            second_keyid=second,
-        )
-
-
-@pytest.fixture(autouse=True)
-def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Deletes the test's users from the target, also when the test failed."""
-    exchanges.LAST.clear()
-    if "target" not in request.fixturenames:
-        yield
-        return
-    target = request.getfixturevalue("target")
-    yield
-    target.delete_users()
-
-
-@pytest.fixture
-def new_user(target: Target) -> Callable[..., BackupClient]:
-    """`new_user()` is the client of a user who has just registered; it takes what `target.client` takes."""
-
-    def register(credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
-        client = target.client(credentials, **options)
-        response = client.register_user()
-        assert response.status_code == 201, response.text
-        return client
-
-    return register
-
-
-# ---- What a test may need beside HTTP ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def admin_key(target: Target) -> str:
-    """The operator's key."""
-    spec.skip_without("getAdminStats")
-    return target.admin_key or not_run("needs the target's admin key in ADMIN_SECRET_KEY")
-
-
-@pytest.fixture
-def allowed_origin(target: Target) -> str:
-    """An origin that the target allows."""
-    return target.allowed_origin or not_run("needs an origin of the target's ALLOWED_ORIGINS in CONTRACT_ORIGIN")
-
-
-@pytest.fixture
-def second_keyid(target: Target) -> tuple[str, str]:
-    """Another keyid and its secret."""
-    return target.second_keyid or not_run("needs two secrets, keyid:secret,keyid:secret, in APP_SECRET_KEY")
-
-
-NO_PROCESS = "needs a server of its own, with its clock, faults and settings, and --base-url names another's"
-
-
-@pytest.fixture
-def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """`start_server(**environ)` is a server of the test's own, with the contract's limits unless given."""
-    if request.config.getoption("--base-url"):
-        not_run(NO_PROCESS)
-    with ExitStack() as stack:
-        count = iter(range(1000))
-
-        def start(directory: Path | None = None, **options: Any) -> ServerProcess:
-            process = ServerProcess(directory or tmp_path / f"server{next(count)}", **options)
-            exchanges.SECRETS |= {process.secret, process.admin_key or process.secret}
-            return stack.enter_context(process)
-
-        yield start
-
-
-@pytest.fixture(scope="module")
-def start_shared_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., ServerProcess]]:
-    """The same, for a server that the tests of a module share."""
-    if request.config.getoption("--base-url"):
-        not_run(NO_PROCESS)
-    with ExitStack() as stack:
-
-        def start(**options: Any) -> ServerProcess:
-            return stack.enter_context(ServerProcess(tmp_path_factory.mktemp("server"), **options))
-
-        yield start
 
 
 # ---- A target that was given -------------------------------------------------------------------------------
@@ -266,10 +151,10 @@ def check_target(base_url: str, profile: str) -> None:
         document = requests.get(f"{target.base_url}/openapi.json", timeout=30, allow_redirects=False)
         if document.status_code != 200:
             raise pytest.UsageError(f"the target's /openapi.json answers {document.status_code}: it has to be there")
-        spec.declare(document.json())
+        answer_checks.declare(document.json())
         check_secrets(target)
         check_admin_key_and_origin(target)
-        if profile == "full" and not {"registerUser", "deleteUser"} & spec.LACKING:
+        if profile == "full" and not {"registerUser", "deleteUser"} & answer_checks.LACKING:
             check_raised_limits(target)
     except requests.RequestException as error:
         raise pytest.UsageError(f"the target cannot be reached at {base_url}: {type(error).__name__}") from None
@@ -286,7 +171,8 @@ def a_client(target: Target, **options: Any) -> BackupClient:
 def check_secrets(target: Target) -> None:
     for keyid, secret in [(target.keyid, target.secret), *([target.second_keyid] if target.second_keyid else [])]:
         # A signature is looked at before anything else of a request to a path that is there.
-        signed = next((each for each in spec.OPERATIONS.values() if each.signed and each.id not in spec.LACKING), None)
+        there = [each for each in openapi.OPERATIONS.values() if each.id not in answer_checks.LACKING]
+        signed = next((each for each in there if each.signed), None)
         if signed is None:
             return
         client = a_client(target, keyid=keyid, secret=secret)
@@ -303,7 +189,7 @@ def check_secrets(target: Target) -> None:
 
 
 def check_admin_key_and_origin(target: Target) -> None:
-    if target.admin_key and "getAdminStats" not in spec.LACKING:
+    if target.admin_key and "getAdminStats" not in answer_checks.LACKING:
         if a_client(target).get_admin_stats(target.admin_key).status_code in (401, 404):
             raise pytest.UsageError("ADMIN_SECRET_KEY is not the target's")
     if target.allowed_origin:
@@ -343,7 +229,7 @@ def check_raised_limits(target: Target) -> None:
 
 
 def too_low_for_uploads(client: BackupClient) -> list[str]:
-    if "storeBackup" in spec.LACKING:
+    if "storeBackup" in answer_checks.LACKING:
         return []
     policy = client.store_backup(b"a probe").headers.get("RateLimit-Policy", "")
     quotas = dict(re.findall(r'"(hour|day)";q=([0-9]+)', policy))
@@ -352,7 +238,7 @@ def too_low_for_uploads(client: BackupClient) -> list[str]:
 
 def too_few_kept(client: BackupClient) -> list[str]:
     """Stores, after the probe, as many versions as the contract's last ones, and counts those that are listed."""
-    if {"storeBackup", "listBackupVersions"} & spec.LACKING:
+    if {"storeBackup", "listBackupVersions"} & answer_checks.LACKING:
         return []
     last = int(KEPT["KEEP_VERSIONS"].partition(",")[0])
     base = b"a probe"

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import requests
 import requests.auth
 import schemathesis
-from client import BackupClient, SignatureAuth
 from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import EnsureResourceAvailability
+
+from clients.python.backup_client import BackupClient, SignatureAuth
 
 BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
 KEPT = 4  # the last versions, which the full profile needs to be kept
@@ -91,7 +92,7 @@ class Caller(requests.auth.AuthBase):
                 self.account = None
 
     def end(self) -> None:
-        """Leaves no account behind, and says how many requests there were, which fuzz.py reads."""
+        """Leaves no account behind, and says how many requests there were, which run_schemathesis.py reads."""
         print(f"{self.calls} requests were sent")
         for account in self.living.values():
             account.client().delete_user()

@@ -1,6 +1,6 @@
-// A whole life of an account by fixtures/javascript/client.mjs: node javascript_cycle.mjs BASE_URL, secret in APP_SECRET_KEY.
+// A whole life of an account by client.mjs: node whole_life.mjs BASE_URL, secret in APP_SECRET_KEY.
 import assert from 'node:assert/strict'
-import { BackupClient, ProblemError, decrypt, deriveKeys } from '../fixtures/javascript/client.mjs'
+import { BackupClient, ProblemError, decrypt, deriveKeys } from './client.mjs'
 
 const [baseUrl] = process.argv.slice(2)
 const secret = process.env.APP_SECRET_KEY

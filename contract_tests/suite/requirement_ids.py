@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from spec import OPERATIONS, SPEC
+from contract_tests.target.openapi import OPERATIONS, SPEC
 
 
 class UnknownRequirement(Exception):

@@ -26,10 +26,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-import spec
-from calls import FromAddress, at_once, eventually, sha256
-from client import BackupClient, authorization, backup_bytes, content_digest, sign
-from harness import TargetSession
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException, StopTest
@@ -41,9 +37,24 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from launcher import ServerProcess
-from model import SECOND, SKEW, Account, Answer, Call, Model, Settings, Version, after_some_order
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, authorization, backup_bytes, content_digest, sign
+from contract_tests.generated.model import (
+    SECOND,
+    SKEW,
+    Account,
+    Answer,
+    Call,
+    Model,
+    Settings,
+    Version,
+    after_some_order,
+)
+from contract_tests.target import answer_checks, openapi
+from contract_tests.target.calls import FromAddress, at_once, eventually, sha256
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.raw import outcome
+from contract_tests.target.target import TargetSession
 
 STEPS = 40  # of a life
 SHORTEN = 60  # seconds for which the life that failed is shortened
@@ -61,7 +72,8 @@ BLOBS = [random.Random(size).randbytes(size) for size in (1, 2, 3, 400, 70_000)]
 blobs = st.sampled_from([*range(len(BLOBS)), -1])  # -1 is the latest one, again
 bases = st.sampled_from(["latest"] * 6 + ["none", "older", "own", "another user's"])
 etags = st.sampled_from(["", "{0}", "W/{0}", '"0-0", {0}', "*", "{1}", '"latest"'])  # its own, and an older one's
-sizes = st.sampled_from([1_048_577, spec.MAX_DECODED_BYTES, spec.MAX_DECODED_BYTES + 1, spec.MAX_DECODED_BYTES + 2])
+MOST = openapi.MAX_DECODED_BYTES
+sizes = st.sampled_from([1_048_577, MOST, MOST + 1, MOST + 2])
 HOUR, DAY = 3600, 86_400
 waits = st.sampled_from([0.125, 1, 60, 299.875, 300, 301, 600, 601, 601, 1800, 3599.875, HOUR, HOUR, 6 * HOUR])
 waits |= st.sampled_from([DAY - 1, DAY, DAY, 2 * DAY, 7 * DAY, 31 * DAY, 400 * DAY])
@@ -463,7 +475,7 @@ class Life(RuleBasedStateMachine):
     @rule(user=users, name=st.sampled_from(list(FLAWED)), key=keys)
     def send_flawed(self, user: int, name: str, key: int) -> None:
         operation_id, version, body, flaw = FLAWED[name]
-        operation = spec.OPERATIONS[operation_id]
+        operation = openapi.OPERATIONS[operation_id]
         address, path = self.addresses[0], operation.path.replace("{version}", version)
         call = Call(operation_id, self.users[user], self.key_of(user, key), self.created(0), "", address, flaw=flaw)
         headers = {"Content-Type": "application/json"}
@@ -491,7 +503,7 @@ class Life(RuleBasedStateMachine):
         if not self.had_large:
             self.had_large = True
             latest = self.latest(user)
-            flaw = "413 payload_too_large" if size > spec.MAX_DECODED_BYTES else None
+            flaw = "413 payload_too_large" if size > MOST else None
             upload = {"blob": random.Random(size).randbytes(size), "base": latest and latest.sha256}
             self.do(self.prepare("storeBackup", user, flaw=flaw, **upload))
             self.look("fetchBackup", user)
@@ -531,7 +543,7 @@ class LifeOfAServer(Life):
         return f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
     def new_session(self, address: str) -> requests.Session:
-        session = spec.CheckedSession()
+        session = answer_checks.CheckedSession()
         session.mount("http://", FromAddress(address))
         return session
 
@@ -726,7 +738,7 @@ def test_a_server_of_its_own(start_server, request, limits):
 
 @pytest.mark.requirement(*SEEN_ANYWHERE)
 def test_any_server(target, new_user, request):
-    spec.skip_without(*OPERATIONS)
+    answer_checks.skip_without(*OPERATIONS)
     policy = new_user().store_backup(b"a probe").headers["RateLimit-Policy"]
     hour, day = (int(quota) for quota in re.findall("q=([0-9]+)", policy))
     no_limit = 1_000_000

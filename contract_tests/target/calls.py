@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
-from plugin import not_run
 from requests.adapters import HTTPAdapter
+
+from contract_tests.suite.outcomes import not_run
 
 
 def sha256(blob: bytes | None) -> str | None:

@@ -2,7 +2,7 @@
 
 `launcher.py --broken NAME` loads the real server, lets the fault of that name change one thing of it, and serves. A
 fault is a function of the server's module; its docstring says what goes wrong, `breaks` names the requirements of
-openapi.yaml that are not kept any more. `run_broken.py` runs the tests of these requirements against it.
+openapi.yaml that are not kept any more. `../run_broken.py` runs the tests of these requirements against it.
 """
 
 import base64

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import exchanges
 import pytest
 import yaml
-from spec import LACKING, METHODS, SPEC
 
-HERE = Path(__file__).parent
+from contract_tests.target import exchanges
+from contract_tests.target.answer_checks import LACKING
+from contract_tests.target.openapi import METHODS, REPOSITORY, SPEC
+
+HERE = Path(__file__).resolve().parent
 TIMEOUT = 3600  # seconds, for a long run
 
 
@@ -56,8 +58,8 @@ def run(
         "TARGET_SECRET": target.secret,
         "TARGET_KEYID": target.keyid,
         "TARGET_ADMIN_KEY": target.admin_key or "",
-        "PYTHONPATH": str(HERE),
-        "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+        "PYTHONPATH": str(REPOSITORY),
+        "SCHEMATHESIS_HOOKS": "contract_tests.generated.schemathesis_hooks",
     }
     done = subprocess.run(
         [

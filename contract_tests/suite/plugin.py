@@ -1,6 +1,6 @@
 """What the contract tests add to pytest: requirements, outcomes, selection, expected failures, a summary, a report.
 
-A test names the requirements that it proves (requirements.py). Its outcome is passed; failed; skipped, where the
+A test names the requirements that it proves (requirement_ids.py). Its outcome is passed; failed; skipped, where the
 target declares that it does not have an operation; or not run, where something is missing that the run was not
 given. A requirement is proven when every test that names it has passed. Tests that lie elsewhere name none.
 """
@@ -14,29 +14,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import exchanges
 import pytest
-import report as html
-from requirements import CATEGORIES, PREFIXES, REQUIREMENTS, UnknownRequirement, category, expand, named_by
-from spec import SPEC, SPEC_BYTES
 
-HERE = Path(__file__).resolve().parent
+from contract_tests.suite import report as html
+from contract_tests.suite.outcomes import NotRun, not_run
+from contract_tests.suite.requirement_ids import (
+    CATEGORIES,
+    PREFIXES,
+    REQUIREMENTS,
+    UnknownRequirement,
+    category,
+    expand,
+    named_by,
+)
+from contract_tests.target import exchanges
+from contract_tests.target.openapi import SPEC, SPEC_BYTES
+
+HERE = Path(__file__).resolve().parents[1]  # contract_tests/
 FAULT = pytest.StashKey[str]()  # why a test fails before it starts
 NOT_GIVEN = pytest.StashKey[str]()  # why it is not run
 ABOUT = pytest.StashKey[list[str]]()  # the ids that it is proving now
 RUN = pytest.StashKey["Run"]()
 EXPECTED = pytest.StashKey[dict[str, str]]()
-
-
-class NotRun(pytest.skip.Exception):
-    """Something is missing that the run was not given."""
-
-
-def not_run(reason: str) -> NoReturn:
-    """Ends a test, or a fixture, as not run."""
-    raise NotRun(f"not run: {reason}")
 
 
 # ---- Options -----------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-runs", default=1, type=int, help="runs of generated requests, each with the next seed")
     group.addoption("--fuzz-requests", default=0, type=int, help="where the runs send fewer, they fail")
     group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeats the run that printed it")
-    group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_model.py")
+    group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_random_lives.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,16 +120,6 @@ def is_narrowed(config: pytest.Config) -> bool:
     directories = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
     whole = any(directory == HERE or directory in HERE.parents for directory in directories)
     return not whole or any(config.getoption(option, None) for option in options)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """A prerequisite that is missing ends the run here."""
-    base_url = session.config.getoption("--base-url")
-    if base_url and not is_worker(session.config) and not session.config.getoption("collectonly"):
-        from harness import check_target  # which needs this module
-
-        check_target(base_url, session.config.getoption("--profile"))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -1,6 +1,6 @@
 """Shows that the tests find what they are for: runs them against servers that are broken on purpose.
 
-For each fault of broken.py, and each requirement that it breaks, the tests that name this requirement run against a
+For each fault of broken/, and each requirement that it breaks, the tests that name this requirement run against a
 server with this fault until one of them fails. Prints a table of what was caught by which test. The exit code is 1
 if anything was not caught, or if one of those tests fails on the healthy server, too.
 """
@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requirements
-from broken import FAULTS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-LAST = ("test_model.py", "test_schemathesis.py")  # generated cases, which take longer to fail
+from contract_tests.suite import requirement_ids
+from contract_tests.target.process import COMMAND
+from server_tests.broken import FAULTS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
 LONGEST = 300  # seconds that the tests of one requirement may take
 
 
@@ -37,7 +40,7 @@ class Collector:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in sorted(items, key=lambda item: item.path.name in LAST):
-            for requirement in requirements.named_by(item):
+            for requirement in requirement_ids.named_by(item):
                 self.tests.setdefault(requirement, []).append(item.nodeid)
 
 
@@ -57,7 +60,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
 
     A test whose set-up or tear-down fails has not found anything, nor one that was about another requirement then.
     """
-    from plugin import ABOUT  # which pytest has loaded by now
+    from contract_tests.suite.plugin import ABOUT  # which pytest has loaded by now
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
@@ -69,12 +72,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
 def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
     """Runs tests, by node id, until one fails: pytest's exit code, the test that failed if one did, and its output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTRACT_")} | environ
-    environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the plugin that this file is
     environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest starts four times as fast
     with tempfile.NamedTemporaryFile("w") as arguments:
         arguments.write("\n".join(tests))
         arguments.flush()
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "run_broken", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "server_tests.run_broken", "-p", "no:cacheprovider"]
         command.append(f"@{arguments.name}")
         try:
             done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=LONGEST)
@@ -99,7 +101,9 @@ class Trial:
         if self.tests:
             started = time.monotonic()
             _, self.caught_by, self.output = run(
-                self.tests, CONTRACT_BROKEN=self.fault, CONTRACT_REQUIREMENT=self.requirement
+                self.tests,
+                CONTRACT_SERVER_COMMAND=shlex.join([*COMMAND, "--broken", self.fault]),
+                CONTRACT_REQUIREMENT=self.requirement,
             )
             self.seconds = time.monotonic() - started
         else:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from client import (
+
+from clients.python.backup_client import (
     BackupClient,
     DecryptionError,
     Keys,
@@ -31,7 +32,7 @@ from client import (
     encrypt,
 )
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 30
 STOP_SECONDS = 30
 

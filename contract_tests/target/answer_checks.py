@@ -8,88 +8,18 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-import exchanges
 import pytest
 import requests
-import yaml
-from client import BackupClient, Keys
-from jsonschema import Draft202012Validator, FormatChecker
-from launcher import SERVER
+from jsonschema import Draft202012Validator
 
-SPEC_PATH = SERVER.parent / "openapi.yaml"
-SPEC_BYTES = SPEC_PATH.read_bytes()
-SPEC: dict[str, Any] = yaml.load(SPEC_BYTES, yaml.CSafeLoader)
-LIMITS: dict[str, Any] = SPEC["x-limits"]
-MAX_DECODED_BYTES: int = SPEC["components"]["schemas"]["BackupData"]["x-maxDecodedBytes"]
-
-METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
-FORMATS = FormatChecker([])
-
-
-@FORMATS.checks("date-time", raises=ValueError)
-def is_timestamp(value: object) -> bool:
-    """RFC 3339 in UTC without fractional seconds, as the contract has it."""
-    form = "%Y-%m-%dT%H:%M:%SZ"  # reading takes numbers without leading zeros, too
-    return not isinstance(value, str) or datetime.strptime(value, form).strftime(form) == value
-
-
-def resolved(node: Any) -> Any:
-    """The node with each $ref replaced by what it points at. (No schema here contains itself.)"""
-    if isinstance(node, Mapping):
-        if "$ref" in node:
-            target: Any = SPEC
-            for step in node["$ref"].removeprefix("#/").split("/"):
-                target = target[step]
-            return resolved(target)
-        return {key: resolved(value) for key, value in node.items()}
-    return [resolved(item) for item in node] if isinstance(node, list) else node
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation: its id, method, path template, whether it is signed, and its responses by status."""
-
-    id: str
-    method: str
-    path: str
-    signed: bool
-    responses: dict[str, Any]
-
-    def matches(self, path: str) -> bool:
-        """Whether a path, as sent, is one of this operation's."""
-        return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(self.path)), path) is not None
-
-
-def operations() -> Iterator[Operation]:
-    """Every operation of the spec."""
-    for path, item in SPEC["paths"].items():
-        for method in METHODS:
-            if method in item:
-                operation = item[method]
-                signed = any("appSignature" in alternative for alternative in operation["security"])
-                responses = resolved(operation["responses"])
-                yield Operation(operation["operationId"], method.upper(), path, signed, responses)
-
-
-OPERATIONS = {operation.id: operation for operation in operations()}
-
-
-def find_operation(method: str, path: str) -> Operation | None:
-    """The operation that answers this method at this path, as sent; HEAD is answered by an unproven GET."""
-    for operation in OPERATIONS.values():
-        if operation.matches(path):
-            proof = SPEC["paths"][operation.path][operation.method.lower()]["security"]
-            if method == operation.method or (method == "HEAD" and operation.method == "GET" and not proof):
-                return operation
-    return None
-
+from clients.python.backup_client import BackupClient, Keys
+from contract_tests.target import exchanges
+from contract_tests.target.openapi import FORMATS, OPERATIONS, SPEC, find_operation, resolved
 
 # ---- What the target declares ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a backup server does, in plain Python: openapi.yaml without HTTP, files or threads. For test_model.py.
+"""What a backup server does, in plain Python: openapi.yaml without HTTP, files or threads. For test_random_lives.py.
 
     model = Model(Settings())
     assert model.answer(call, now) == what a server answered to the call at that time
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from spec import LIMITS, SPEC
+from contract_tests.target.openapi import LIMITS, SPEC
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 SKEW = LIMITS["signatureSkewSeconds"]  # that `created` may differ from the server's clock
