@@ -1,13 +1,13 @@
 """Which versions are kept (openapi.yaml, "Backups and versions"), over days, weeks and months of a moved clock."""
 
 import base64
-import hashlib
 import random
 from datetime import UTC, datetime
 from secrets import token_hex
 
 import pytest
 
+from contract_tests.target.calls import sha256
 from contract_tests.target.process import ServerProcess
 
 HOUR, DAY = 3600, 86_400
@@ -53,7 +53,7 @@ class Device:
         self.server.move_clock(moment - self.server.now())
         self.history.append(moment)
         version = len(self.history)
-        base = hashlib.sha256(self.blob(version - 1)).hexdigest() if version > 1 else None
+        base = sha256(self.blob(version - 1)) if version > 1 else None
         response = self.client.store_backup(self.blob(version), base)
         assert (response.status_code, response.json()["version"]) == (201, version)
 
@@ -217,7 +217,7 @@ def test_a_changed_key_leaves_the_history(start):
     for _ in range(3):
         device.store_at(unix("2026-11-24T09"))
     key = token_hex(32)
-    base = hashlib.sha256(device.blob(3)).hexdigest()
+    base = sha256(device.blob(3))
     assert device.client.change_storage_key(key, device.blob(4), base).json()["keyVersion"] == 2
     device.history.append(unix("2026-11-24T09"))
     device.client = device.server.client((device.client.credentials[0], key))
@@ -236,7 +236,7 @@ def test_the_last_4_of_today(new_user):
     """How many more are kept depends on the clock, and on the deployment; these are, whatever it says."""
     client, blobs = new_user(), [f"version {number}".encode() for number in range(1, 8)]
     for number, blob in enumerate(blobs):
-        base = hashlib.sha256(blobs[number - 1]).hexdigest() if number else None
+        base = sha256(blobs[number - 1]) if number else None
         assert client.store_backup(blob, base).json()["version"] == number + 1
     listed = [receipt["version"] for receipt in client.list_backup_versions().json()["versions"]]
     assert listed[:4] == [7, 6, 5, 4] and listed == sorted(listed, reverse=True)

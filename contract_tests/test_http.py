@@ -6,7 +6,6 @@ are checked on every one, those of the HTTP server beneath included.
 
 import base64
 import contextlib
-import hashlib
 import http.client
 import json
 import secrets
@@ -20,8 +19,8 @@ import pytest
 
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import answer_checks, openapi, raw
-from contract_tests.target.raw import outcome
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome, sha256
 
 HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
 BODY_BYTES = openapi.LIMITS["requestBodyBytes"]
@@ -65,7 +64,7 @@ def upload(blob: bytes, base: bytes | None = None) -> bytes:
     """The body that stores a blob, made from the version `base`."""
     members = {"data": base64.b64encode(blob).decode()}
     if base is not None:
-        members["baseSha256"] = hashlib.sha256(base).hexdigest()
+        members["baseSha256"] = sha256(base)
     return json.dumps(members).encode()
 
 
@@ -159,9 +158,9 @@ def test_requests_follow_each_other_on_one_connection(target):
     with raw.connected(target) as connection:
         for path, wants in [("/health", "200"), ("/nothing", "404 not_found"), ("/health", "200")]:
             connection.sendall(raw.request("GET", path).replace(HOST, raw.host(target)))
-            assert outcome(raw.receive(connection, "GET", path)) == wants
+            assert outcome(raw.receive(target, connection, "GET", path)) == wants
         connection.sendall(raw.request("POST", "/health", b"x").replace(HOST, raw.host(target)))
-        assert outcome(raw.receive(connection, "POST", "/health")) == "405 method_not_allowed"
+        assert outcome(raw.receive(target, connection, "POST", "/health")) == "405 method_not_allowed"
 
 
 # ---- Framing of the body -----------------------------------------------------------------------------------
@@ -250,13 +249,13 @@ def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tup
     """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
     if urlsplit(target.base_url).scheme == "https":
         not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
-    answer_checks.skip_without_answerer(method, path)
+    target.observer.skip_without_answerer(method, path)
     with raw.connected(target) as connection:
         connection.sendall(head.replace(HOST, raw.host(target)))
         asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
         if asked:
             connection.sendall(body)
-        return asked, raw.receive(connection, method, path, head)
+        return asked, raw.receive(target, connection, method, path, head)
 
 
 @pytest.mark.requirement("http.continue", "storeBackup.201")
@@ -439,7 +438,8 @@ METHODS = (
 
 def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
     """Skips the test where the target does not have all that this path has."""
-    answer_checks.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
+    target = request.getfixturevalue("target")
+    target.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
     if path == "/admin/stats":  # which is not there where no admin key is configured
         request.getfixturevalue("admin_key")
 
@@ -516,7 +516,7 @@ class Draft:
         return raw.send(self.server, raw.request(self.method, self.path + self.query, body, headers))
 
 
-LATEST, BASE = b"the latest version", hashlib.sha256(b"the latest version").hexdigest()
+LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:

@@ -4,13 +4,13 @@ The server's clock stands still but for what a test moves it, so each number is 
 as the seconds at which they were made.
 """
 
-import hashlib
 from collections.abc import Iterable
 from secrets import token_hex
 
 import pytest
 import requests
 
+from contract_tests.target.calls import sha256
 from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
@@ -39,7 +39,7 @@ class Device:
         blob = f"backup {self.made}".encode()
         response = self.client.store_backup(blob, self.base)
         if response.status_code == 201:
-            self.base = hashlib.sha256(blob).hexdigest()
+            self.base = sha256(blob)
         return response
 
     def uploads(self, times: Iterable[float]) -> None:
@@ -51,7 +51,7 @@ class Device:
         user_id, new_key = self.credentials[0], token_hex(32)
         response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
         if response.status_code == 200:
-            self.credentials, self.base = (user_id, new_key), hashlib.sha256(new_key.encode()).hexdigest()
+            self.credentials, self.base = (user_id, new_key), sha256(new_key.encode())
         return response
 
 

@@ -4,7 +4,6 @@ Each request is signed for real, so that what is refused is the body.
 """
 
 import gzip
-import hashlib
 import json
 import secrets
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.target import raw
-from contract_tests.target.raw import outcome
+from contract_tests.target.calls import outcome, sha256
 
 MARK = "Zebra7"  # stands in what is sent, and must not come back
 LATEST = b"the latest version"
-BASE = hashlib.sha256(LATEST).hexdigest()
+BASE = sha256(LATEST)
 JSON = {"Content-Type": "application/json"}
 
 

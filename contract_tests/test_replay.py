@@ -4,7 +4,6 @@ A request that was captured on its way is sent again, byte for byte, whenever it
 is the same before and after. The clock stands still unless a test moves it.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
@@ -14,16 +13,13 @@ import pytest
 import requests
 
 from clients.python.backup_client import BackupClient
+from contract_tests.target.calls import sha256
+from contract_tests.target.openapi import RESERVED
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import Target
 
 FROZEN = 1_795_510_800
 SKEW = 300  # seconds that `created` may differ either way
-RESERVED = 601  # seconds for which a deleted userId stays
-
-
-def sha256(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
 
 
 @dataclass

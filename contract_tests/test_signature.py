@@ -21,6 +21,7 @@ from http_message_signatures.resolvers import MappingKeyResolver
 from urllib3 import HTTPHeaderDict
 
 from clients.python import backup_client as reference
+from contract_tests.target.calls import sha256
 from contract_tests.target.openapi import OPERATIONS
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
@@ -30,7 +31,7 @@ COMPONENTS = '"@method" "@path" "authorization" "content-digest"'
 PARAMETERS = ';created={created};keyid="{keyid}";alg="hmac-sha256"'
 
 DATA = base64.b64encode(b"an encrypted log").decode()
-SHA256 = hashlib.sha256(b"an encrypted log").hexdigest()
+SHA256 = sha256(b"an encrypted log")
 UPLOAD = json.dumps({"data": DATA}).encode()
 NEW_KEY = "5e" * 32
 CHANGE = json.dumps({"data": DATA, "storageKey": NEW_KEY, "baseSha256": SHA256}).encode()

@@ -4,7 +4,6 @@ Faults of the server (500, 503, 507) are put in on purpose, and only there may a
 """
 
 import base64
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import pytest
 
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.target import openapi, raw
-from contract_tests.target.raw import outcome
+from contract_tests.target.calls import outcome, sha256
 
 LATEST = b"the latest version"
-BASE = hashlib.sha256(LATEST).hexdigest()
+BASE = sha256(LATEST)
 OPERATIONS = sorted(openapi.OPERATIONS)
 NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # what a fault might give away
 
@@ -299,7 +298,7 @@ def test_each_problem_once(start_server):
 
     def too_often() -> Any:
         user.store_backup(b"the second", BASE)
-        return user.store_backup(b"the third", hashlib.sha256(b"the second").hexdigest())
+        return user.store_backup(b"the third", sha256(b"the second"))
 
     digest_of_other = raw.signed(server, (user_id, storage_key), "GET", "/api/backup", b"{}")
     upload = json.dumps({"data": base64.b64encode(b"another").decode()}).encode()

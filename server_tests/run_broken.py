@@ -3,6 +3,8 @@
 For each fault of broken/, and each requirement that it breaks, the tests that name this requirement run against a
 server with this fault until one of them fails. Prints a table of what was caught by which test. The exit code is 1
 if anything was not caught, or if one of those tests fails on the healthy server, too.
+
+--quick takes a fault of each category and only the test that is known to catch it.
 """
 
 import argparse
@@ -30,6 +32,22 @@ from server_tests.broken import FAULTS
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
 LONGEST = 300  # seconds that the tests of one requirement may take
+OF_THIS_SERVER = "of this server"  # the category of faults that break no requirement
+# A fault of each category, and the test that is known to catch it.
+QUICK = {
+    "any-signature-is-accepted": "contract_tests/test_signature.py::test_no_other_profile_is[the wrong secret]",
+    "anyone-reads": "contract_tests/test_isolation.py::test_a_stranger_can_do_nothing",
+    "one-bit-is-flipped": "contract_tests/test_durability.py::test_versions_outlive_a_restart[False]",
+    "deletion-does-nothing": "contract_tests/test_operations.py::test_a_deleted_user_may_register_after_601_seconds",
+    "history-is-one-short": "contract_tests/test_history.py::test_what_is_kept[the last 4 of one day]",
+    "one-more-upload-an-hour": "contract_tests/test_limits.py::test_5_an_hour",
+    "problem-has-no-code": "contract_tests/test_problems.py::test_nothing_of_the_request_is_repeated[Zebra7-/health]",
+    "json-document-is-another": "contract_tests/test_operations.py::test_the_documents_say_what_the_server_does",
+    "any-origin-is-reflected": "contract_tests/test_http.py::test_any_other_options_is_405[lines7]",
+    "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
+    "restart-forgets-the-limits": "contract_tests/test_limits.py::test_both_windows_survive_a_restart",
+    "credentials-are-logged": "server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret",
+}
 
 
 class Collector:
@@ -111,20 +129,34 @@ class Trial:
         return self
 
 
+def category(fault: str) -> str:
+    """Return the category of a fault: that of the first requirement that it breaks."""
+    requirements = FAULTS[fault].requirements
+    return requirement_ids.category(requirements[0]) if requirements else OF_THIS_SERVER
+
+
+def quick_trial(fault: str) -> Trial:
+    """Return the trial of one of QUICK."""
+    requirement, *_ = *FAULTS[fault].requirements, OF_THIS_SERVER
+    return Trial(fault, requirement, [QUICK[fault]])
+
+
 def trials(faults: Iterable[str]) -> list[Trial]:
+    """Return a trial for each requirement that these faults break."""
     tests = collect()
     result = []
     for name in faults:
         fault = FAULTS[name]
         result += [Trial(name, requirement, tests.get(requirement, [])) for requirement in fault.requirements]
         if fault.test:
-            result.append(Trial(name, "(of this server)", [fault.test]))
+            result.append(Trial(name, OF_THIS_SERVER, [fault.test]))
     return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="run these faults alone, and show how they fail")
+    parser.add_argument("--quick", action="store_true", help="a fault of each category, by the test that catches it")
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many run at a time (2)")
     parser.add_argument("--list", action="store_true", help="say what the faults are, and run nothing")
     arguments = parser.parse_args()
@@ -137,7 +169,7 @@ def main() -> int:
 
     started, done = time.monotonic(), []
     with ThreadPoolExecutor(arguments.n) as pool:
-        waiting = trials(arguments.faults or FAULTS)
+        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(arguments.faults or FAULTS)
         for trial in pool.map(Trial.run, waiting):
             done.append(trial)
             outcome = f"caught in {trial.seconds:.1f} s" if trial.caught_by else "NOT CAUGHT"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,7 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
         html, xml = page.read_text(), junit.read_text()
         assert "test_that_fails" in html and "The contract is not kept." in html
         assert "curl --include --path-as-is --request PUT" in html
-        assert "--header &quot;Authorization: $AUTHORIZATION&quot;" in html
+        assert '--header "Authorization: $AUTHORIZATION"' in unescape(html)
         assert '<property name="requirement" value="storeBackup.201"' in xml
         for shown in (html, xml, text(done)):
             assert server.secret not in shown
@@ -333,3 +334,29 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
             assert "YSBibG9iIHRoYXQ" not in shown and "YW5vdGhlciBibG9i" not in shown
             assert "ab" * 32 not in shown
         assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)  # it needs nothing else
+
+
+FAULTY = """
+@pytest.mark.requirement("registerUser.201")
+def test_before(new_user):
+    new_user()
+
+@pytest.mark.requirement("getHealth.500")
+def test_of_a_faulty_server(target, start_server):
+    server = start_server()
+    server.fault = "internal_error"
+    secret = server.secret
+    target.client().get_health()
+    assert server.client().get_health().status_code == 200
+
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
+def test_a_failing_test_shows_the_servers_side(suite, workers):
+    done = suite(FAULTY, *workers)
+    assert "1 failed, 1 passed" in done.stdout
+    _, exchanges, log = re.split("-+ the (?:last exchanges|servers' log since the test began) -+", done.stdout)
+    assert "curl --include --path-as-is --request GET" in exchanges and "internal_error" in exchanges
+    assert "ZeroDivisionError" in log and "/health" in log
+    assert "/api/register" not in log  # it was in the test before

@@ -9,9 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,12 +130,10 @@ def failed_too_often(scene: Scene) -> None:
 
 
 def damaged(scene: Scene) -> None:
-    stored(scene)
-    key = f"blob/{scene.credentials[0]}/0".encode()
-    with sqlite3.connect(scene.server.database) as database:
-        changed = database.execute("UPDATE Dict SET value = zeroblob(43) WHERE CAST(key AS BLOB) = ?", (key,))
-        assert changed.rowcount == 1
-    database.close()
+    blob = secrets.token_bytes(43)  # another than the documented one, which others have stored, too
+    registered(scene)
+    scene.store({"data": base64.b64encode(blob).decode()})
+    scene.server.damage(blob)
 
 
 # ---- How the request departs from the documented one ---------------------------------------------------------
@@ -324,25 +320,17 @@ def test_each_answer_with_content_has_an_example() -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., ServerProcess]]:
+def servers(start_shared_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
     """The server with these settings, frozen in the examples' time; started once."""
-    if request.config.getoption("--base-url"):
-        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
     started: dict[str, ServerProcess] = {}
-    with ExitStack() as stack:
 
-        def server(settings: Mapping[str, Any]) -> ServerProcess:
-            key = repr(settings)
-            if key not in started or settings is NEW_SERVER:
-                process = ServerProcess(
-                    tmp_path_factory.mktemp("server"), frozen=NOW, **{"APP_SECRET_KEY": SECRET} | settings
-                )
-                started[key] = stack.enter_context(process)
-            return started[key]
+    def server(settings: Mapping[str, Any]) -> ServerProcess:
+        key = repr(settings)
+        if key not in started or settings is NEW_SERVER:
+            started[key] = start_shared_server(frozen=NOW, **{"APP_SECRET_KEY": SECRET} | settings)
+        return started[key]
 
-        yield server
+    return server
 
 
 def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:

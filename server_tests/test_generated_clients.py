@@ -20,7 +20,8 @@ import httpx
 import pytest
 
 from clients.python import backup_client
-from contract_tests.target import answer_checks, openapi
+from contract_tests.target import openapi
+from contract_tests.target.target import Target
 
 HERE = Path(__file__).resolve().parent
 TYPESCRIPT = HERE / "typescript"
@@ -67,21 +68,19 @@ class Middleware:
         request.headers.update(backup_client.sign(request.method, path, request.content, authorization, **proof))
 
 
-def hold_against_the_spec(response: httpx.Response) -> None:
-    response.read()
-    request = response.request
-    answer_checks.check(request.method, request.url.path, response.status_code, response.headers, response.content)
-
-
 class Api:
     """The generated client: `api.store_backup(body=…)` is the answer's status and what the body was parsed into."""
 
     def __init__(
-        self, package: ModuleType, base_url: str, *, token: str = "none", middleware: Middleware | None = None
+        self, package: ModuleType, target: Target, *, token: str = "none", middleware: Middleware | None = None
     ):
+        def hold_against_the_spec(response: httpx.Response) -> None:
+            request, body = response.request, response.read()
+            target.observer.check(request.method, request.url.path, response.status_code, response.headers, body)
+
         hooks = {"request": [middleware] if middleware else [], "response": [hold_against_the_spec]}
         self._client = package.AuthenticatedClient(
-            base_url=base_url, token=token, raise_on_unexpected_status=True, httpx_args={"event_hooks": hooks}
+            base_url=target.base_url, token=token, raise_on_unexpected_status=True, httpx_args={"event_hooks": hooks}
         )
         self._functions = operations(package)
 
@@ -117,7 +116,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     for credentials in (keys, new_keys):
         target.client(credentials)  # deletes the user when the test ends, whichever key is in force by then
     middleware = Middleware(keys, target.secret, target.keyid, target.now)
-    api = Api(generated, target.base_url, middleware=middleware)
+    api = Api(generated, target, middleware=middleware)
 
     def upload(keys: backup_client.Keys, log: bytes) -> tuple[bytes, str]:
         blob = backup_client.encrypt(keys, log)
@@ -202,7 +201,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
 
 
 def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
-    api = Api(generated, target.base_url)
+    api = Api(generated, target)
     status, health = api.get_health()
     assert (status, health.status) == (200, "ok")
     status, text = api.get_openapi_yaml()
@@ -212,7 +211,7 @@ def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
     assert document.paths.to_dict().keys() == openapi.SPEC["paths"].keys()
     if target.admin_key:
         assert api.get_admin_stats()[0] == 401
-        status, stats = Api(generated, target.base_url, token=target.admin_key).get_admin_stats()
+        status, stats = Api(generated, target, token=target.admin_key).get_admin_stats()
         assert status == 200 and stats.users >= 0 and stats.database_bytes > 0
 
 

@@ -16,9 +16,8 @@ import pytest
 
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import openapi, raw
-from contract_tests.target.calls import eventually, sha256
+from contract_tests.target.calls import eventually, outcome, sha256
 from contract_tests.target.process import COMMAND
-from contract_tests.target.raw import outcome
 
 FROZEN = 1_795_510_800
 HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
@@ -58,7 +57,7 @@ def test_of_requests_sent_ahead_two_are_answered(target, more):
     with raw.connected(target) as connection:
         connection.sendall(health + register + delete + more * health)
         received = to_the_end(connection)
-    answers = [raw.receive(received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
+    answers = [raw.receive(target, received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
     assert [outcome(answer) for answer in answers] == ["200", "201"]
     assert [answer.headers["Connection"] for answer in answers] == [None, "close"]
     assert received.read() == b""
@@ -85,7 +84,7 @@ def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_serve
         server.send_signal(signal.SIGTERM)
         received = to_the_end(connections[0])
         for _ in range(2):
-            assert raw.receive(received, "GET", "/api/backup").json()["size"] == 5_242_880
+            assert raw.receive(server, received, "GET", "/api/backup").json()["size"] == 5_242_880
         try:
             assert server.process.wait(10) == 0
         finally:
@@ -113,7 +112,7 @@ def test_framing_without_end(target, before, begin):
         for start in range(0, len(unended), 4_000):
             connection.sendall(unended[start : start + 4_000])
         received = to_the_end(connection)
-    answer = raw.receive(received, "POST", "/api/backup")
+    answer = raw.receive(target, received, "POST", "/api/backup")
     assert (outcome(answer), answer.headers["Connection"]) == ("400 malformed_request", "close")
     assert received.read() == b""
 
@@ -126,7 +125,7 @@ def test_long_framing_that_ends(target, before, begin):
         connection.sendall(CHUNKED + before + begin.ljust(HEADER_BYTES - len(end), b"0"))
         time.sleep(0.05)
         connection.sendall(end + more)
-        assert outcome(raw.receive(connection, "POST", "/api/backup")) == "401 signature_missing"
+        assert outcome(raw.receive(target, connection, "POST", "/api/backup")) == "401 signature_missing"
 
 
 @pytest.mark.parametrize(

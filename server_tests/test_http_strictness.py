@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from contract_tests.target import openapi, raw
-from contract_tests.target.raw import HOST, outcome
+from contract_tests.target.calls import outcome
+from contract_tests.target.raw import HOST
 
 MALFORMED = {
     "two spaces": b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n",

@@ -18,9 +18,10 @@ import pytest
 import requests
 
 from contract_tests.target import openapi
+from contract_tests.target.calls import outcome
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import ServerProcess
-from contract_tests.target.raw import outcome, request, send
+from contract_tests.target.raw import request, send
 from server_tests.this_server import copy_server
 
 # ---- How the server sends it -------------------------------------------------------------------------------
@@ -154,12 +155,9 @@ OPERATIONS = [
 
 
 @pytest.fixture(scope="module")
-def page_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def page_server(start_shared_server: StartServer) -> ServerProcess:
     """The server, with the page as it was built."""
-    if request.config.getoption("--base-url"):
-        pytest.skip("not run: the page is no part of the contract")
-    with ServerProcess(tmp_path_factory.mktemp("reference")) as server:
-        yield server
+    return start_shared_server()
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ import pytest
 
 from clients.python.backup_client import authorization, backup_bytes, content_digest
 from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import ServerProcess
-from contract_tests.target.raw import outcome
 from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
@@ -291,7 +291,7 @@ def test_what_is_in_flight_is_finished(start_server, number):
         with pytest.raises(ConnectionError), raw.connected(server):
             pass  # nothing new is accepted
         slow.sendall(request[len(request) // 2 :])
-        assert outcome(raw.receive(slow, "POST", "/api/backup")) == "201"
+        assert outcome(raw.receive(server, slow, "POST", "/api/backup")) == "201"
     assert server.wait() == 0
     assert [path.name for path in server.database.parent.glob("backup.db-*")] == []  # the WAL is folded in
     assert server.stderr.read_text() == ""
@@ -304,7 +304,7 @@ def test_an_idle_connection_does_not_delay_the_stop(start_server):
     server = start_server()
     with raw.connected(server) as idle, raw.connected(server):
         idle.sendall(raw.request("GET", "/health"))
-        assert outcome(raw.receive(idle, "GET", "/health")) == "200"
+        assert outcome(raw.receive(server, idle, "GET", "/health")) == "200"
         server.send_signal(signal.SIGTERM)
         assert server.process.wait(5) == 0
 
@@ -313,7 +313,8 @@ def test_an_idle_connection_does_not_delay_the_stop(start_server):
 
 
 def test_the_log_tells_what_happened_and_no_secret(start_server):
-    server = start_server(APP_SECRET_KEY=f"ios:{secrets.token_urlsafe(32)}", ALLOWED_ORIGINS="https://app.example")
+    secret = f"ios:{secrets.token_urlsafe(32)}"
+    server = start_server(APP_SECRET_KEY=secret, ALLOWED_ORIGINS="https://app.example", DEBUG=None)
     user_id, storage_key, new_key = (secrets.token_hex(32) for _ in range(3))
     user, blob = server.client((user_id, storage_key)), secrets.token_bytes(300)
     digest = hashlib.sha256(blob).hexdigest()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from contract_tests.target import exchanges
-from contract_tests.target.answer_checks import LACKING
 from contract_tests.target.openapi import METHODS, REPOSITORY, SPEC
+from contract_tests.target.redaction import redacted
+from contract_tests.target.target import Target
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 3600  # seconds, for a long run
@@ -39,7 +39,7 @@ def for_schemathesis() -> dict[str, Any]:
 
 
 def run(
-    request: pytest.FixtureRequest, target: Any, directory: Path, number: int = 0, **change: str
+    request: pytest.FixtureRequest, target: Target, directory: Path, number: int = 0, **change: str
 ) -> subprocess.CompletedProcess:
     """The run of schemathesis with this number, which is added to the seed, and `change` in its environment.
 
@@ -52,7 +52,7 @@ def run(
         "--max-examples": request.config.getoption("--fuzz-examples"),
         "--seed": str(request.config.getoption("--fuzz-seed") + number),
     }
-    absent = LACKING | (set() if target.admin_key else {"getAdminStats"})
+    absent = target.observer.lacking | (set() if target.admin_key else {"getAdminStats"})
     environ = {
         "TARGET_URL": target.base_url,
         "TARGET_SECRET": target.secret,
@@ -76,7 +76,7 @@ def run(
         text=True,
         timeout=TIMEOUT,
     )
-    print(exchanges.redacted(done.stdout))
+    print(redacted(done.stdout, target.secrets))
     return done
 
 

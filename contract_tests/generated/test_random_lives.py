@@ -50,10 +50,10 @@ from contract_tests.generated.model import (
     Version,
     after_some_order,
 )
-from contract_tests.target import answer_checks, openapi
-from contract_tests.target.calls import FromAddress, at_once, eventually, sha256
+from contract_tests.target import openapi
+from contract_tests.target.calls import FromAddress, at_once, eventually, outcome, sha256
+from contract_tests.target.checked_client import CheckedSession
 from contract_tests.target.process import ServerProcess
-from contract_tests.target.raw import outcome
 from contract_tests.target.target import TargetSession
 
 STEPS = 40  # of a life
@@ -543,7 +543,7 @@ class LifeOfAServer(Life):
         return f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
     def new_session(self, address: str) -> requests.Session:
-        session = answer_checks.CheckedSession()
+        session = CheckedSession(self.target.observer)
         session.mount("http://", FromAddress(address))
         return session
 
@@ -738,7 +738,7 @@ def test_a_server_of_its_own(start_server, request, limits):
 
 @pytest.mark.requirement(*SEEN_ANYWHERE)
 def test_any_server(target, new_user, request):
-    answer_checks.skip_without(*OPERATIONS)
+    target.skip_without(*OPERATIONS)
     policy = new_user().store_backup(b"a probe").headers["RateLimit-Policy"]
     hour, day = (int(quota) for quota in re.findall("q=([0-9]+)", policy))
     no_limit = 1_000_000

@@ -5,20 +5,14 @@ target declares that it does not have an operation; or not run, where something 
 given. A requirement is proven when every test that names it has passed. Tests that lie elsewhere name none.
 """
 
-import hashlib
 import os
 import secrets
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contract_tests.suite import report as html
 from contract_tests.suite.outcomes import NotRun, not_run
 from contract_tests.suite.requirement_ids import (
     CATEGORIES,
@@ -29,15 +23,13 @@ from contract_tests.suite.requirement_ids import (
     expand,
     named_by,
 )
-from contract_tests.target import exchanges
-from contract_tests.target.openapi import SPEC, SPEC_BYTES
+from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requirements_in
+from contract_tests.target.used_servers import SERVERS, UsedServers
 
-HERE = Path(__file__).resolve().parents[1]  # contract_tests/
 FAULT = pytest.StashKey[str]()  # why a test fails before it starts
 NOT_GIVEN = pytest.StashKey[str]()  # why it is not run
 ABOUT = pytest.StashKey[list[str]]()  # the ids that it is proving now
 RUN = pytest.StashKey["Run"]()
-EXPECTED = pytest.StashKey[dict[str, str]]()
 
 
 # ---- Options -----------------------------------------------------------------------------------------------
@@ -83,6 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requirement(*ids): the requirements of openapi.yaml that the test proves")
     config.addinivalue_line("markers", "public: the test fits the limits of a public deployment")
+    config.stash[SERVERS] = UsedServers()
     config.stash[EXPECTED] = expected_failures(config.getoption("--expected-failures"))
     for pattern in config.getoption("--requirement"):
         try:
@@ -112,14 +105,6 @@ def expected_failures(file: str | None) -> dict[str, str]:
                 raise pytest.UsageError(f"--expected-failures: {line}: not an id or a test, then ' # ' and the reason")
             found[name] = reason
     return found
-
-
-def is_narrowed(config: pytest.Config) -> bool:
-    """Whether the run leaves some of these tests out on purpose."""
-    options = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "requirement", "category")
-    directories = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
-    whole = any(directory == HERE or directory in HERE.parents for directory in directories)
-    return not whole or any(config.getoption(option, None) for option in options)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -178,6 +163,7 @@ def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.I
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[SERVERS].begin_test()
     if fault := item.stash.get(FAULT, None):
         pytest.fail(fault, pytrace=False)
     if reason := item.stash.get(NOT_GIVEN, None):
@@ -190,13 +176,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
+    if report.failed:
+        show_the_servers_side(report, item.config.stash[SERVERS])
     if not is_of_the_contract(item):
         return report
     if call.excinfo and isinstance(call.excinfo.value, NotRun):
         report.not_run = True
     if report.failed:
-        report.exchanges = exchanges.last()
-        redact(report)
         reasons = item.config.stash[EXPECTED]
         report.about = ids = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
         named = [name for name in (item.nodeid, item.nodeid.partition("[")[0]) if name in reasons]
@@ -216,194 +202,37 @@ def about(request: pytest.FixtureRequest) -> Callable[..., None]:
     return say
 
 
-def requirements_in(properties: list[tuple[str, Any]]) -> list[str]:
-    return [value for name, value in properties if name == "requirement"]
+def show_the_servers_side(report: Any, servers: UsedServers) -> None:
+    """Add the last exchanges and the servers' log to what a failure says; leave out what is secret."""
+    redact(report, servers.redacted)
+    report.exchanges, report.log = servers.exchanges(), servers.log()
+    texts = [f"{each['request']}\n\n{each['answer']}" for each in reversed(report.exchanges)]
+    if texts:
+        report.sections.append(("the last exchanges", "\n\n".join(texts)))
+    if report.log:
+        report.sections.append(("the servers' log since the test began", report.log))
 
 
-def redact(report: Any) -> None:
+def redact(report: Any, redacted: Callable[[str], str]) -> None:
     """Takes what is secret out of what a failure says, which quotes values and captured output."""
-    report.sections = [(name, exchanges.redacted(text)) for name, text in report.sections]
+    report.sections = [(name, redacted(text)) for name, text in report.sections]
     longrepr = report.longrepr
     if isinstance(longrepr, str):
-        report.longrepr = exchanges.redacted(longrepr)
+        report.longrepr = redacted(longrepr)
     for traceback, crash, _ in getattr(longrepr, "chain", []):
         if crash:
-            crash.message = exchanges.redacted(crash.message)
+            crash.message = redacted(crash.message)
         for entry in traceback.reprentries:
-            entry.lines = [exchanges.redacted(line) for line in getattr(entry, "lines", [])]
+            entry.lines = [redacted(line) for line in getattr(entry, "lines", [])]
             if arguments := getattr(entry, "reprfuncargs", None):
-                arguments.args = [(name, exchanges.redacted(value)) for name, value in arguments.args]
+                arguments.args = [(name, redacted(value)) for name, value in arguments.args]
             if variables := getattr(entry, "reprlocals", None):
-                variables.lines = [exchanges.redacted(line) for line in variables.lines]
+                variables.lines = [redacted(line) for line in variables.lines]
     if crash := getattr(longrepr, "reprcrash", None):
-        crash.message = exchanges.redacted(crash.message)
+        crash.message = redacted(crash.message)
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     if report.skipped and getattr(report, "not_run", False):
         return "not run", "n", ("NOT RUN", {"yellow": True})
     return None
-
-
-# ---- The run -----------------------------------------------------------------------------------------------
-
-OUTCOMES = ["failed", "expected failure", "not run", "skipped", "passed"]  # the first of its phases' is a test's
-VERDICTS = ["failed", "failed as expected", "not run", "skipped", "partly proven", "proven"]
-
-
-@dataclass
-class Test:
-    """A test that was reported: what it proves, and what came of it."""
-
-    name: str
-    ids: list[str] = field(default_factory=list)
-    outcome: str = "passed"
-    about: list[str] = field(default_factory=list)  # of the ids, those that it failed at
-    seconds: float = 0
-    reason: str = ""
-    requests: int = 0  # that were generated
-    exchanges: list[dict[str, str]] = field(default_factory=list)
-
-    __test__ = False  # no test of pytest's
-
-    def add(self, report: Any) -> None:
-        self.seconds += report.duration
-        self.ids = self.ids or requirements_in(report.user_properties)
-        self.requests = dict(report.user_properties).get("generated requests", 0)
-        outcome = "passed"
-        if report.failed:
-            outcome = "failed"
-        elif hasattr(report, "wasxfail"):
-            outcome = "expected failure"
-        elif report.skipped:
-            outcome = "not run" if getattr(report, "not_run", False) else "skipped"
-        if OUTCOMES.index(outcome) < OUTCOMES.index(self.outcome):
-            self.outcome, self.reason = outcome, reason_of(report)
-            self.exchanges, self.about = getattr(report, "exchanges", []), getattr(report, "about", [])
-
-    def outcome_for(self, identifier: str) -> str:
-        """What it says of one of its ids: where it failed at others, what came after them was not run."""
-        return self.outcome if not self.about or identifier in self.about else "not run"
-
-
-def reason_of(report: Any) -> str:
-    """Why a test failed, was skipped or not run."""
-    if hasattr(report, "wasxfail"):
-        return report.wasxfail
-    if isinstance(report.longrepr, tuple):  # file, line, and the exception with its message
-        return report.longrepr[2].removeprefix("Skipped: ").removeprefix(f"{NotRun.__module__}.NotRun: not run: ")
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return crash.message if crash else str(report.longrepr or "")
-
-
-class Run:
-    """What the tests of a whole run came to; kept by the process that starts the others."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.started = time.time()
-        self.tests: dict[str, Test] = {}
-        self.faults: list[str] = []
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if Path(self.config.rootpath, report.nodeid.partition("::")[0]).is_relative_to(HERE):
-            self.tests.setdefault(report.nodeid, Test(report.nodeid)).add(report)
-
-    def of(self, identifier: str) -> list[Test]:
-        """The tests that name an id."""
-        return [test for test in self.tests.values() if identifier in test.ids]
-
-    def verdict(self, identifier: str) -> str:
-        outcomes = {test.outcome_for(identifier) for test in self.of(identifier)}
-        if "failed" in outcomes:
-            return "failed"
-        if "expected failure" in outcomes:
-            return "failed as expected"
-        if "passed" in outcomes:
-            return "proven" if outcomes == {"passed"} else "partly proven"
-        return "skipped" if outcomes == {"skipped"} else "not run"
-
-    def reasons(self) -> Counter[tuple[str, str]]:
-        """How many tests were not run, were skipped or failed as expected, and why."""
-        outcomes = ("not run", "skipped", "expected failure")
-        return Counter((test.outcome, test.reason) for test in self.tests.values() if test.outcome in outcomes)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not session.shouldfail and not session.shouldstop and exitstatus != pytest.ExitCode.INTERRUPTED:
-            self.faults = self.find_faults()
-        if self.faults and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if (file := self.config.getoption("--report")) and self.tests:
-            Path(file).write_text(self.page(), encoding="utf-8")
-
-    def page(self) -> str:
-        """The report as one HTML page."""
-        requirements = [
-            html.Requirement(identifier, sentence, category(identifier), self.verdict(identifier), self.of(identifier))
-            for identifier, sentence in REQUIREMENTS.items()
-        ]
-        facts = {
-            "target": self.config.getoption("--base-url") or "a server that the tests started themselves",
-            "profile": self.config.getoption("--profile"),
-            "contract": f"openapi.yaml {SPEC['info']['version']}",
-            "its SHA-256": hashlib.sha256(SPEC_BYTES).hexdigest(),
-            "started": datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            "took": f"{time.time() - self.started:.0f} s",
-            "selected by": " ".join(
-                f"--{name} {value}"
-                for name in ("requirement", "category")
-                for value in self.config.getoption(f"--{name}")
-            ),
-            "seed": str(self.config.getoption("--fuzz-seed")),
-        }
-        return html.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
-
-    def find_faults(self) -> list[str]:
-        """What makes the run fail beside failed tests."""
-        if not self.tests:
-            return []
-        faults = [f"{test.name} names no requirement" for test in self.tests.values() if not test.ids]
-        if not is_narrowed(self.config):
-            faults += [f"{identifier} has no test" for identifier in REQUIREMENTS if not self.of(identifier)]
-            if not self.config.getoption("--base-url") and self.config.getoption("--profile") == "full":
-                verdicts = {identifier: self.verdict(identifier) for identifier in REQUIREMENTS}
-                faults += [
-                    f"{identifier} is {verdict}, and has to be proven against a server of its own"
-                    for identifier, verdict in verdicts.items()
-                    if verdict not in ("proven", "failed", "failed as expected") and self.of(identifier)
-                ]
-        for name in self.config.stash[EXPECTED]:
-            tests = [test for test in self.tests.values() if is_named(name, test)]
-            if not tests and not is_narrowed(self.config):
-                faults.append(f"--expected-failures: there is no test {name}")
-            elif tests and {test.outcome for test in tests} == {"passed"}:
-                faults.append(f"--expected-failures: {name} does not fail any more: take it out")
-        return faults
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if not self.tests:
-            return
-        write = terminalreporter.write_line
-        terminalreporter.section(f"requirements of openapi.yaml {SPEC['info']['version']}")
-        verdicts = {each: self.verdict(each) for each in REQUIREMENTS if self.of(each) or not is_narrowed(self.config)}
-        ids = {verdict: [each for each in verdicts if verdicts[each] == verdict] for verdict in VERDICTS}
-        for identifier in ids["failed"]:
-            write(f"  failed: {identifier}: {REQUIREMENTS[identifier]}", red=True)
-        for verdict in VERDICTS[1:-1]:
-            if ids[verdict]:
-                write(f"  {verdict}: {' '.join(ids[verdict])}", yellow=True)
-        for (outcome, reason), count in sorted(self.reasons().items()):
-            write(f"  {count} {outcome}: {reason}")
-        for fault in self.faults:
-            write(f"  fault: {fault}", red=True)
-        if sent := sum(test.requests for test in self.tests.values()):
-            write(f"{sent:,} generated requests")
-        line = ", ".join(f"{len(ids[verdict])} {verdict}" for verdict in reversed(VERDICTS) if ids[verdict])
-        colour = "red" if ids["failed"] or self.faults else "green"
-        write(f"{len(verdicts)} of {len(REQUIREMENTS)} requirements: {line}", bold=True, **{colour: True})
-
-
-def is_named(name: str, test: Test) -> bool:
-    """Whether an entry of the expected failures names a test, or a requirement of it."""
-    return name in (test.name, test.name.partition("[")[0], *test.ids)

@@ -18,9 +18,12 @@ def sha256(blob: bytes | None) -> str | None:
     return None if blob is None else hashlib.sha256(blob).hexdigest()
 
 
-def code(response: requests.Response) -> str | int:
-    """The status of a success, the code of a problem."""
-    return response.status_code if response.ok else response.json()["code"]
+def outcome(answer: Any) -> str:
+    """An answer in a word: "201", or for a problem status and code, "409 version_conflict"."""
+    status = getattr(answer, "status_code", None) or answer.status
+    if answer.headers.get("Content-Type", "").lower().startswith("application/problem+json") and answer.text:
+        return f"{status} {answer.json()['code']}"
+    return str(status)
 
 
 class FromAddress(HTTPAdapter):
@@ -39,13 +42,13 @@ class FromAddress(HTTPAdapter):
 
 
 def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, of answers the code; they start at one moment, each in a thread of its own."""
+    """What the calls return, of answers the outcome; they start at one moment, each in a thread of its own."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Any]) -> Any:
         barrier.wait()
         answer = call()
-        return code(answer) if isinstance(answer, requests.Response) else answer
+        return outcome(answer) if isinstance(answer, requests.Response) else answer
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
@@ -56,3 +59,21 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+def stats(server: Any) -> dict[str, int]:
+    """What the operator is told; right after a start, while it is still being counted, the answer may be 503."""
+    client, answers = server.client(), []
+
+    def is_known() -> bool:
+        answers.append(client.get_admin_stats(server.admin_key))
+        return answers[-1].status_code != 503
+
+    eventually(is_known)
+    assert outcome(answers[-1]) == "200"
+    return answers[-1].json()
+
+
+def counts(server: Any) -> dict[str, int]:
+    """How many users, users with a backup, and versions there are."""
+    return {name: number for name, number in stats(server).items() if name in ("users", "backups", "versions")}

@@ -1,18 +1,18 @@
-"""What was sent and answered last: a failing test shows it as curl, without what is secret.
+"""A request and its answer, and how a failing test shows them: as curl, without what is secret.
 
-Nothing that this module writes holds an Authorization, a Signature, a key or a blob.
+No text that is made here holds an Authorization, a Signature, a key or a blob; `secrets` are those of the server.
 """
 
 import base64
 import json
-import re
 import shlex
-from collections import deque
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-KEPT = 3
+from contract_tests.target.redaction import redacted
+
 MOST_CHARACTERS = 600  # of a body that is shown
 OF_CURL_ITSELF = {"content-length", "user-agent", "accept", "accept-encoding", "connection"}
 
@@ -20,7 +20,7 @@ OF_CURL_ITSELF = {"content-length", "user-agent", "accept", "accept-encoding", "
 @dataclass(frozen=True)
 class Exchange:
     """One request and its answer; `answer` is None where none came. `raw` are the request's bytes, if it was sent
-    as such."""
+    as such; `at` is when it ended, by time.monotonic."""
 
     url: str
     method: str
@@ -28,67 +28,36 @@ class Exchange:
     body: bytes
     answer: tuple[int, tuple[tuple[str, str], ...], bytes] | None
     raw: bytes | None = None
+    at: float = field(default_factory=time.monotonic)
 
-    def request_text(self) -> str:
+    def request_text(self, secrets: Iterable[str] = ()) -> str:
         """The request as a curl command; as escaped bytes where it is none that curl would send."""
         if self.raw is not None:
-            return raw_text(self.raw, self.url)
+            return raw_text(self.raw, self.url, secrets)
         words = ["curl", "--include", "--path-as-is", "--request", self.method]
         lines = [shlex.join(words), shlex.quote(self.url)]
         for name, value in self.headers:
             if name.lower() in ("authorization", "signature"):
                 lines.append(f'--header "{name}: ${name.upper()}"')
             elif name.lower() not in OF_CURL_ITSELF:
-                lines.append(f"--header {shlex.quote(f'{name}: {redacted(value)}')}")
+                lines.append(f"--header {shlex.quote(f'{name}: {redacted(value, secrets)}')}")
         if self.body:
-            lines.append(f"--data-binary {shlex.quote(body_text(self.body))}")
+            lines.append(f"--data-binary {shlex.quote(body_text(self.body, secrets))}")
         return " \\\n  ".join(lines)
 
-    def answer_text(self) -> str:
+    def answer_text(self, secrets: Iterable[str] = ()) -> str:
         """The answer: status, headers, body."""
         if self.answer is None:
             return "There was no answer."
         status, headers, body = self.answer
-        lines = [str(status), *(f"{name}: {redacted(value)}" for name, value in headers)]
-        return "\n".join([*lines, "", body_text(body)]).rstrip()
+        lines = [str(status), *(f"{name}: {redacted(value, secrets)}" for name, value in headers)]
+        return "\n".join([*lines, "", body_text(body, secrets)]).rstrip()
 
 
-LAST: deque[Exchange] = deque(maxlen=KEPT)
+# ---- How it is shown --------------------------------------------------------------------------------------
 
 
-def record(exchange: Exchange) -> None:
-    LAST.append(exchange)
-
-
-def last() -> list[dict[str, str]]:
-    """The last exchanges of this test, the very last one first, as texts."""
-    return [{"request": exchange.request_text(), "answer": exchange.answer_text()} for exchange in reversed(LAST)]
-
-
-# ---- What is left out --------------------------------------------------------------------------------------
-
-SECRETS: set[str] = set()  # of the target
-PRIVATE_HEADER = re.compile(r"(?im)^(authorization|signature)(\s*:).*?(?=\r|$)")
-REDACTIONS: list[tuple[re.Pattern[str], str]] = [
-    (PRIVATE_HEADER, r"\1\2 …"),
-    (re.compile(r"(?i)\b(basic|bearer) +(?!realm)[A-Za-z0-9+/=_.~-]{5,}"), r"\1 …"),
-    (re.compile(r"=:[A-Za-z0-9+/]{20,}={0,2}:"), "=:…:"),
-    (re.compile(r"(?i)\b([0-9a-f]{6})[0-9a-f]{26,}\b"), r"\1…"),  # a key, or a digest: that cannot be told
-    (re.compile(r"[A-Za-z0-9+/]{40,}={0,2}"), "…"),
-    (re.compile(r"(\\x[0-9a-f]{2}|\\\d|.)\1{60,}"), r"\1…"),
-]
-
-
-def redacted(text: str) -> str:
-    """The text without secrets, keys, signatures and blobs."""
-    for secret in SECRETS:
-        text = text.replace(secret, "…")
-    for pattern, replacement in REDACTIONS:
-        text = pattern.sub(replacement, text)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate could not be written
-
-
-def body_text(body: bytes) -> str:
+def body_text(body: bytes, secrets: Iterable[str]) -> str:
     """A body, short enough to be read."""
     if len(body) > 100_000:
         return f"… ({len(body):,} bytes)"
@@ -99,7 +68,7 @@ def body_text(body: bytes) -> str:
         document = None
     if isinstance(document, dict) and document.keys() & {"data", "storageKey"}:
         text = json.dumps({name: hidden(name, value) for name, value in document.items()}, ensure_ascii=False)
-    text = redacted(text)
+    text = redacted(text, secrets)
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}… ({len(body):,} bytes)"
 
 
@@ -110,15 +79,15 @@ def hidden(name: str, value: Any) -> Any:
     return value
 
 
-def raw_text(request: bytes, url: str) -> str:
+def raw_text(request: bytes, url: str, secrets: Iterable[str]) -> str:
     """A request that was sent as bytes, line by line, with escapes for what is not ASCII."""
     head, blank, body = request.partition(b"\r\n\r\n")
     lines = [line.decode("latin-1") for line in head.split(b"\r\n")]
-    shown = [escaped(redacted(line)) for line in lines]
+    shown = [escaped(redacted(line, secrets)) for line in lines]
     shown = [line if len(line) <= 200 else f"{line[:200]}…" for line in shown]
     if len(shown) > 30:
         shown = [*shown[:30], f"… ({len(lines)} lines)"]
-    return "\n".join([f"# sent as bytes to {url}", *shown, "", *([body_text(body)] if body else [])]).rstrip()
+    return "\n".join([f"# sent as bytes to {url}", *shown, "", *([body_text(body, secrets)] if body else [])]).rstrip()
 
 
 def escaped(text: str) -> str:

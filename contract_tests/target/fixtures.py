@@ -6,7 +6,7 @@ settings. A test that needs what the run was not given is not run, which is not 
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import answer_checks, exchanges
+from contract_tests.target.observer import Observer
+from contract_tests.target.openapi import left_out
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import (
     ALLOWED_ORIGIN,
@@ -26,6 +27,7 @@ from contract_tests.target.target import (
     check_target,
     given_target,
 )
+from contract_tests.target.used_servers import SERVERS
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,7 +45,8 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The server that most tests use: with raised limits and, where it was started here, all that a test may need."""
     if base_url := request.config.getoption("--base-url"):
         target = given_target(base_url, request.config.getoption("--profile"))
-        answer_checks.declare(requests.get(f"{target.base_url}/openapi.json", timeout=30).json())
+        target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
+        request.config.stash[SERVERS].add(target, shared=True)
         yield target
         return
     is_public = request.config.getoption("--profile") == "public"
@@ -52,9 +55,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "ALLOWED_ORIGINS": ALLOWED_ORIGIN,
     } | ({} if is_public else RAISED_LIMITS)
     with ServerProcess(tmp_path_factory.mktemp("target"), **settings) as process:
-        exchanges.SECRETS |= {process.secret, str(process.admin_key)}
-        with suppress(requests.RequestException, ValueError, LookupError):  # a document that is none lacks nothing
-            answer_checks.declare(requests.get(f"{process.base_url}/openapi.json", timeout=30).json())
+        request.config.stash[SERVERS].add(process, shared=True)
         (_, second) = app_secrets(process.environ["APP_SECRET_KEY"])
         yield Target(
             process.base_url,
@@ -62,6 +63,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             now=process.now,
             is_public=is_public,
             process=process,
+            observer=process.observer,
             admin_key=process.admin_key,
             allowed_origin=ALLOWED_ORIGIN,
             second_keyid=second,
@@ -71,7 +73,6 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Deletes the test's users from the target, also when the test failed."""
-    exchanges.LAST.clear()
     if "target" not in request.fixturenames:
         yield
         return
@@ -99,7 +100,7 @@ def new_user(target: Target) -> Callable[..., BackupClient]:
 @pytest.fixture
 def admin_key(target: Target) -> str:
     """The operator's key."""
-    answer_checks.skip_without("getAdminStats")
+    target.skip_without("getAdminStats")
     return target.admin_key or not_run("needs the target's admin key in ADMIN_SECRET_KEY")
 
 
@@ -128,7 +129,7 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
 
         def start(directory: Path | None = None, **options: Any) -> ServerProcess:
             process = ServerProcess(directory or tmp_path / f"server{next(count)}", **options)
-            exchanges.SECRETS |= {process.secret, process.admin_key or process.secret}
+            request.config.stash[SERVERS].add(process)
             return stack.enter_context(process)
 
         yield start
@@ -144,6 +145,8 @@ def start_shared_server(
     with ExitStack() as stack:
 
         def start(**options: Any) -> ServerProcess:
-            return stack.enter_context(ServerProcess(tmp_path_factory.mktemp("server"), **options))
+            process = ServerProcess(tmp_path_factory.mktemp("server"), **options)
+            request.config.stash[SERVERS].add(process, shared=True)
+            return stack.enter_context(process)
 
         yield start

@@ -22,6 +22,7 @@ SPEC_PATH = SERVER.parent / "openapi.yaml"
 SPEC_BYTES = SPEC_PATH.read_bytes()
 SPEC: dict[str, Any] = yaml.load(SPEC_BYTES, yaml.CSafeLoader)
 LIMITS: dict[str, Any] = SPEC["x-limits"]
+RESERVED: int = LIMITS["deletedUserSeconds"]  # for which a deleted userId stays
 MAX_DECODED_BYTES: int = SPEC["components"]["schemas"]["BackupData"]["x-maxDecodedBytes"]
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -84,3 +85,9 @@ def find_operation(method: str, path: str) -> Operation | None:
             if method == operation.method or (method == "HEAD" and operation.method == "GET" and not proof):
                 return operation
     return None
+
+
+def left_out(document: Mapping[str, Any]) -> set[str]:
+    """Return the ids of the operations that a server leaves out of its own /openapi.json, `document`."""
+    paths = document["paths"]
+    return {each.id for each in OPERATIONS.values() if each.method.lower() not in paths.get(each.path, {})}

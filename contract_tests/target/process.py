@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from clients.python.backup_client import BackupClient, Keys
-from contract_tests.target.answer_checks import checked_client
+from contract_tests.target.checked_client import checked_client
+from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import REPOSITORY, SERVER
 
 # What starts a server of a test's own: by default, this repository's.
@@ -50,10 +51,13 @@ LENGTH = 40  # of the files that steer a running server
 class ServerProcess:
     """The server in a process of its own, on 127.0.0.1 and a free port, its database and log in `directory`.
 
-    `environ` are the server's settings; one that is None is left out. APP_SECRET_KEY and ADMIN_SECRET_KEY are
-    made up unless given. `frozen` (Unix seconds) makes time stand still, but for `move_clock`. Entering the
-    context starts the server, leaving it stops it. The port is another after each start. `fault`, one of FAULTS,
-    makes the server fail once it serves; it can be set, or cleared (None), at any time. `command` starts it.
+    `environ` are the server's settings; one that is None is left out. APP_SECRET_KEY and ADMIN_SECRET_KEY are made up
+    unless given. DEBUG is 1 unless given, so that the server's log tells what a failing test needs.
+
+    `frozen` (Unix seconds) makes time stand still, but for `move_clock`. `fault`, one of FAULTS, makes the server fail
+    once it serves; it can be set, or cleared (None), at any time. `command` starts the server.
+
+    Entering the context starts the server, leaving it stops it. The port is another after each start.
     """
 
     def __init__(
@@ -75,14 +79,17 @@ class ServerProcess:
             "DATABASE_PATH": self.directory / "backup.db",
             "HOST": "127.0.0.1",
             "PORT": 0,
+            "DEBUG": 1,
             **environ,
         }
         self.environ = {name: str(value) for name, value in settings.items() if value is not None}
         self.database = Path(self.environ["DATABASE_PATH"])
         self.base_url = ""
+        self.observer = Observer()
         self.process: subprocess.Popen[bytes] | None = None
         self.stdout = self.directory / "stdout.log"
         self.stderr = self.directory / "stderr.log"
+        self._mark: dict[Path, int] = {}
         self._clock = self.directory / "clock"
         self._fault_file = self.directory / "fault"
         self._set_offset(0.0)
@@ -92,6 +99,12 @@ class ServerProcess:
     def secret(self) -> str:
         """The first, or only, secret of APP_SECRET_KEY."""
         return self.environ["APP_SECRET_KEY"].partition(",")[0].rpartition(":")[2]
+
+    @property
+    def secrets(self) -> set[str]:
+        """All that nobody may see of the settings."""
+        entries = self.environ["APP_SECRET_KEY"].split(",")
+        return {entry.rpartition(":")[2] for entry in entries} | ({self.admin_key} if self.admin_key else set())
 
     @property
     def keyid(self) -> str:
@@ -206,6 +219,18 @@ class ServerProcess:
             return []
         lines = self.stdout.read_bytes().split(b"\n")
         return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is not a whole line
+
+    def mark(self) -> None:
+        """Remember where the log and stderr end by now, for `since_mark`."""
+        self._mark = {file: file.stat().st_size for file in (self.stdout, self.stderr) if file.exists()}
+
+    def since_mark(self) -> tuple[str, str]:
+        """Return what the log and stderr have beyond the last mark, or all that they have."""
+
+        def text(file: Path) -> str:
+            return file.read_bytes()[self._mark.get(file, 0) :].decode("utf-8", "replace") if file.exists() else ""
+
+        return text(self.stdout), text(self.stderr)
 
     def __enter__(self) -> Self:
         return self.start()

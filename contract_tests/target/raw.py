@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clients.python.backup_client import authorization, sign
-from contract_tests.target import answer_checks, exchanges
+from contract_tests.target.exchanges import Exchange, headers_of
+from contract_tests.target.observer import Server
 
 TIMEOUT = 30  # seconds
 HOST = b"Host: backup.example\r\n"  # stands for the target's own
@@ -35,21 +36,13 @@ class Answer:
         return self.body.decode()
 
 
-def outcome(answer: Any) -> str:
-    """An answer in a word: "201", or for a problem status and code, "409 version_conflict"."""
-    status = getattr(answer, "status_code", None) or answer.status
-    if answer.headers.get("Content-Type", "").lower().startswith("application/problem+json") and answer.text:
-        return f"{status} {answer.json()['code']}"
-    return str(status)
-
-
-def host(target: Any) -> bytes:
+def host(target: Server) -> bytes:
     """The header line that names the target (RFC 9110 section 7.2)."""
     return f"Host: {urlsplit(target.base_url).netloc}\r\n".encode("ascii")
 
 
 @contextmanager
-def connected(target: Any) -> Iterator[socket.socket]:
+def connected(target: Server) -> Iterator[socket.socket]:
     """A connection to the target, by TLS where its URL says so."""
     url = urlsplit(target.base_url)
     is_secure = url.scheme == "https"
@@ -62,33 +55,35 @@ def connected(target: Any) -> Iterator[socket.socket]:
             yield secure
 
 
-def receive(connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b"") -> Answer:
-    """The next answer on a connection, interim ones skipped, held against the spec."""
+def receive(
+    target: Server, connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b""
+) -> Answer:
+    """The target's next answer on a connection, interim ones skipped, held against the spec."""
     answer = None
     try:
         response = http.client.HTTPResponse(connection, method=method)
         response.begin()
         answer = Answer(response.status, response.headers, response.read())
     finally:
-        parts = answer and (answer.status, exchanges.headers_of(answer.headers.items()), answer.body)
+        parts = answer and (answer.status, headers_of(answer.headers.items()), answer.body)
         request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
-        exchanges.record(exchanges.Exchange("the target", method, (), b"", parts, request))
-    answer_checks.check(method, path, answer.status, answer.headers, answer.body)
+        target.observer.record(Exchange("the target", method, (), b"", parts, request))
+    target.observer.check(method, path, answer.status, answer.headers, answer.body)
     return answer
 
 
-def send(target: Any, request: bytes, *, is_exact: bool = False) -> Answer:
+def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
     """The answer to a request, given as bytes, on a connection of its own; HOST becomes the target's, unless exact."""
     method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
     path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
-    answer_checks.skip_without_answerer(method, path)
+    target.observer.skip_without_answerer(method, path)
     request = request if is_exact else request.replace(HOST, host(target), 1)
     with connected(target) as connection:
         try:
             connection.sendall(request)
         except (ConnectionError, ssl.SSLError):  # refused before it was sent whole: the answer is there all the same
             pass
-        return receive(connection, method, path, request)
+        return receive(target, connection, method, path, request)
 
 
 def request(
@@ -106,7 +101,7 @@ def request(
 
 
 def signed(
-    target: Any, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
+    target: Server, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
 ) -> tuple[str, ...]:
     """The header lines that prove a request; `change` goes to `client.sign`."""
     options = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change

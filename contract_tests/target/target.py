@@ -17,8 +17,10 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import answer_checks, exchanges, openapi
+from contract_tests.target import exchanges, openapi
 from contract_tests.target.calls import sha256
+from contract_tests.target.checked_client import CheckedSession, checked_client
+from contract_tests.target.observer import Observer
 from contract_tests.target.process import ServerProcess
 
 # Limits so high that tests on one server do not meet them.
@@ -46,6 +48,7 @@ class Target:
     now: Callable[[], float] = time.time
     is_public: bool = False
     process: ServerProcess | None = None
+    observer: Observer = field(default_factory=Observer)
     admin_key: str | None = field(default=None, repr=False)
     allowed_origin: str | None = None
     second_keyid: tuple[str, str] | None = field(default=None, repr=False)
@@ -53,15 +56,25 @@ class Target:
 
     def client(self, credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
         """A client, of a made-up user unless given; what it registers is deleted when the test ends."""
-        client = answer_checks.checked_client(self, credentials, **({"session": TargetSession(self)} | options))
+        client = checked_client(self, credentials, **({"session": TargetSession(self)} | options))
         if credentials is not None:
             self.users.setdefault(client.credentials, False)
         return client
 
+    @property
+    def secrets(self) -> set[str]:
+        """All that nobody may see of what the run was given."""
+        others = {self.second_keyid[1]} if self.second_keyid else set()
+        return {self.secret} | others | ({self.admin_key} if self.admin_key else set())
+
+    def skip_without(self, *operation_ids: str) -> None:
+        """Skip the test if the target declares that it does not have one of these operations."""
+        self.observer.skip_without(*operation_ids)
+
     def delete_users(self) -> None:
         """Deletes the users that registered since the last call. Raises AssertionError if one is still there."""
         users, self.users = self.users, {}
-        if "deleteUser" in answer_checks.LACKING:
+        if "deleteUser" in self.observer.lacking:
             return
         left = 0
         for credentials, is_registered in users.items():
@@ -74,11 +87,11 @@ class Target:
         assert not left, f"{left} of the test's users could not be deleted"
 
 
-class TargetSession(answer_checks.CheckedSession):
+class TargetSession(CheckedSession):
     """Learns from the exchanges which users there are; `meets_limits` where an account's are met on purpose."""
 
     def __init__(self, target: Target) -> None:
-        super().__init__()
+        super().__init__(target.observer)
         self._target = target
         self.meets_limits = False
 
@@ -139,8 +152,6 @@ def given_target(base_url: str, profile: str) -> Target:
         allowed_origin=os.environ.get("CONTRACT_ORIGIN") or None,
         second_keyid=more[0] if more else None,
     )
-    exchanges.SECRETS |= {text for _, text in [(keyid, secret), *more]}
-    exchanges.SECRETS |= {target.admin_key} if target.admin_key else set()
     return target
 
 
@@ -151,10 +162,10 @@ def check_target(base_url: str, profile: str) -> None:
         document = requests.get(f"{target.base_url}/openapi.json", timeout=30, allow_redirects=False)
         if document.status_code != 200:
             raise pytest.UsageError(f"the target's /openapi.json answers {document.status_code}: it has to be there")
-        answer_checks.declare(document.json())
+        target.observer = Observer(openapi.left_out(document.json()))
         check_secrets(target)
         check_admin_key_and_origin(target)
-        if profile == "full" and not {"registerUser", "deleteUser"} & answer_checks.LACKING:
+        if profile == "full" and not {"registerUser", "deleteUser"} & target.observer.lacking:
             check_raised_limits(target)
     except requests.RequestException as error:
         raise pytest.UsageError(f"the target cannot be reached at {base_url}: {type(error).__name__}") from None
@@ -171,7 +182,7 @@ def a_client(target: Target, **options: Any) -> BackupClient:
 def check_secrets(target: Target) -> None:
     for keyid, secret in [(target.keyid, target.secret), *([target.second_keyid] if target.second_keyid else [])]:
         # A signature is looked at before anything else of a request to a path that is there.
-        there = [each for each in openapi.OPERATIONS.values() if each.id not in answer_checks.LACKING]
+        there = [each for each in openapi.OPERATIONS.values() if each.id not in target.observer.lacking]
         signed = next((each for each in there if each.signed), None)
         if signed is None:
             return
@@ -189,7 +200,7 @@ def check_secrets(target: Target) -> None:
 
 
 def check_admin_key_and_origin(target: Target) -> None:
-    if target.admin_key and "getAdminStats" not in answer_checks.LACKING:
+    if target.admin_key and "getAdminStats" not in target.observer.lacking:
         if a_client(target).get_admin_stats(target.admin_key).status_code in (401, 404):
             raise pytest.UsageError("ADMIN_SECRET_KEY is not the target's")
     if target.allowed_origin:
@@ -210,7 +221,7 @@ def check_raised_limits(target: Target) -> None:
                 too_low.append("REGISTRATIONS_PER_HOUR")
                 break
             registered.append(client)
-            if client is clients[0] and (low := too_low_for_uploads(client) or too_few_kept(client)):
+            if client is clients[0] and (low := too_low_for_uploads(target, client) or too_few_kept(target, client)):
                 too_low += low
                 break
         if not too_low:
@@ -228,17 +239,17 @@ def check_raised_limits(target: Target) -> None:
         )
 
 
-def too_low_for_uploads(client: BackupClient) -> list[str]:
-    if "storeBackup" in answer_checks.LACKING:
+def too_low_for_uploads(target: Target, client: BackupClient) -> list[str]:
+    if "storeBackup" in target.observer.lacking:
         return []
     policy = client.store_backup(b"a probe").headers.get("RateLimit-Policy", "")
     quotas = dict(re.findall(r'"(hour|day)";q=([0-9]+)', policy))
     return [f"BACKUPS_PER_{name.upper()}" for name, quota in quotas.items() if int(quota) < UPLOADS_NEEDED]
 
 
-def too_few_kept(client: BackupClient) -> list[str]:
+def too_few_kept(target: Target, client: BackupClient) -> list[str]:
     """Stores, after the probe, as many versions as the contract's last ones, and counts those that are listed."""
-    if {"storeBackup", "listBackupVersions"} & answer_checks.LACKING:
+    if {"storeBackup", "listBackupVersions"} & target.observer.lacking:
         return []
     last = int(KEPT["KEEP_VERSIONS"].partition(",")[0])
     base = b"a probe"
