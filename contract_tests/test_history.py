@@ -7,7 +7,7 @@ from secrets import token_hex
 
 import pytest
 
-from contract_tests.target.calls import sha256
+from contract_tests.target.calls import outcome, sha256
 from contract_tests.target.process import ServerProcess
 
 HOUR, DAY = 3600, 86_400
@@ -70,7 +70,7 @@ class Device:
             assert receipt["updatedAt"] == at.strftime("%Y-%m-%dT%H:%M:%SZ")
         for version in {*range(1, len(self.history) + 2)} - {receipt["version"] for receipt in receipts}:
             response = self.client.fetch_backup_version(version)
-            assert (response.status_code, response.json()["code"]) == (404, "no_such_version")
+            assert outcome(response) == "404 no_such_version"
 
 
 @pytest.fixture
@@ -245,4 +245,4 @@ def test_the_last_4_of_today(new_user):
         if version in listed:
             assert base64.b64decode(answer.json()["data"]) == blob
         else:
-            assert (answer.status_code, answer.json()["code"]) == (404, "no_such_version")
+            assert outcome(answer) == "404 no_such_version"

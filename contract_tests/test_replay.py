@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from clients.python.backup_client import BackupClient
-from contract_tests.target.calls import sha256
+from contract_tests.target.calls import outcome, sha256
 from contract_tests.target.openapi import RESERVED
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import Target
@@ -73,16 +73,15 @@ def accepted(response: requests.Response) -> requests.Response:
     return response
 
 
-def replay(server: ServerProcess | Target, captured: requests.Response) -> tuple[int, str | None]:
+def replay(server: ServerProcess | Target, captured: requests.Response) -> str:
     """Sends the request of an exchange again, byte for byte; the server's port may be another by now."""
     request = captured.request.copy()
     request.url = server.base_url + urlsplit(request.url).path
     session = server.client().session
-    answer = session.send(request, timeout=30)
-    return answer.status_code, answer.json()["code"] if answer.status_code >= 400 else None
+    return outcome(session.send(request, timeout=30))
 
 
-def replay_changes_nothing(user: User, captured: requests.Response, answer: tuple[int, str | None]) -> None:
+def replay_changes_nothing(user: User, captured: requests.Response, answer: str) -> None:
     before = user.state()
     assert replay(user.server, captured) == answer
     assert user.state() == before
@@ -107,9 +106,9 @@ CAPTURED = {
 LATEST = {"register": None, "store the first": b"1"} | dict.fromkeys(
     ("store the next", "change the key", "change the key first"), b"2"
 )
-RETRY = (200, None)
-WRONG_KEY, TAKEN = (401, "credentials_invalid"), (409, "username_taken")
-STALE, DELETED, EXPIRED = (409, "version_conflict"), (409, "recently_deleted"), (401, "signature_expired")
+RETRY = "200"
+WRONG_KEY, TAKEN = "401 credentials_invalid", "409 username_taken"
+STALE, DELETED, EXPIRED = "409 version_conflict", "409 recently_deleted", "401 signature_expired"
 
 
 def at_once(user: User, latest: bytes | None) -> None:
@@ -228,7 +227,7 @@ def test_replays_as_late_as_a_signature_lives(server):
             replay_changes_nothing(user, exchange, answers[name])
 
     answer = user.client().register_user()  # the last second of the reserved name
-    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (*DELETED, "1")
+    assert (outcome(answer), answer.headers["Retry-After"]) == (DELETED, "1")
     server.move_clock(1)
     user.keys = user.keys[:1]
     user.register()
@@ -353,7 +352,7 @@ def test_a_refused_upload_may_be_repeated_as_it_is(target):
     captured = user.device.store_backup(b"B", sha256(b"A"))
     assert captured.status_code == 409
     user.store(b"A")
-    assert replay(target, captured) == (201, None)
+    assert replay(target, captured) == "201"
 
 
 # ---- A clock that jumps ------------------------------------------------------------------------------------

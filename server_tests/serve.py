@@ -2,7 +2,8 @@
 
 The secret is made at the first start and kept in data/app-secret (outside version control, readable by its
 owner alone), so that accounts made today still answer to the same app tomorrow. APP_SECRET_KEY, if set,
-takes its place. Every other setting reaches the server as it is in the environment.
+takes its place. DEBUG is 1 unless it is set, so that the log keeps the messages and tracebacks of errors.
+Every other setting reaches the server as it is in the environment.
 """
 
 import os
@@ -19,6 +20,7 @@ def main() -> None:
     os.chdir(ROOT)
     if not os.environ.get("APP_SECRET_KEY"):
         os.environ["APP_SECRET_KEY"] = development_secret(SECRET_FILE)
+    os.environ.setdefault("DEBUG", "1")
     print(next_steps(os.environ.get("PORT", "8080")), flush=True)
     os.execv(sys.executable, [sys.executable, "backup_server.py"])
 

@@ -42,11 +42,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     options = ["--config", HERE / "python_client.yaml", "--meta", "none", "--output-path", "backup_api"]
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", openapi.SPEC_PATH]
     run(*command, *options, "--fail-on-warning", cwd=directory)
-    sys.path.insert(0, str(directory))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(directory)
         yield importlib.import_module("backup_api")
-    finally:
-        sys.path.remove(str(directory))
 
 
 class Middleware:
