@@ -62,7 +62,7 @@ class Account:
     blobs: tuple[bytes, ...] = ()  # of all versions, oldest first
 
     def is_there(self, server: ServerProcess, key: str) -> bool:
-        """Whether the server shows exactly this account; `key` is one to try once it is deleted."""
+        """Return whether the server shows exactly this account; `key` is one to try once it is deleted."""
         client = server.client((self.user_id, self.key or key))
         response = client.list_backup_versions()
         if self.key is None:
@@ -85,7 +85,7 @@ class Writer:
         self.key = token_hex(32)  # the last that was in force
 
     def step(self, server: ServerProcess) -> requests.Response:
-        """Sends a random operation, and takes over its effect once it is acknowledged."""
+        """Send a random operation, and take over its effect once it is acknowledged."""
         account = self.account
         if account.key is None:
             account, self.key = Account(), token_hex(32)
@@ -113,7 +113,7 @@ class Writer:
                 self.key = self.account.key or self.key
 
     def check(self, server: ServerProcess) -> None:
-        """Each account is as acknowledged, or as the one operation in flight would have it, and nothing between."""
+        """Check that it is as acknowledged, or as the one operation in flight would have it, nothing between."""
         there = [account for account in (self.account, self.pending) if account.is_there(server, self.key)]
         assert there, "neither what was acknowledged nor what was in flight"
         self.account = self.pending = there[0]
@@ -249,7 +249,7 @@ def test_one_user_on_16_devices(target, new_user, send, one, others, versions):
 
 
 def upload_in_two_parts(target: Target, user: BackupClient, blob: bytes, between: Callable[[], Any]) -> str:
-    """The outcome of an upload that had arrived by half when something else happened."""
+    """Return the outcome of an upload that had arrived by half when something else happened."""
     body = json.dumps({"data": base64.b64encode(blob).decode()}).encode()
     headers = ("Content-Type: application/json", *raw.signed(target, user.credentials, "POST", "/api/backup", body))
     whole = raw.request("POST", "/api/backup", body, headers).replace(raw.HOST, raw.host(target), 1)
@@ -289,7 +289,7 @@ def large() -> bytes:
 
 
 def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClient], requests.Response]):
-    """A new user's large upload, and while it is being worked on, a second request: the user and both outcomes."""
+    """Send a new user's large upload and, while it is worked on, a second request; return user and both outcomes."""
     user = target.client()
     assert user.register_user().status_code == 201
     other_device = target.client(user.credentials)
@@ -301,7 +301,7 @@ def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClie
 
 
 def delays(target: Any, large: bytes, rounds: int) -> list[float]:
-    """Moments spread over the time that a large upload takes here."""
+    """Return moments spread over the time that a large upload takes here."""
     user = target.client()
     assert user.register_user().status_code == 201
     started = time.perf_counter()
@@ -380,7 +380,7 @@ class Population:
         self.latest: dict[tuple[str, str], list[bytes]] = {}
 
     def change(self) -> None:
-        """Does something to a random account, or to a new one."""
+        """Do something to a random account, or to a new one."""
         kind = self.chance.random()
         if kind < 0.4 or not self.latest:
             client = self.server.client()

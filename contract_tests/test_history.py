@@ -19,7 +19,7 @@ def unix(text: str) -> int:
 
 
 def kept(history: list[int], keep: tuple[int, int, int, int]) -> list[int]:
-    """The versions that are kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
+    """Return the versions that are kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
 
     A plain reading of the contract: the last ones, and of each of the last days, ISO weeks and months its newest.
     """
@@ -49,7 +49,7 @@ class Device:
         return f"version {version}".encode()
 
     def store_at(self, moment: int) -> None:
-        """Stores the next version at that time, in Unix seconds."""
+        """Store the next version at that time, in Unix seconds."""
         self.server.move_clock(moment - self.server.now())
         self.history.append(moment)
         version = len(self.history)

@@ -44,7 +44,7 @@ class User:
     def request(
         self, method: str, path: str, body: bytes | None = None, *headers: str, framed: bytes | None = None
     ) -> bytes:
-        """A signed request. `framed` is sent in place of the body that it stands for."""
+        """Return a signed request. `framed` is sent in place of the body that it stands for."""
         lines = raw.signed(self.target, self.credentials, method, path.partition("?")[0], body or b"")
         if body is not None:
             lines += ("Content-Type: application/json",)
@@ -61,7 +61,7 @@ def user(target, new_user) -> User:
 
 
 def upload(blob: bytes, base: bytes | None = None) -> bytes:
-    """The body that stores a blob, made from the version `base`."""
+    """Return the body that stores a blob, made from the version `base`."""
     members = {"data": base64.b64encode(blob).decode()}
     if base is not None:
         members["baseSha256"] = sha256(base)
@@ -69,7 +69,7 @@ def upload(blob: bytes, base: bytes | None = None) -> bytes:
 
 
 def chunked(*chunks: bytes) -> bytes:
-    """A body in the chunked transfer coding (RFC 9112 section 7.1)."""
+    """Return a body in the chunked transfer coding (RFC 9112 section 7.1)."""
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
@@ -142,7 +142,7 @@ def test_size_of_request_line_and_headers(target, size, wants, where):
 
 
 def head_of(size: int, where: str, host: bytes) -> bytes:
-    """A request for /health, or a longer path, without body and of so many bytes."""
+    """Return a request for /health, or a longer path, without body and of so many bytes."""
     head = b"GET /health HTTP/1.1\r\n" + host
     missing = size - len(head + b"X: \r\n\r\n")
     if where == "one header":
@@ -246,7 +246,7 @@ def test_a_body_without_bytes_is_none(target, user, line):
 
 
 def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
-    """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
+    """Send a head, and the body once asked for it; return whether it was asked for, and the answer."""
     if urlsplit(target.base_url).scheme == "https":
         not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
     target.observer.skip_without_answerer(method, path)
@@ -437,7 +437,7 @@ METHODS = (
 
 
 def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
-    """Skips the test where the target does not have all that this path has."""
+    """Skip the test if the target does not have all that this path has."""
     target = request.getfixturevalue("target")
     target.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
     if path == "/admin/stats":  # which is not there where no admin key is configured
@@ -520,12 +520,12 @@ LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:
-    """Spends what the address may fail, which is once."""
+    """Spend what the address may fail, which is once."""
     assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
 
 
 def spend_uploads(draft: Draft) -> None:
-    """Spends what the account may upload in an hour."""
+    """Spend what the account may upload in an hour."""
     client = draft.server.client((draft.user_id, draft.storage_key))
     stored = client.store_backup(secrets.token_bytes(8), BASE)
     assert outcome(stored) == "201"
@@ -656,7 +656,7 @@ OTHER_ORIGINS = [  # made from the allowed one by `filled`
 
 
 def filled(text: str, origin: str) -> str:
-    """A text about the allowed origin and others like it."""
+    """Return a text about the allowed origin and others like it."""
     scheme, _, host = origin.partition("://")
     other_scheme = "http" if scheme == "https" else "https"
     names = {"origin": origin, "scheme": scheme, "host": host, "other_scheme": other_scheme, "shorter": origin[:-1]}
@@ -664,7 +664,7 @@ def filled(text: str, origin: str) -> str:
 
 
 def listed(answer: raw.Answer, name: str) -> set[str]:
-    """The members of a header that is a list of names, in small letters."""
+    """Return the members of a header that is a list of names, in small letters."""
     return set(filter(None, answer.headers.get(name, "").replace(" ", "").lower().split(",")))
 
 
@@ -673,7 +673,7 @@ def small(names: set[str]) -> set[str]:
 
 
 def cors(answer: raw.Answer) -> list[str]:
-    """What an answer says to a browser."""
+    """Return what an answer says to a browser."""
     return [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 

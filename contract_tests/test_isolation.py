@@ -32,7 +32,7 @@ def server(start_server):
 
 
 def with_two_versions(user):
-    """The user, now registered and with two versions."""
+    """Register the user and store two versions; return the user."""
     assert user.register_user().status_code == 201
     first = user.store_backup(b"first").json()
     assert user.store_backup(b"second", first["sha256"]).status_code == 201
@@ -53,7 +53,7 @@ def fail(client) -> None:
 
 
 def of_like_hash(key: str, part: slice) -> str:
-    """Another key, whose SHA-256 has the same four digits there."""
+    """Return another key, whose SHA-256 has the same four digits there."""
     digits = sha256(key.encode())[part]
     keys = (f"{number:064x}" for number in itertools.count())
     return next(key for key in keys if sha256(key.encode())[part] == digits)

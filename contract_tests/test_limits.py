@@ -33,7 +33,7 @@ class Device:
         return self.server.client(self.credentials)
 
     def upload(self, at: float) -> requests.Response:
-        """Tries to store a new version at that time."""
+        """Try to store a new version at that time."""
         self.server.move_clock(FROZEN + at - self.server.now())
         self.made += 1
         blob = f"backup {self.made}".encode()
@@ -47,7 +47,7 @@ class Device:
             assert self.upload(at).status_code == 201, at
 
     def change_key(self) -> requests.Response:
-        """Changes the key, with a new version, now."""
+        """Change the key, with a new version, now."""
         user_id, new_key = self.credentials[0], token_hex(32)
         response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
         if response.status_code == 200:
@@ -66,7 +66,7 @@ def device(server) -> Device:
 
 
 def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
-    """Status, RateLimit and Retry-After."""
+    """Return status, RateLimit and Retry-After."""
     assert response.headers["RateLimit-Policy"] == '"hour";q=5;w=3600, "day";q=20;w=86400'
     return response.status_code, response.headers.get("RateLimit"), response.headers.get("Retry-After")
 

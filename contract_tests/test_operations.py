@@ -21,7 +21,7 @@ A, B, C = b"the first backup", b"the second", b"\x00\xff" * 5000
 
 
 def run(client: BackupClient, steps: list[tuple[Any, ...]]) -> None:
-    """Makes the calls in order and compares their outcomes."""
+    """Make the calls in order and compare their outcomes."""
     for number, (call, *arguments, wants) in enumerate(steps):
         assert outcome(getattr(client, call)(*arguments)) == wants, f"step {number}: {call}"
 
@@ -600,5 +600,5 @@ def test_without_an_admin_key_there_are_no_stats(start_server):
 
 
 def seconds(timestamp: str) -> float:
-    """A timestamp of the contract in Unix seconds."""
+    """Return a timestamp of the contract in Unix seconds."""
     return datetime.fromisoformat(timestamp).timestamp()

@@ -54,7 +54,7 @@ class User:
         return accepted(self.device.delete_user())
 
     def state(self) -> list[Any]:
-        """Everything that the server shows of this user, under each key, and its counts of all if it is ours alone."""
+        """Return all that the server shows of this user, under each key, and its counts if it is ours alone."""
         shown: list[Any] = []
         if isinstance(self.server, ServerProcess):
             shown.append(self.server.client().get_admin_stats(self.server.admin_key).json())
@@ -74,7 +74,7 @@ def accepted(response: requests.Response) -> requests.Response:
 
 
 def replay(server: ServerProcess | Target, captured: requests.Response) -> str:
-    """Sends the request of an exchange again, byte for byte; the server's port may be another by now."""
+    """Send the request of an exchange again, byte for byte; the server's port may be another by now."""
     request = captured.request.copy()
     request.url = server.base_url + urlsplit(request.url).path
     session = server.client().session
@@ -258,7 +258,7 @@ def back_by_uploads(user: User) -> requests.Response:
 
 
 def back_by_changes_of_the_key(user: User) -> requests.Response:
-    """The same with the key: old, new, and old again."""
+    """Do the same with the key: old, new, and old again."""
     user.register()
     user.store(b"A")
     captured = user.change_key(b"B", b"A")

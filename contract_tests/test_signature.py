@@ -66,7 +66,7 @@ class User:
         keyid: str | None = None,
         **other: str,
     ) -> dict[str, str]:
-        """The four headers, with a right MAC; `other` is another secret, authorization or digest."""
+        """Return the four headers, with a right MAC; `other` is another secret, authorization or digest."""
         values = {
             "@method": method,
             "@path": path,
@@ -100,7 +100,7 @@ class User:
         *,
         again: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Sends exactly these headers, those of `again` as further lines, and the media type of a body."""
+        """Send exactly these headers, those of `again` as further lines, and the media type of a body."""
         request = requests.Request(method, self.client.base_url).prepare()
         request.url = self.client.base_url + path  # now, as prepare() would tidy it up
         request.headers = HTTPHeaderDict(headers)
@@ -193,7 +193,7 @@ OTHER_PROFILES = {
 
 
 def proves(name: str) -> str:
-    """The requirement that a case of OTHER_PROFILES is about."""
+    """Return the requirement that a case of OTHER_PROFILES is about."""
     if "secret" in name:
         return "signature.secret"
     if "keyid" in name and "as a token" not in name and "without" not in name:
@@ -554,7 +554,7 @@ def test_an_unknown_user_and_a_wrong_key_get_the_same_answer(target, user):
 
 
 def telling(answer: requests.Response) -> dict[str, str]:
-    """The headers that might tell one answer from the other; a proxy may have an id of its own for each."""
+    """Return the headers that might tell one answer from the other; a proxy may have an id of its own for each."""
     names = {name.lower() for name in answer.headers} - {"date", "fly-request-id", "cf-ray"}
     return {name: answer.headers[name] for name in names if not name.endswith("request-id")}
 

@@ -22,7 +22,7 @@ NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # 
 
 
 def request_of(operation_id: str, *headers: str) -> bytes:
-    """A request to an operation, without proof or body."""
+    """Return a request to an operation, without proof or body."""
     operation = openapi.OPERATIONS[operation_id]
     return raw.request(operation.method, operation.path.replace("{version}", "1"), headers=headers)
 
@@ -136,7 +136,7 @@ def test_the_form_of_a_problem(target):
 
 
 def call_each(client: BackupClient, admin_key: str) -> dict[str, Callable[[], Any]]:
-    """Each operation of a user with one backup, as it would succeed."""
+    """Return a call for each operation of a user with one backup, as it would succeed."""
     return {
         "registerUser": client.register_user,
         "storeBackup": lambda: client.store_backup(b"another", BASE),
@@ -153,7 +153,7 @@ def call_each(client: BackupClient, admin_key: str) -> dict[str, Callable[[], An
 
 
 def state(client: BackupClient) -> tuple[Any, Any]:
-    """What a client can see of its account."""
+    """Return what a client can see of its account."""
     return client.list_backup_versions().json(), client.fetch_backup().json()
 
 
@@ -173,7 +173,7 @@ def user(faulty):
 
 
 def answer_under(server: Any, fault: str, call: Callable[[], Any]) -> Any:
-    """The answer to a call while the server has a fault, which it does not give away."""
+    """Return the answer to a call while the server has a fault, which it does not give away."""
     server.fault = fault
     try:
         answer = call()

@@ -19,7 +19,7 @@ MOST_UPLOADS = 20  # that a test makes to meet a limit; where it is higher, it i
 
 
 def again(client: BackupClient, exchange: requests.Response) -> requests.Response:
-    """The answer to a captured request, sent again byte for byte."""
+    """Send a captured request again, byte for byte; return the answer."""
     return client.session.send(exchange.request.copy(), timeout=30, allow_redirects=False)
 
 

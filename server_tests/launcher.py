@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def clock(file: Path, frozen: float | None) -> Callable[[], int]:
-    """A `now()` in milliseconds: the real time, or the frozen one, moved by the seconds that `file` holds."""
+    """Return a `now()` in milliseconds: the real time, or the frozen one, moved by the seconds that `file` holds."""
     descriptor = os.open(file, os.O_RDONLY)
 
     def now() -> int:
@@ -138,7 +138,7 @@ def slow_reads_down() -> None:
         time.sleep(0.01 if key.startswith(b"blob/") else 0)
         return read(self, key)
 
-    handle.__getitem__ = slow
+    setattr(handle, "__getitem__", slow)  # noqa: B010 - as mypy does not let a method be assigned
 
 
 def damage(database: Path, blob: bytes) -> None:

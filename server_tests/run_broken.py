@@ -63,7 +63,7 @@ class Collector:
 
 
 def collect() -> dict[str, list[str]]:
-    """The node ids of the contract's tests, by requirement."""
+    """Return the node ids of the contract's tests, by requirement."""
     collector, output = Collector(), io.StringIO()
     with contextlib.redirect_stdout(output):
         status = pytest.main(["--collect-only", "-q", str(REPOSITORY / "contract_tests")], plugins=[collector])
@@ -88,7 +88,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
 
 
 def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
-    """Runs tests, by node id, until one fails: pytest's exit code, the test that failed if one did, and its output."""
+    """Run tests, by node id, until one fails; return pytest's exit code, the test that failed, and the output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTRACT_")} | environ
     environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest starts four times as fast
     with tempfile.NamedTemporaryFile("w") as arguments:

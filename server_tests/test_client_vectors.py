@@ -133,7 +133,7 @@ def header_lines(case: Vectors) -> list[tuple[str, str]]:
 
 
 def verdict(group: Vectors, case: Vectors) -> str | None:
-    """The code of the problem that a request is answered with, or None: the rules, in their order."""
+    """Return the code of the problem that a request is answered with, or None: the rules, in their order."""
     values = {name: [value for other, value in header_lines(case) if other == name] for name in FOUR}
     if not all(values.values()):
         return "signature_missing"
@@ -228,7 +228,7 @@ def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable
 
 
 def exchange(address: str, case: Vectors) -> tuple[int, dict[str, Any]]:
-    """The answer to a request that is sent just as the case has it: status and JSON, if there is some."""
+    """Send a request just as the case has it; return status and JSON, if there is some."""
     body = case["body"].encode()
     connection = HTTPConnection(address, timeout=30)
     connection.putrequest(case["method"], case["path"], skip_accept_encoding=True)

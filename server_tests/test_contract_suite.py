@@ -219,7 +219,7 @@ def test_a_timestamp_has_all_its_digits():
 
 
 def of(server: Any, **more: str) -> dict[str, str]:
-    """The environment that gives a run this target."""
+    """Return the environment that gives a run this target."""
     return {"CONTRACT_BASE_URL": server.base_url, "APP_SECRET_KEY": server.environ["APP_SECRET_KEY"], **more}
 
 

@@ -60,7 +60,7 @@ EXAMPLES = list(examples())
 
 
 def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
-    """The request body that an operation shows, the first if there are several."""
+    """Return the request body that an operation shows, the first if there are several."""
     operation = openapi.OPERATIONS[operation_id]
     (content,) = SPEC["paths"][operation.path][operation.method.lower()]["requestBody"]["content"].values()
     if "example" in content:
@@ -301,7 +301,7 @@ ROWS: dict[str, Row | None] = {  # by operation, status, name of the example; * 
 
 
 def row_of(example: Example) -> str:
-    """The key of an example's row."""
+    """Return the key of an example's row."""
     own = str(example)
     return own if own in ROWS else own.replace(example.operation.id, "*", 1)
 
@@ -334,7 +334,7 @@ def servers(start_shared_server: Callable[..., ServerProcess]) -> Callable[..., 
 
 
 def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
-    """The answer to a row's request, after what has to happen before it."""
+    """Send a row's request, after what has to happen before it; return the answer."""
     scene = Scene(servers(row.server))
     row.before(scene)
     call = Call(scene, operation)
@@ -373,7 +373,7 @@ def test_the_documented_answer_comes_back(example: Example, servers: Callable[..
 
 
 def check_body(example: Example, answer: raw.Answer) -> None:
-    """The whole body is as documented, but for what cannot be: bytes on the disk, and this document in itself."""
+    """Check that the body is as documented, but for what cannot be: bytes on the disk, this document in itself."""
     if example.body is None:
         assert answer.body == b""
     elif str(example) == "getAdminStats 200":
@@ -422,7 +422,7 @@ def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -
 
 
 def block(after: str) -> str:
-    """The first fenced block of the prose after these words."""
+    """Return the first fenced block of the prose after these words."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
@@ -431,7 +431,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def recomputed() -> set[str]:
-    """Every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
+    """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
     keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
     master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
     blobs = [
@@ -460,7 +460,7 @@ def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
 
 
 def members(node: Any) -> Iterator[tuple[str, Any]]:
-    """Each member of each object in an example, by its name."""
+    """Yield each member of each object in an example, by its name."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield name, value

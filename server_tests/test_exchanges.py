@@ -32,7 +32,7 @@ def request_bytes(test: Vectors) -> bytes:
 
 
 def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
-    """Where an answer departs from what the file says of it; what the file does not say may be anything."""
+    """Yield where an answer departs from what the file says of it; what the file does not say may be anything."""
     if answer.status != expected["status"]:
         yield f"status is {answer.status}, not {expected['status']}: {answer.text[:300]}"
         return
@@ -47,7 +47,7 @@ def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
 
 
 def compare_value(expected: Any, value: Any, at: str) -> Iterator[str]:
-    """Where a JSON value departs: objects may have more members, arrays no more items."""
+    """Yield where a JSON value departs: objects may have more members, arrays no more items."""
     if isinstance(expected, dict) and isinstance(value, dict):
         for name, member in expected.items():
             yield from compare_value(member, value[name], f"{at}/{name}") if name in value else [f"no {at}/{name}"]

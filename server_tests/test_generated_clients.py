@@ -92,7 +92,7 @@ class Api:
 
 
 def operations(package: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Each operation of the generated client by its name in Python."""
+    """Return each operation of the generated client by its name in Python."""
     modules = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
     names = [module.name for module in modules if module.name.count(".") == 3]
     return {name.rpartition(".")[2]: importlib.import_module(name).sync_detailed for name in names}
@@ -121,7 +121,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
         return blob, base64.b64encode(blob).decode()
 
     def expect(answer: tuple[int, Any], status: int, code: str) -> Any:
-        """The problem that an answer has to be."""
+        """Assert that an answer is this problem, and return it."""
         assert answer[0] == status
         assert isinstance(answer[1], models.Problem) and answer[1].code == code
         assert answer[1].code is models.ProblemCodeType0(code)  # a member of the enum, as long as the code is known

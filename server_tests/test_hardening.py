@@ -32,11 +32,11 @@ class Received(io.BytesIO):
         return self
 
     def close(self) -> None:
-        """Does nothing: each answer closes what it was read from."""
+        """Do nothing: each answer closes what it was read from."""
 
 
 def to_the_end(connection: socket.socket) -> Received:
-    """Reads until the server ends the connection. Raises TimeoutError after 5 s of silence."""
+    """Read until the server ends the connection. Raises TimeoutError after 5 s of silence."""
     connection.settimeout(5)
     with connection.makefile("rb") as stream:
         return Received(stream.read())

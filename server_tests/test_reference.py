@@ -199,7 +199,7 @@ def page(request: pytest.FixtureRequest, browser: Any, page_server: ServerProces
 
 
 def place(path: str, method: str, operation: dict[str, Any]) -> str:
-    """The selector of an operation's place on the page."""
+    """Return the selector of an operation's place on the page."""
     return f'[id="tag/{operation["tags"][0]}/operation/{operation["operationId"]}"]'
 
 

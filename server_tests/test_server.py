@@ -50,7 +50,7 @@ def local(request):
 
 
 def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs the server's file itself, as its user does, to its end."""
+    """Run the server's file itself, as its user does, to its end."""
     return subprocess.run(
         [sys.executable, server, *arguments],
         cwd=directory,
@@ -65,7 +65,7 @@ def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str)
 def serving(
     directory: Path, server: Path = SERVER, **environ: str
 ) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
-    """Runs the server's file itself: the process, and the line that says where it serves."""
+    """Run the server's file itself; yield the process, and the line that says where it serves."""
     command = [sys.executable, server]
     with subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE) as process:
         try:

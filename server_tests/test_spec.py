@@ -68,7 +68,7 @@ def test_security_schemes():
 
 
 def problem_examples(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Each example of a problem, wherever it stands."""
+    """Yield each example of a problem, wherever it stands."""
     if isinstance(node, Mapping):
         if "code" in node and "title" in node and "detail" in node and isinstance(node["code"], str):
             yield node
@@ -133,7 +133,7 @@ def test_a_problem_is_shown_under_its_status():
 
 
 def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each media type object and each parameter and header: what has a schema, and where it stands."""
+    """Yield each media type object, parameter and header: what has a schema, and where it stands."""
     if isinstance(node, Mapping):
         if isinstance(node.get("schema"), Mapping):
             yield at, node
@@ -145,7 +145,7 @@ def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 def schemas(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each schema with examples."""
+    """Yield each schema with examples."""
     if isinstance(node, Mapping):
         if isinstance(node.get("examples"), list):
             yield at, node
@@ -202,7 +202,7 @@ def test_receipts_in_examples_are_of_their_bytes():
 
 
 def block(after: str) -> str:
-    """The first fenced block after these words."""
+    """Return the first fenced block after these words."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 

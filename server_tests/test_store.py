@@ -31,12 +31,12 @@ GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
 
 def values(database: Path, part: bytes) -> int:
-    """How many values in the file hold these bytes."""
+    """Return how many values in the file hold these bytes."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(value, ?)", part)
 
 
 def keys(database: Path, part: str) -> int:
-    """How many keys or values in the file hold this text."""
+    """Return how many keys or values in the file hold this text."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(key, ?1) OR instr(value, ?1)", part.encode())
 
 

@@ -23,7 +23,7 @@ CASES = {test["tcId"]: test for group in GROUPS for test in group["tests"]}
 
 
 def member_of(case: dict[str, Any], name: str) -> str:
-    """A member of a vector, or else the value of one of its headers."""
+    """Return a member of a vector, or else the value of one of its headers."""
     if name in case:
         return str(case[name])
     (value,) = [value for line in case["headers"] for header, value in [line.split(": ", 1)] if header == name]

@@ -20,12 +20,12 @@ class VectorError(Exception):
 
 @cache
 def load(kind: str) -> Vectors:
-    """The vectors of `fixtures/{kind}.json`. Raises VectorError."""
+    """Return the vectors of `fixtures/{kind}.json`. Raises VectorError."""
     return parse((FIXTURES / f"{kind}.json").read_bytes())
 
 
 def parse(content: bytes) -> Vectors:
-    """The vectors in a file's bytes. An unknown key, a key twice or a wrong count raises VectorError."""
+    """Return the vectors in a file's bytes. An unknown key, a key twice or a wrong count raises VectorError."""
     vectors = json.loads(content, object_pairs_hook=_without_duplicates)
     for error in _validator().iter_errors(vectors):
         raise VectorError(f"{error.json_path}: {error.message[:200]}")
@@ -40,7 +40,7 @@ def parse(content: bytes) -> Vectors:
 
 
 def cases(kind: str, group_type: str) -> Iterator[tuple[Vectors, Vectors]]:
-    """(group, test) for every test in the groups of one type."""
+    """Yield (group, test) for every test in the groups of one type."""
     for group in load(kind)["testGroups"]:
         if group["type"] == group_type:
             for test in group["tests"]:

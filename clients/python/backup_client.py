@@ -53,7 +53,7 @@ class Keys:
 
 
 def normalize_username(username: str) -> str:
-    """The username as it is hashed: NFKC, stripped of White_Space at both ends, each code point lowercased.
+    """Return the username as it is hashed: NFKC, stripped of White_Space at both ends, each code point lowercased.
 
     By itself: `str.lower()` of a whole string makes a final sigma of a Σ at its end (SpecialCasing.txt).
     """
@@ -62,7 +62,7 @@ def normalize_username(username: str) -> str:
 
 
 def derive_keys(username: str, password: str) -> Keys:
-    """The keys of a user: SHA-256 of the username, then PBKDF2 (RFC 8018) and HKDF (RFC 5869) with SHA-256.
+    """Return the keys of a user: SHA-256 of the username, then PBKDF2 (RFC 8018) and HKDF (RFC 5869) with SHA-256.
 
     Takes a moment on purpose (600,000 iterations). Raises UnicodeEncodeError for a lone surrogate, which has
     no UTF-8.
@@ -75,7 +75,7 @@ def derive_keys(username: str, password: str) -> Keys:
 
 
 def expand_master_key(master_key: bytes) -> tuple[bytes, bytes]:
-    """(storage key, encryption key), 32 bytes each, by HKDF-SHA256 with an empty salt."""
+    """Return (storage key, encryption key), 32 bytes each, by HKDF-SHA256 with an empty salt."""
     storage_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/storage-key").derive(master_key)
     encryption_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/encryption-key").derive(master_key)
     return storage_key, encryption_key
@@ -92,7 +92,7 @@ class DecryptionError(Exception):
 
 
 def encrypt(keys: Keys, plaintext: bytes, nonce: bytes | None = None) -> bytes:
-    """The blob to store: 12-byte nonce, AES-256-GCM ciphertext, 16-byte tag.
+    """Return the blob to store: 12-byte nonce, AES-256-GCM ciphertext, 16-byte tag.
 
     Leave `nonce` out, except to repeat a test vector: two plaintexts under one nonce and key give both away.
     """
@@ -103,7 +103,7 @@ def encrypt(keys: Keys, plaintext: bytes, nonce: bytes | None = None) -> bytes:
 
 
 def decrypt(keys: Keys, blob: bytes) -> bytes:
-    """The plaintext of a blob. Raises DecryptionError if it is another user's or password's, or damaged."""
+    """Return the plaintext of a blob. Raises DecryptionError if it is another user's or password's, or damaged."""
     if len(blob) < NONCE_BYTES + TAG_BYTES:
         raise DecryptionError("too short to be a backup")
     try:
@@ -114,7 +114,7 @@ def decrypt(keys: Keys, blob: bytes) -> bytes:
 
 
 def associated_data(user_id: str) -> bytes:
-    """What binds a blob to its user: the server cannot pass one user's backup off as another's."""
+    """Return what binds a blob to its user: the server cannot pass one user's backup off as another's."""
     return f"dailyreps/v1/{user_id}".encode("ascii")
 
 
@@ -122,17 +122,17 @@ def associated_data(user_id: str) -> bytes:
 
 
 def content_digest(body: bytes) -> str:
-    """The Content-Digest header of a body, the empty one included (RFC 9530 section 2)."""
+    """Return the Content-Digest header of a body, the empty one included (RFC 9530 section 2)."""
     return f"sha-256=:{_base64(hashlib.sha256(body).digest())}:"
 
 
 def authorization(user_id: str, storage_key: str) -> str:
-    """The Authorization header: HTTP Basic (RFC 7617)."""
+    """Return the Authorization header: HTTP Basic (RFC 7617)."""
     return f"Basic {_base64(f'{user_id}:{storage_key}'.encode())}"
 
 
 def signature_params(keyid: str, created: int) -> str:
-    """The value of `@signature-params` (RFC 9421 section 2.3): the one profile that the server accepts.
+    """Return the value of `@signature-params` (RFC 9421 section 2.3): the one profile that the server accepts.
 
     `created` is in Unix seconds. Raises ValueError for a keyid that could not be one.
     """
@@ -143,7 +143,7 @@ def signature_params(keyid: str, created: int) -> str:
 
 
 def signature_base(method: str, path: str, authorization: str, digest: str, params: str) -> str:
-    """The string that is signed (RFC 9421 section 2.5): five lines, no newline after the last."""
+    """Return the string that is signed (RFC 9421 section 2.5): five lines, no newline after the last."""
     return (
         f'"@method": {method}\n'
         f'"@path": {path}\n'
@@ -156,7 +156,7 @@ def signature_base(method: str, path: str, authorization: str, digest: str, para
 def sign(
     method: str, path: str, body: bytes, authorization: str, *, secret: str, keyid: str = "app", created: int
 ) -> dict[str, str]:
-    """The four headers that prove a request: Authorization, Content-Digest, Signature-Input and Signature.
+    """Return the four headers that prove a request: Authorization, Content-Digest, Signature-Input and Signature.
 
     `path` is the request target's path as it will be sent, without a query; `created` is in Unix seconds. The
     HMAC key is the secret's characters in UTF-8, whatever they look like (RFC 9421 section 3.3.3).
@@ -250,7 +250,7 @@ class BackupClient:
         self._auth = SignatureAuth(*credentials, secret, keyid, self.now)
 
     def now(self) -> float:
-        """The server's time in Unix seconds, as far as this client knows it."""
+        """Return the server's time in Unix seconds, as far as this client knows it."""
         return self._clock() + self.clock_offset
 
     def register_user(self) -> requests.Response:
@@ -313,7 +313,7 @@ class BackupClient:
         headers: Mapping[str, str] | None = None,
         signed: bool = True,
     ) -> requests.Response:
-        """Any request at all: `body` is sent as it is, or as JSON with its media type if it is a mapping."""
+        """Send any request at all: `body` as it is, or as JSON with its media type if it is a mapping."""
         headers = dict(headers or {})
         if isinstance(body, Mapping):
             headers.setdefault("Content-Type", "application/json")
@@ -354,7 +354,7 @@ class ProblemError(Exception):
 
 
 def checked(response: requests.Response) -> requests.Response:
-    """The response, if it is a success or 304; else raises ProblemError."""
+    """Return the response if it is a success or 304. Raises ProblemError otherwise."""
     if 200 <= response.status_code < 300 or response.status_code == 304:
         return response
     problem = _problem(response)
@@ -362,7 +362,7 @@ def checked(response: requests.Response) -> requests.Response:
 
 
 def backup_bytes(response: requests.Response) -> bytes:
-    """The blob of a fetched version, once its size and sha256 are found to be the receipt's.
+    """Return the blob of a fetched version, once its size and sha256 are found to be the receipt's.
 
     Raises ValueError for data that is not canonical base64 (RFC 4648 section 4) or not the receipt's bytes.
     """
@@ -371,7 +371,7 @@ def backup_bytes(response: requests.Response) -> bytes:
 
 
 def decode_data(data: str, *, size: int, sha256: str) -> bytes:
-    """The bytes of `data`, under the same conditions as in `backup_bytes`."""
+    """Return the bytes of `data`, under the same conditions as in `backup_bytes`."""
     blob = base64.b64decode(data, validate=True)
     if not blob or _base64(blob) != data:  # Python's decoder lets unused bits be anything
         raise ValueError("the data is not canonical base64 of at least one byte")
@@ -396,12 +396,12 @@ def _if_none_match(etag: str | None) -> dict[str, str]:
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keeps `requests` from adding credentials of a ~/.netrc."""
+    """Keep `requests` from adding credentials of a ~/.netrc."""
     return request
 
 
 def _problem(response: requests.Response) -> dict[str, Any]:
-    """The problem in a response's body; empty if there is none, as for a 502 of something in between."""
+    """Return the problem in a response's body; empty if there is none, as for a 502 of something in between."""
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/problem+json":
         return {}
     try:

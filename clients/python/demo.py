@@ -75,7 +75,7 @@ def say(who: str, text: str) -> None:
 
 
 def run_demo(base_url: str, secret: str, keyid: str) -> None:
-    """Plays it all. Raises DemoError or ProblemError at the first step that goes wrong."""
+    """Play it all. Raises DemoError or ProblemError at the first step that goes wrong."""
     log = (REPOSITORY / "fixtures" / "training_log.json").read_bytes()
     username, password = f"demo-{secrets.token_hex(8)}", secrets.token_urlsafe(12)
 
@@ -159,14 +159,14 @@ def describe(receipt: dict[str, Any]) -> str:
 
 
 def with_workout(log: bytes, device: str) -> bytes:
-    """The log with one more session, as the app on this device would add it."""
+    """Return the log with one more session, as the app on this device would add it."""
     document = json.loads(log)
     session = document["sessions"][-1] | {"id": secrets.token_hex(16), "note": f"logged on the {device}"}
     return training_log(document | {"sessions": [*document["sessions"], session]})
 
 
 def merge(mine: bytes, theirs: bytes) -> bytes:
-    """Their log with the sessions that only mine has. What to merge, and how, every app knows for itself."""
+    """Add the sessions that only mine has to their log. What to merge, and how, every app knows for itself."""
     document, other = json.loads(theirs), json.loads(mine)
     known = {session["id"] for session in document["sessions"]}
     document["sessions"] += [session for session in other["sessions"] if session["id"] not in known]
@@ -179,7 +179,7 @@ def training_log(document: dict[str, Any]) -> bytes:
 
 
 def expect(response: requests.Response, status: int) -> Any:
-    """The response's JSON, if the status is this one."""
+    """Return the response's JSON, if the status is this one."""
     if response.status_code != status:
         checked(response)  # says more, if it is a problem
         raise DemoError(f"{response.request.method} got {response.status_code}, not {status}")
@@ -195,7 +195,7 @@ def require(condition: bool, otherwise: str) -> None:
 
 
 def app_secret() -> tuple[str, str]:
-    """(keyid, secret) of the first in APP_SECRET_KEY. Raises DemoError if there is none."""
+    """Return (keyid, secret) of the first in APP_SECRET_KEY. Raises DemoError if there is none."""
     keyid, _, secret = os.environ.get("APP_SECRET_KEY", "").partition(",")[0].rpartition(":")
     if not secret:
         raise DemoError("--base-url needs that server's APP_SECRET_KEY in the environment")
@@ -204,7 +204,7 @@ def app_secret() -> tuple[str, str]:
 
 @contextmanager
 def fresh_server() -> Iterator[tuple[str, str]]:
-    """(base URL, secret) of a server on a fresh file, stopped by SIGTERM at the end."""
+    """Yield (base URL, secret) of a server on a fresh file; stop it by SIGTERM at the end."""
     secret = secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory() as directory:
         database, log, errors = (Path(directory, name) for name in ("backup.db", "log", "errors"))
@@ -234,7 +234,7 @@ def fresh_server() -> Iterator[tuple[str, str]]:
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], log: Path, errors: Path) -> str:
-    """The base URL, from the server's log. Raises DemoError if it does not come to serve."""
+    """Return the base URL, from the server's log. Raises DemoError if it does not come to serve."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines(keepends=True):

@@ -116,7 +116,7 @@ class Model:
     failures: dict[str, list[int]] = field(default_factory=dict)
 
     def answer(self, call: Call, now: int) -> Answer:
-        """What a call gets at this time, and it has taken effect."""
+        """Answer a call at this time: it takes effect, and what it gets is returned."""
         if abs(now // SECOND - call.created) > SKEW:
             return Answer("401 signature_expired", {"serverTime": now // SECOND})
         if wait := seconds_to_wait(self.failures.get(call.address, []), [(self.settings.failures, 5 * MINUTE)], now):
@@ -195,7 +195,7 @@ class Model:
         return Answer("204")
 
     def counts(self) -> list[int]:
-        """How many users, users with a backup, and versions there are."""
+        """Return how many users, users with a backup, and versions there are."""
         kept = [len(account.versions) for account in self.accounts.values()]
         return [len(kept), sum(map(bool, kept)), sum(kept)]
 
@@ -217,12 +217,12 @@ class Model:
 
 
 def counted(times: list[int], window: int, now: int) -> list[int]:
-    """The times within a sliding window: not those as old as the window is long, nor those dated later than now."""
+    """Return the times within a sliding window: not those as old as it is long, nor those dated later than now."""
     return [time for time in times if now - window < time <= now]
 
 
 def seconds_to_wait(times: list[int], limits: list[tuple[int, int]], now: int) -> int:
-    """The whole seconds after which one more is within every limit (quota, window); 0 says that it is now."""
+    """Return the whole seconds after which one more is within every limit (quota, window); 0 says that it is now."""
     for wait in sorted({0} | {seconds(time + window - now) for time in times for _, window in limits}):
         later = now + wait * SECOND
         if wait >= 0 and all(len(counted(times, window, later)) < quota for quota, window in limits):
@@ -231,7 +231,7 @@ def seconds_to_wait(times: list[int], limits: list[tuple[int, int]], now: int) -
 
 
 def seconds(milliseconds: int) -> int:
-    """In seconds, rounded up."""
+    """Convert to seconds, rounded up."""
     return -(-milliseconds // SECOND)
 
 
@@ -240,8 +240,11 @@ def rfc3339(moment: int) -> str:
 
 
 def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
-    """Those of the versions, oldest first, that are kept: the last ones, and the newest of each of so many days, ISO
-    weeks and months, which are ordered by the newest version they hold."""
+    """Return the versions, oldest first, that are kept.
+
+    These are the last ones, and the newest of each of so many days, ISO weeks and months. Periods are ordered by the
+    newest version they hold.
+    """
     periods = (lambda at: at.date(), lambda at: at.isocalendar()[:2], lambda at: (at.year, at.month))
     chosen = versions[-keep[0] :]
     for period, count in zip(periods, keep[1:], strict=True):
@@ -258,8 +261,10 @@ def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
 def after_some_order(
     model: Model, exchanges: list[tuple[Call, Any]], fits: Callable[[Answer, Any], bool], now: int
 ) -> Iterator[Model]:
-    """The model after each serial order of the calls in which every answer fits the model's; none if there is no
-    such order. `fits(expected, answer)` compares them."""
+    """Yield the model after each serial order of the calls in which every answer fits the model's.
+
+    It yields nothing if there is no such order. `fits(expected, answer)` compares two answers.
+    """
     if not exchanges:
         yield model
     for index, (call, answer) in enumerate(exchanges):

@@ -19,9 +19,9 @@ TIMEOUT = 3600  # seconds, for a long run
 
 
 def for_schemathesis() -> dict[str, Any]:
-    """The spec as it is held against answers: with `default`, schemathesis would accept every status.
+    """Return the spec without `default`, by which schemathesis would accept every status.
 
-    It parses what is served as YAML, where the spec has the schema of the text: that of the document it is then.
+    Schemathesis parses what is served as YAML. The spec has the schema of the text there; this has the document's.
     """
     paths = {
         path: {
@@ -41,7 +41,7 @@ def for_schemathesis() -> dict[str, Any]:
 def run(
     request: pytest.FixtureRequest, target: Target, directory: Path, number: int = 0, **change: str
 ) -> subprocess.CompletedProcess:
-    """The run of schemathesis with this number, which is added to the seed, and `change` in its environment.
+    """Run schemathesis with the seed plus `number`, and with `change` in its environment; return the finished process.
 
     Prints what it says.
     """
@@ -81,6 +81,6 @@ def run(
 
 
 def requests_sent(done: subprocess.CompletedProcess) -> int:
-    """How many requests a run sent."""
+    """Return how many requests a run sent."""
     (count,) = re.findall("^([0-9]+) requests were sent$", done.stdout, re.MULTILINE)
     return int(count)

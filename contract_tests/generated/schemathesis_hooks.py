@@ -40,13 +40,13 @@ class Account:
         return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID)
 
     def fits(self, request: requests.PreparedRequest) -> bool:
-        """Whether an upload may succeed: without base as the first, and not with the key already in force."""
+        """Return whether an upload may succeed: without base as the first, and not with the key already in force."""
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
         return not (self.latest and body and b"baseSha256" not in body) and self.storage_key.encode() not in body
 
     def keeps(self, version: Any) -> bool:
-        """Whether it surely has this version, or any if it is None."""
+        """Return whether it surely has this version, or any if it is None."""
         return self.latest > 0 if version is None else self.latest - KEPT < int(version) <= self.latest
 
 
@@ -77,7 +77,7 @@ class Caller(requests.auth.AuthBase):
         return account
 
     def learn(self, case: Any, response: Any) -> None:
-        """Takes over what an answer changed."""
+        """Take over what an answer changed."""
         self.calls += 1
         match case.method, case.operation.path, response.status_code:
             case "POST", "/api/register", 201:
@@ -92,7 +92,7 @@ class Caller(requests.auth.AuthBase):
                 self.account = None
 
     def end(self) -> None:
-        """Leaves no account behind, and says how many requests there were, which run_schemathesis.py reads."""
+        """Leave no account behind; print how many requests there were, which run_schemathesis.py reads."""
         print(f"{self.calls} requests were sent")
         for account in self.living.values():
             account.client().delete_user()
@@ -110,7 +110,7 @@ def after_call(context: schemathesis.HookContext, case: Any, response: Any) -> N
 
 @schemathesis.hook
 def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Any, response: Any) -> bool:
-    """What another account stored, or what was dropped since, is not missing."""
+    """Return False for a failure that is none: what another account stored, or what was dropped, is not missing."""
     if not isinstance(failure, EnsureResourceAvailability):
         return True
     return caller.account is not None and caller.account.keeps(case.path_parameters.get("version"))

@@ -132,7 +132,7 @@ FORGED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Exchange:
-    """A call as the model takes it, the request that it is, and what was answered; None where nothing was."""
+    """A call as the model takes it, the request that it is, and what was answered, or None."""
 
     call: Call
     request: requests.PreparedRequest = field(repr=False)
@@ -153,7 +153,7 @@ HEADERS = ("ETag", "RateLimit", "RateLimit-Policy", "Retry-After")
 
 
 def seen(response: requests.Response) -> Answer:
-    """An answer in the model's words."""
+    """Return an answer in the model's words."""
     body = json.loads(response.content or b"{}")
     facts: dict[str, Any] = {name: body[name] for name in MEMBERS if name in body}
     facts |= {name: response.headers[name] for name in HEADERS if name in response.headers}
@@ -167,7 +167,7 @@ def seen(response: requests.Response) -> Answer:
 
 
 def timeless(answer: Answer) -> Answer:
-    """An answer without what a clock tells."""
+    """Return an answer without what a clock tells."""
     times = ("createdAt", "updatedAt", "serverTime", "Retry-After")
     facts = {name: value for name, value in answer.facts.items() if name not in times}
     if "versions" in facts:
@@ -178,7 +178,7 @@ def timeless(answer: Answer) -> Answer:
 
 
 def of_contract(answer: Answer, expected: Answer) -> Answer:
-    """An answer without members beside those that are expected: a server may have more to say."""
+    """Return an answer without members beside those that are expected: a server may have more to say."""
     return Answer(answer.outcome, {n: v for n, v in answer.facts.items() if n in expected.facts or n in HEADERS})
 
 
@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
         self.move()
 
     def teardown(self) -> None:
-        """Looks at everything and leaves no user behind; or keeps how a life failed."""
+        """Look at everything and leave no user behind, or keep how a life failed."""
         try:
             if sys.exception() is None:
                 self.end()
@@ -263,7 +263,7 @@ class Life(RuleBasedStateMachine):
         return ""  # to another's server this machine has but one
 
     def quiet_address(self) -> str:
-        """An address from which no credentials have failed."""
+        """Return an address from which no credentials have failed."""
         if self.model.failures.get(self.quiet):
             self.quiet = self.new_address()
         return self.quiet
@@ -277,12 +277,12 @@ class Life(RuleBasedStateMachine):
         return self.sessions[address]
 
     def created(self, drift: int) -> int:
-        """A device's clock. The target's may be 300 s from this machine's, so never near the window's edge."""
+        """Return a device's clock. The target's may be 300 s from this machine's, so never near the window's edge."""
         far = {SKEW: 0, SKEW + 1: 3 * SKEW}
         return self.now() // SECOND + (far.get(drift, 0) - far.get(-drift, 0))
 
     def key_of(self, user: int, number: int = 0) -> str:
-        """The key in force, or another."""
+        """Return the key in force, or another."""
         account = self.model.accounts.get(self.users[user])
         in_force = self.keys.index(account.key) if account else 0
         return self.keys[(in_force + number) % len(self.keys)]
@@ -298,7 +298,7 @@ class Life(RuleBasedStateMachine):
         return [account.latest.number + 1 if account.latest else 1]
 
     def upload(self, user: int, blob: int, base: str) -> dict[str, Any]:
-        """The arguments of an upload."""
+        """Return the arguments of an upload."""
         latest = self.latest(user)
         data = latest.blob if latest and blob < 0 else BLOBS[blob]
         named = {
@@ -315,7 +315,7 @@ class Life(RuleBasedStateMachine):
     def prepare(
         self, operation: str, user: int, *, key: int = 0, address: int | str = 0, drift: int = 0, **arguments: Any
     ) -> Exchange:
-        """A signed request that is still to be sent."""
+        """Return a signed request that is still to be sent."""
         address = address if isinstance(address, str) else self.addresses[address]
         call = Call(operation, self.users[user], self.key_of(user, key), self.created(drift), "", address, **arguments)
         return self.signed(call, OPERATIONS[operation])
@@ -333,7 +333,7 @@ class Life(RuleBasedStateMachine):
         return Exchange(replace(call, signature=request.headers["Signature"]), request)
 
     def send(self, exchange: Exchange) -> requests.Response:
-        """Sends a request; its server may have moved to another port by now."""
+        """Send a request; its server may have moved to another port by now."""
         request = exchange.request.copy()
         request.url = self.target.base_url + urlsplit(request.url or "").path
         response = self.session(exchange.call.address).send(request, timeout=60, allow_redirects=False)
@@ -341,7 +341,7 @@ class Life(RuleBasedStateMachine):
         return response
 
     def do(self, *exchanges: Exchange) -> Answer:
-        """Sends requests, several at once, and compares; the answer of the last."""
+        """Send requests, several at once, and compare the answers with the model's; return the last answer."""
         if len(exchanges) == 1:
             self.send(exchanges[0])
         else:
@@ -352,7 +352,7 @@ class Life(RuleBasedStateMachine):
         return answer
 
     def settle(self, *exchanges: Exchange) -> None:
-        """The answers have to be those of the model, for some order of the calls."""
+        """Raise AssertionError unless the answers are those of the model, for some order of the calls."""
         pairs = [(exchange.call, exchange.answer) for exchange in exchanges]
         for call, answer in pairs:
             self.story.append(f"  user {self.users.index(call.user_id)} {call}: {answer}")
@@ -364,7 +364,7 @@ class Life(RuleBasedStateMachine):
         self.models = [model for index, model in enumerate(models) if model not in models[:index]]
 
     def fits(self, expected: Answer, answer: Answer) -> bool:
-        """Whether an answer is the model's, but for the time, and how many older versions are kept."""
+        """Return whether an answer is the model's, but for the time, and how many older versions are kept."""
         expected, answer = timeless(expected), timeless(of_contract(answer, expected))
         wanted, listed = expected.facts.pop("versions", []), answer.facts.pop("versions", [])
         numbers = [receipt["version"] for receipt in listed]
@@ -388,7 +388,7 @@ class Life(RuleBasedStateMachine):
         return answer
 
     def look(self, operation: str, user: int, **arguments: Any) -> None:
-        """A call that changes nothing, by somebody who is not held back."""
+        """Make a call that changes nothing, as somebody who is not held back."""
         self.do(self.prepare(operation, user, address=self.quiet_address(), **arguments))
 
     # ---- After each step -----------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ class Life(RuleBasedStateMachine):
         self.story.append("")
 
     def look_closely(self, user: int, turn: int) -> None:
-        """The bytes of one version, that one there is not, the limits as a retry tells them, and another's key."""
+        """Look at a version, at one that is not there, the limits as a retry tells them, and another's key."""
         if (account := self.model.accounts.get(self.users[user])) and (latest := account.latest):
             if small := [version for version in self.surely_kept(account) if len(version.blob) <= SMALL]:
                 self.look("fetchBackupVersion", user, version=small[turn % len(small)].number)
@@ -499,7 +499,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(user=users, size=sizes)
     def store_large(self, user: int, size: int) -> None:
-        """Once in a life, since it takes its time."""
+        """Store a large blob, once in a life, since it takes its time."""
         if not self.had_large:
             self.had_large = True
             latest = self.latest(user)
@@ -561,7 +561,7 @@ class LifeOfAServer(Life):
         return expected == of_contract(answer, expected)
 
     def counts(self) -> list[int]:
-        """How many users, users with a backup, and versions there are; not known right after a start."""
+        """Return how many users, users with a backup, and versions there are, once it is known after a start."""
         operator = self.target.client(session=self.session(self.quiet))
         answers: list[requests.Response] = []
 
@@ -679,7 +679,7 @@ class LifeOfAServer(Life):
 
 
 def live(life: type[Life], target: Any, limits: Settings, request: pytest.FixtureRequest) -> None:
-    """Lives as many lives as --model-examples says. Raises what a life failed with."""
+    """Live as many lives as --model-examples says. Raises what a life failed with."""
     examples = request.config.getoption("--model-examples")
     failures: list[Failure] = []
     make = seed(request.config.getoption("--fuzz-seed"))(lambda: life(target, limits, failures))

@@ -17,7 +17,7 @@ VERDICTS = {
 }
 
 
-class NotRun(pytest.skip.Exception):
+class NotRun(pytest.skip.Exception):  # type: ignore[name-defined]
     """Something is missing that the run was not given."""
 
 

@@ -1,13 +1,14 @@
 """What the contract tests add to pytest: requirements, outcomes, selection, expected failures, a summary, a report.
 
-A test names the requirements that it proves (requirement_ids.py). Its outcome is passed; failed; skipped, where the
-target declares that it does not have an operation; or not run, where something is missing that the run was not
-given. A requirement is proven when every test that names it has passed. Tests that lie elsewhere name none.
+A test names the requirements that it proves (requirement_ids.py). It is skipped if the target declares that it does not
+have an operation, and not run if something is missing that the run was not given (outcomes.py). A requirement is proven
+when every test that names it has passed (run.py). Tests that lie elsewhere name none. Whatever fails shows what its
+servers were sent and logged.
 """
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--base-url",
         default=os.environ.get("CONTRACT_BASE_URL"),
         metavar="URL",
-        help="test this server; APP_SECRET_KEY, and where given ADMIN_SECRET_KEY and CONTRACT_ORIGIN, say the rest",
+        help="test this server; APP_SECRET_KEY, and ADMIN_SECRET_KEY and CONTRACT_ORIGIN, if given, say the rest",
     )
     group.addoption(
         "--profile",
@@ -67,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", metavar="FILE", help="write a page about the run")
     group.addoption("--fuzz-examples", default="50", help="generated cases for each operation and phase")
     group.addoption("--fuzz-runs", default=1, type=int, help="runs of generated requests, each with the next seed")
-    group.addoption("--fuzz-requests", default=0, type=int, help="where the runs send fewer, they fail")
+    group.addoption("--fuzz-requests", default=0, type=int, help="the runs fail if they send fewer")
     group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeats the run that printed it")
     group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_random_lives.py")
 
@@ -91,12 +92,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this is one of the processes of pytest-xdist."""
+    """Return whether this is one of the processes of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
 def expected_failures(file: str | None) -> dict[str, str]:
-    """The reasons by id or test. Raises UsageError for a line without one."""
+    """Return the reasons by id or test. Raises UsageError for a line without one."""
     found: dict[str, str] = {}
     for line in Path(file).read_text().splitlines() if file else []:
         if line.strip() and not line.startswith("#"):
@@ -138,13 +139,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not is_narrowed(config):
         untested = REQUIREMENTS.keys() - {identifier for ids in named.values() for identifier in ids}
         faults += [f"{identifier} has no test" for identifier in sorted(untested)]
-    if faults and not is_worker(config):  # where it is one, the tests themselves fail, and the summary tells the rest
+    if faults and not is_worker(config):  # in a worker the tests themselves fail, and the summary tells the rest
         raise pytest.UsageError("\n".join(faults))
     select(config, items, named)
 
 
 def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.Item, list[str]]) -> None:
-    """Keeps what --requirement and --category ask for."""
+    """Keep what --requirement and --category ask for."""
     wanted = {identifier for pattern in config.getoption("--requirement") for identifier in expand(pattern, {})}
     categories = config.getoption("--category")
     on = {name for name in categories if not name.startswith("no-")}
@@ -174,7 +175,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     report = yield
     if report.failed:
         show_the_servers_side(report, item.config.stash[SERVERS])
@@ -214,7 +215,7 @@ def show_the_servers_side(report: Any, servers: UsedServers) -> None:
 
 
 def redact(report: Any, redacted: Callable[[str], str]) -> None:
-    """Takes what is secret out of what a failure says, which quotes values and captured output."""
+    """Take what is secret out of what a failure says, which quotes values and captured output."""
     report.sections = [(name, redacted(text)) for name, text in report.sections]
     longrepr = report.longrepr
     if isinstance(longrepr, str):

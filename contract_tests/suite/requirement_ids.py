@@ -18,7 +18,7 @@ class UnknownRequirement(Exception):
 
 
 def collect() -> dict[str, str]:
-    """Every id with its sentence: those of the prose, of each status of each operation, and of the headers.
+    """Return every id with its sentence: those of the prose, of each status of each operation, and of the headers.
 
     Raises AssertionError for a declared response, or a header, that has no sentence, unless it is CORS' own.
     """
@@ -53,13 +53,13 @@ PREFIXES = {identifier.partition(".")[0] for identifier in REQUIREMENTS}
 
 
 def category(identifier: str) -> str:
-    """The category of an id."""
+    """Return the category of an id."""
     prefix = identifier.partition(".")[0]
     return next(name for name, prefixes in CATEGORIES.items() if prefix in prefixes.split())
 
 
 def expand(name: str, parameters: Mapping[str, Any]) -> list[str]:
-    """The ids that a mark's argument stands for, in a test with these parameters. Raises UnknownRequirement."""
+    """Return the ids that a mark's argument stands for, in a test with these parameters. Raises UnknownRequirement."""
     try:
         filled = name.format_map({key: str(value) for key, value in parameters.items()})
     except (KeyError, ValueError, AttributeError) as error:
@@ -71,7 +71,7 @@ def expand(name: str, parameters: Mapping[str, Any]) -> list[str]:
 
 
 def named_by(item: Any) -> list[str]:
-    """The ids that a test of pytest's names, filled in and expanded. Raises UnknownRequirement."""
+    """Return the ids that a test of pytest's names, filled in and expanded. Raises UnknownRequirement."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     names = [name for mark in item.iter_markers("requirement") for name in mark.args]
     return sorted({identifier for name in names for identifier in expand(name, parameters)})

@@ -20,7 +20,7 @@ EXPECTED = pytest.StashKey[dict[str, str]]()  # the failures that are expected: 
 
 
 def is_narrowed(config: pytest.Config) -> bool:
-    """Whether the run leaves some of these tests out on purpose."""
+    """Return whether the run leaves some of these tests out on purpose."""
     options = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "requirement", "category")
     directories = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
     whole = any(directory == HERE or directory in HERE.parents for directory in directories)
@@ -65,12 +65,12 @@ class Test:
             self.about = getattr(report, "about", [])
 
     def outcome_for(self, identifier: str) -> str:
-        """What it says of one of its ids: where it failed at others, what came after them was not run."""
+        """Return what it says of one of its ids. If it failed at another, what came after that was not run."""
         return self.outcome if not self.about or identifier in self.about else "not run"
 
 
 def reason_of(report: Any) -> str:
-    """Why a test failed, was skipped or not run."""
+    """Return why a test failed, was skipped or not run."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail
     if isinstance(report.longrepr, tuple):  # file, line, and the exception with its message
@@ -97,7 +97,7 @@ class Run:
             self.tests.setdefault(report.nodeid, Test(report.nodeid)).add(report)
 
     def of(self, identifier: str) -> list[Test]:
-        """The tests that name an id."""
+        """Return the tests that name an id."""
         return [test for test in self.tests.values() if identifier in test.ids]
 
     def verdict(self, identifier: str) -> str:
@@ -111,7 +111,7 @@ class Run:
         return "skipped" if outcomes == {"skipped"} else "not run"
 
     def reasons(self) -> Counter[tuple[str, str]]:
-        """How many tests were not run, were skipped or failed as expected, and why."""
+        """Return how many tests were not run, were skipped or failed as expected, and why."""
         outcomes = ("not run", "skipped", "expected failure")
         return Counter((test.outcome, test.reason) for test in self.tests.values() if test.outcome in outcomes)
 
@@ -125,7 +125,7 @@ class Run:
             Path(file).write_text(self.page(), encoding="utf-8")
 
     def page(self) -> str:
-        """The report as one HTML page."""
+        """Return the report as one HTML page."""
         requirements = [
             report.Requirement(each, sentence, category(each), self.verdict(each), self.of(each))
             for each, sentence in REQUIREMENTS.items()
@@ -147,7 +147,7 @@ class Run:
         return report.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
 
     def find_faults(self) -> list[str]:
-        """What makes the run fail beside failed tests."""
+        """Return what makes the run fail beside failed tests."""
         if not self.tests:
             return []
         faults = [f"{test.name} names no requirement" for test in self.tests.values() if not test.ids]
@@ -192,5 +192,5 @@ class Run:
 
 
 def is_named(name: str, test: Test) -> bool:
-    """Whether an entry of the expected failures names a test, or a requirement of it."""
+    """Return whether an entry of the expected failures names a test, or a requirement of it."""
     return name in (test.name, test.name.partition("[")[0], *test.ids)

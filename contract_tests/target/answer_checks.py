@@ -7,6 +7,7 @@ answers: an unknown path (404), an unknown method (405), a request that cannot b
 import json
 import re
 from collections.abc import Mapping
+from email.message import Message
 from functools import cache
 from typing import Any
 
@@ -17,13 +18,13 @@ from contract_tests.target.openapi import FORMATS, OPERATIONS, SPEC, find_operat
 
 @cache
 def validator(operation_id: str | None, status: str) -> Draft202012Validator:
-    """The validator of a response's body."""
+    """Return the validator of a response's body."""
     (content,) = response_object(operation_id, status)["content"].values()
     return Draft202012Validator(content["schema"], format_checker=FORMATS)
 
 
 def response_object(operation_id: str | None, status: str) -> dict[str, Any]:
-    """What the spec says of this answer; None stands for no operation."""
+    """Return what the spec says of this answer; None stands for no operation."""
     if operation_id is None:
         return resolved(SPEC["components"]["responses"]["OtherProblem"])
     responses = OPERATIONS[operation_id].responses
@@ -31,10 +32,11 @@ def response_object(operation_id: str | None, status: str) -> dict[str, Any]:
     return responses[status]
 
 
+Headers = Mapping[str, str] | Message
 HEADERS: dict[str, Any] = resolved(SPEC["components"]["headers"])
 
 
-def check(method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any] | None:
+def check(method: str, path: str, status: int, headers: Headers, body: bytes) -> dict[str, Any] | None:
     """Raise AssertionError unless the spec allows this answer; return its problem, if it is one.
 
     `path` is as sent; `headers` ignore case.
@@ -43,7 +45,7 @@ def check(method: str, path: str, status: int, headers: Mapping[str, str], body:
     if method == "OPTIONS" and status == 204:  # a preflight, which is CORS and no operation
         declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in ("X-Request-Id", "Cache-Control")}}
     else:
-        declared = response_object(operation and operation.id, str(status))
+        declared = response_object(operation.id if operation else None, str(status))
     check_headers(declared.get("headers", {}), headers)
     if operation is None and status != 204:
         assert (status == 405) == ("Allow" in headers), "Allow belongs to 405"
@@ -56,8 +58,9 @@ def check(method: str, path: str, status: int, headers: Mapping[str, str], body:
     if method == "HEAD":
         assert body == b"", "HEAD has no body"
         return None
-    document = json.loads(body) if media_type.endswith("json") else body.decode()
-    errors = [error.message[:200] for error in validator(operation and operation.id, str(status)).iter_errors(document)]
+    document: Any = json.loads(body) if media_type.endswith("json") else body.decode()
+    schema = validator(operation.id if operation else None, str(status))
+    errors = [error.message[:200] for error in schema.iter_errors(document)]
     assert not errors, errors
     if media_type != "application/problem+json":
         return None
@@ -65,8 +68,8 @@ def check(method: str, path: str, status: int, headers: Mapping[str, str], body:
     return document
 
 
-def check_headers(declared: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-    """Each header that the spec knows is there if it must be, absent if it is not declared, and valid."""
+def check_headers(declared: Mapping[str, Any], headers: Headers) -> None:
+    """Raise AssertionError unless the headers that the spec knows are there if they must be, declared and valid."""
     for name in HEADERS.keys() | declared.keys():
         header = declared.get(name, {})
         if name not in headers:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, overload
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -14,12 +14,19 @@ from requests.adapters import HTTPAdapter
 from contract_tests.suite.outcomes import not_run
 
 
+@overload
+def sha256(blob: bytes) -> str: ...
+@overload
+def sha256(blob: None) -> None: ...
+@overload
+def sha256(blob: bytes | None) -> str | None: ...
 def sha256(blob: bytes | None) -> str | None:
+    """Return the hash by which an upload names its base; there is none of no blob."""
     return None if blob is None else hashlib.sha256(blob).hexdigest()
 
 
 def outcome(answer: Any) -> str:
-    """An answer in a word: "201", or for a problem status and code, "409 version_conflict"."""
+    """Return an answer in a word: "201", or the status and code of a problem, "409 version_conflict"."""
     status = getattr(answer, "status_code", None) or answer.status
     if answer.headers.get("Content-Type", "").lower().startswith("application/problem+json") and answer.text:
         return f"{status} {answer.json()['code']}"
@@ -27,7 +34,7 @@ def outcome(answer: Any) -> str:
 
 
 class FromAddress(HTTPAdapter):
-    """Sends from this address; ends the test as not run where this machine does not have it, as macOS may not."""
+    """Sends from this address. Ends the test as not run if this machine does not have it, as macOS may not."""
 
     def __init__(self, address: str) -> None:
         try:
@@ -42,7 +49,7 @@ class FromAddress(HTTPAdapter):
 
 
 def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, of answers the outcome; they start at one moment, each in a thread of its own."""
+    """Start the calls at one moment, each in a thread of its own; return what they return, of answers the outcome."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Any]) -> Any:
@@ -62,7 +69,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def stats(server: Any) -> dict[str, int]:
-    """What the operator is told; right after a start, while it is still being counted, the answer may be 503."""
+    """Return what the operator is told. Right after a start, while it is being counted, wait as long as it is 503."""
     client, answers = server.client(), []
 
     def is_known() -> bool:
@@ -75,5 +82,5 @@ def stats(server: Any) -> dict[str, int]:
 
 
 def counts(server: Any) -> dict[str, int]:
-    """How many users, users with a backup, and versions there are."""
+    """Return how many users, users with a backup, and versions there are."""
     return {name: number for name, number in stats(server).items() if name in ("users", "backups", "versions")}

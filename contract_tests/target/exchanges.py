@@ -19,7 +19,7 @@ OF_CURL_ITSELF = {"content-length", "user-agent", "accept", "accept-encoding", "
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request and its answer; `answer` is None where none came. `raw` are the request's bytes, if it was sent
+    """One request and its answer; `answer` is None if none came. `raw` are the request's bytes, if it was sent
     as such; `at` is when it ended, by time.monotonic."""
 
     url: str
@@ -31,7 +31,7 @@ class Exchange:
     at: float = field(default_factory=time.monotonic)
 
     def request_text(self, secrets: Iterable[str] = ()) -> str:
-        """The request as a curl command; as escaped bytes where it is none that curl would send."""
+        """Return the request as a curl command, or as escaped bytes if curl would not send it."""
         if self.raw is not None:
             return raw_text(self.raw, self.url, secrets)
         words = ["curl", "--include", "--path-as-is", "--request", self.method]
@@ -46,7 +46,7 @@ class Exchange:
         return " \\\n  ".join(lines)
 
     def answer_text(self, secrets: Iterable[str] = ()) -> str:
-        """The answer: status, headers, body."""
+        """Return the answer: status, headers, body."""
         if self.answer is None:
             return "There was no answer."
         status, headers, body = self.answer
@@ -58,7 +58,7 @@ class Exchange:
 
 
 def body_text(body: bytes, secrets: Iterable[str]) -> str:
-    """A body, short enough to be read."""
+    """Return a body, short enough to be read."""
     if len(body) > 100_000:
         return f"… ({len(body):,} bytes)"
     text = body.decode("utf-8", "backslashreplace")
@@ -73,14 +73,14 @@ def body_text(body: bytes, secrets: Iterable[str]) -> str:
 
 
 def hidden(name: str, value: Any) -> Any:
-    """A member of a body; of a blob or key no more than its length."""
+    """Return a member of a body; of a blob or key no more than its length."""
     if name in ("data", "storageKey") and isinstance(value, str):
         return f"… ({len(value):,} characters)"
     return value
 
 
 def raw_text(request: bytes, url: str, secrets: Iterable[str]) -> str:
-    """A request that was sent as bytes, line by line, with escapes for what is not ASCII."""
+    """Return a request that was sent as bytes, line by line, with escapes for what is not ASCII."""
     head, blank, body = request.partition(b"\r\n\r\n")
     lines = [line.decode("latin-1") for line in head.split(b"\r\n")]
     shown = [escaped(redacted(line, secrets)) for line in lines]
@@ -106,7 +106,7 @@ def as_text(value: Any) -> str:
 
 
 def credentials_of(authorization: str | bytes) -> tuple[str, str] | None:
-    """userId and storage key of an Authorization header, or None where it has none."""
+    """Return userId and storage key of an Authorization header, or None if it has none."""
     _, _, encoded = as_text(authorization).partition(" ")
     try:
         user_id, colon, storage_key = base64.b64decode(encoded, validate=True).decode("ascii").partition(":")
@@ -116,7 +116,7 @@ def credentials_of(authorization: str | bytes) -> tuple[str, str] | None:
 
 
 def member_of(body: str | bytes | None, name: str) -> Any:
-    """A member of a body that is a JSON object, or None."""
+    """Return a member of a body that is a JSON object, or None."""
     try:
         document = json.loads(body or b"")
     except (ValueError, RecursionError):

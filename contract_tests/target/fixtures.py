@@ -32,7 +32,7 @@ from contract_tests.target.used_servers import SERVERS
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Ends the run here if the target cannot be tested."""
+    """End the run here if the target cannot be tested."""
     config = session.config
     is_worker = hasattr(config, "workerinput")  # of pytest-xdist
     base_url = config.getoption("--base-url")
@@ -42,7 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The server that most tests use: with raised limits and, where it was started here, all that a test may need."""
+    """The server that most tests use, with raised limits. If it is started here, it has all that a test may need."""
     if base_url := request.config.getoption("--base-url"):
         target = given_target(base_url, request.config.getoption("--profile"))
         target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
@@ -50,7 +50,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield target
         return
     is_public = request.config.getoption("--profile") == "public"
-    settings = {
+    settings: dict[str, Any] = {
         "APP_SECRET_KEY": f"app:{secrets.token_hex(32)},next-app_2:{secrets.token_hex(32)}",
         "ALLOWED_ORIGINS": ALLOWED_ORIGIN,
     } | ({} if is_public else RAISED_LIMITS)

@@ -1,7 +1,7 @@
 """What is seen of one server while it is tested: each answer is held against openapi.yaml, the last ones are kept."""
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import pytest
@@ -49,7 +49,7 @@ class Observer:
         """Keep an exchange for the report of a failing test."""
         self.last.append(exchange)
 
-    def check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def check(self, method: str, path: str, status: int, headers: answer_checks.Headers, body: bytes) -> None:
         """Raise AssertionError unless openapi.yaml allows this answer, and it agrees with those before."""
         problem = answer_checks.check(method, path, status, headers, body)
         if problem is not None:  # one type for each code; which one, is the server's own choice

@@ -37,7 +37,7 @@ def is_timestamp(value: object) -> bool:
 
 
 def resolved(node: Any) -> Any:
-    """The node with each $ref replaced by what it points at. (No schema here contains itself.)"""
+    """Return the node with each $ref replaced by what it points at. (No schema here contains itself.)"""
     if isinstance(node, Mapping):
         if "$ref" in node:
             target: Any = SPEC
@@ -59,12 +59,12 @@ class Operation:
     responses: dict[str, Any]
 
     def matches(self, path: str) -> bool:
-        """Whether a path, as sent, is one of this operation's."""
+        """Return whether a path, as sent, is one of this operation's."""
         return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(self.path)), path) is not None
 
 
 def operations() -> Iterator[Operation]:
-    """Every operation of the spec."""
+    """Yield every operation of the spec."""
     for path, item in SPEC["paths"].items():
         for method in METHODS:
             if method in item:
@@ -78,7 +78,7 @@ OPERATIONS = {operation.id: operation for operation in operations()}
 
 
 def find_operation(method: str, path: str) -> Operation | None:
-    """The operation that answers this method at this path, as sent; HEAD is answered by an unproven GET."""
+    """Return the operation that answers this method at this path, as sent; HEAD is answered by an unproven GET."""
     for operation in OPERATIONS.values():
         if operation.matches(path):
             proof = SPEC["paths"][operation.path][operation.method.lower()]["security"]

@@ -117,11 +117,11 @@ class ServerProcess:
         return self.environ.get("ADMIN_SECRET_KEY")
 
     def client(self, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
-        """A client on the server's clock, of a made-up user unless given; the spec checks each answer."""
+        """Return a client on the server's clock, of a made-up user unless given; the spec checks each answer."""
         return checked_client(self, credentials, **options)
 
     def now(self) -> float:
-        """The server's clock, in Unix seconds."""
+        """Return the server's clock, in Unix seconds."""
         return (time.time() if self.frozen is None else self.frozen) + self._offset
 
     def move_clock(self, seconds: float) -> None:
@@ -166,7 +166,7 @@ class ServerProcess:
         raise RuntimeError(f"the server did not start: {self.stderr.read_text()}")
 
     def environment(self) -> dict[str, str]:
-        """The environment of the command: the settings, and where a server in Python finds its modules."""
+        """Return the environment of the command: the settings, and where a server in Python finds its modules."""
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         environ = inherited | self.environ
         folder = Path(environ.get("BACKUP_SERVER", SERVER)).resolve().parent
@@ -178,12 +178,12 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for the exit; the exit code."""
+        """Wait for the exit; return the exit code."""
         assert self.process
         return self.process.wait(STOP_SECONDS)
 
     def stop(self) -> int:
-        """Stop the server by SIGTERM and wait; its exit code."""
+        """Stop the server by SIGTERM and wait; return its exit code."""
         self.send_signal(signal.SIGTERM)
         return self.wait()
 
@@ -210,11 +210,11 @@ class ServerProcess:
         self.start()
 
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Return whether the process is there."""
         return self.process is not None and self.process.poll() is None
 
     def log(self) -> list[dict[str, Any]]:
-        """The log lines so far, those before a restart included."""
+        """Return the log lines so far, those before a restart included."""
         if not self.stdout.exists():
             return []
         lines = self.stdout.read_bytes().split(b"\n")

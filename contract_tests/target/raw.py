@@ -37,13 +37,13 @@ class Answer:
 
 
 def host(target: Server) -> bytes:
-    """The header line that names the target (RFC 9110 section 7.2)."""
+    """Return the header line that names the target (RFC 9110 section 7.2)."""
     return f"Host: {urlsplit(target.base_url).netloc}\r\n".encode("ascii")
 
 
 @contextmanager
 def connected(target: Server) -> Iterator[socket.socket]:
-    """A connection to the target, by TLS where its URL says so."""
+    """Open a connection to the target, by TLS if its URL says so."""
     url = urlsplit(target.base_url)
     is_secure = url.scheme == "https"
     address = (url.hostname, url.port or (443 if is_secure else 80))
@@ -58,14 +58,14 @@ def connected(target: Server) -> Iterator[socket.socket]:
 def receive(
     target: Server, connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b""
 ) -> Answer:
-    """The target's next answer on a connection, interim ones skipped, held against the spec."""
+    """Read the target's next answer on a connection, skip interim ones, and hold it against the spec."""
     answer = None
     try:
         response = http.client.HTTPResponse(connection, method=method)
         response.begin()
         answer = Answer(response.status, response.headers, response.read())
     finally:
-        parts = answer and (answer.status, headers_of(answer.headers.items()), answer.body)
+        parts = None if answer is None else (answer.status, headers_of(answer.headers.items()), answer.body)
         request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
         target.observer.record(Exchange("the target", method, (), b"", parts, request))
     target.observer.check(method, path, answer.status, answer.headers, answer.body)
@@ -73,7 +73,7 @@ def receive(
 
 
 def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
-    """The answer to a request, given as bytes, on a connection of its own; HOST becomes the target's, unless exact."""
+    """Send a request, given as bytes, on a connection of its own; HOST becomes the target's, unless `is_exact`."""
     method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
     path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
     target.observer.skip_without_answerer(method, path)
@@ -93,7 +93,7 @@ def request(
     headers: tuple[str, ...] = (),
     version: str = "HTTP/1.1",
 ) -> bytes:
-    """A request: these header lines, Host, and Content-Length where there is a body."""
+    """Return a request: these header lines, Host, and Content-Length if there is a body."""
     lines = [f"{method} {path} {version}", HOST.decode().strip(), *headers]
     if body is not None and not any(line.lower().startswith("transfer-encoding") for line in headers):
         lines.append(f"Content-Length: {len(body)}")
@@ -103,7 +103,7 @@ def request(
 def signed(
     target: Server, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
 ) -> tuple[str, ...]:
-    """The header lines that prove a request; `change` goes to `client.sign`."""
-    options = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change
+    """Return the header lines that prove a request; `change` goes to `client.sign`."""
+    options: dict[str, Any] = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change
     headers = sign(method, path, body, authorization(*credentials), **options)
     return tuple(f"{name}: {value}" for name, value in headers.items())

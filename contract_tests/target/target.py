@@ -33,14 +33,14 @@ RAISED_LIMITS = {
 ALLOWED_ORIGIN = "https://app.example"
 KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
 UPLOADS_NEEDED = 100  # of one account in an hour, by the full profile
-PROBES = 32  # one more, and a few, than are allowed where the limits per address were not raised
+PROBES = 32  # one more, and a few, than are allowed if the limits per address were not raised
 
 Credentials = tuple[str, str]
 
 
 @dataclass
 class Target:
-    """The server under test. `process` is None when it was not started here; the last three where not given."""
+    """The server under test. `process` is None if it was not started here, and what was not given is None."""
 
     base_url: str
     secret: str = field(repr=False)
@@ -55,7 +55,7 @@ class Target:
     users: dict[Credentials, bool] = field(default_factory=dict, repr=False)  # and whether they surely registered
 
     def client(self, credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
-        """A client, of a made-up user unless given; what it registers is deleted when the test ends."""
+        """Return a client, of a made-up user unless given; what it registers is deleted when the test ends."""
         client = checked_client(self, credentials, **({"session": TargetSession(self)} | options))
         if credentials is not None:
             self.users.setdefault(client.credentials, False)
@@ -72,7 +72,7 @@ class Target:
         self.observer.skip_without(*operation_ids)
 
     def delete_users(self) -> None:
-        """Deletes the users that registered since the last call. Raises AssertionError if one is still there."""
+        """Delete the users that registered since the last call. Raises AssertionError if one is still there."""
         users, self.users = self.users, {}
         if "deleteUser" in self.observer.lacking:
             return
@@ -88,7 +88,7 @@ class Target:
 
 
 class TargetSession(CheckedSession):
-    """Learns from the exchanges which users there are; `meets_limits` where an account's are met on purpose."""
+    """Learns from the exchanges which users there are; `meets_limits` says that an account's are met on purpose."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target.observer)
@@ -114,7 +114,7 @@ class TargetSession(CheckedSession):
 
 
 def limit_met(target: Target, method: str, path: str) -> None:
-    """A limit that should not have been met by this test."""
+    """End a test that met a limit which it should not have met."""
     operation = openapi.find_operation(method, path)
     names = ["FAILED_CREDENTIALS_PER_5_MINUTES"]
     if operation and operation.id == "registerUser":
@@ -130,13 +130,13 @@ def limit_met(target: Target, method: str, path: str) -> None:
 
 
 def app_secrets(text: str) -> list[tuple[str, str]]:
-    """(keyid, secret) for each secret in APP_SECRET_KEY."""
+    """Return (keyid, secret) for each secret in APP_SECRET_KEY."""
     entries = [entry.rpartition(":") for entry in text.split(",")]
     return [(keyid or "app", secret) for keyid, _, secret in entries]
 
 
 def given_target(base_url: str, profile: str) -> Target:
-    """The target that --base-url names, with what the environment gives. Raises UsageError."""
+    """Return the target that --base-url names, with what the environment gives. Raises UsageError."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query or url.username:
         raise pytest.UsageError("--base-url must be http://… or https://…, with a host and without path or user")
@@ -156,7 +156,7 @@ def given_target(base_url: str, profile: str) -> Target:
 
 
 def check_target(base_url: str, profile: str) -> None:
-    """Raises UsageError unless the target can be reached, proven to, and tested as much as the profile wants."""
+    """Raise UsageError unless the target can be reached, proven to, and tested as much as the profile wants."""
     target = given_target(base_url, profile)
     try:
         document = requests.get(f"{target.base_url}/openapi.json", timeout=30, allow_redirects=False)
@@ -174,7 +174,7 @@ def check_target(base_url: str, profile: str) -> None:
 
 
 def a_client(target: Target, **options: Any) -> BackupClient:
-    """A client of a made-up user, whose answers are not held against the spec."""
+    """Return a client of a made-up user, whose answers are not held against the spec."""
     options = {"keyid": target.keyid, "secret": target.secret} | options
     return BackupClient(target.base_url, credentials=(secrets.token_hex(32), secrets.token_hex(32)), **options)
 
@@ -211,7 +211,7 @@ def check_admin_key_and_origin(target: Target) -> None:
 
 
 def check_raised_limits(target: Target) -> None:
-    """Tries whether the limits were raised, those that a header tells first."""
+    """Try whether the limits were raised, those that a header tells first."""
     clients = [a_client(target) for _ in range(PROBES)]
     registered = []
     too_low: list[str] = []
