@@ -1,3 +1,3 @@
-"""What pytest loads for these tests; it stands in modules, so that the server's own tests have it, too."""
+"""What pytest loads for these tests."""
 
-pytest_plugins = ["plugin", "harness"]
+pytest_plugins = ["contract_tests.suite.plugin", "contract_tests.target.fixtures"]

@@ -18,11 +18,14 @@ from secrets import token_bytes, token_hex
 from typing import Any
 
 import pytest
-import raw
 import requests
-from calls import at_once, code, eventually, sha256
-from client import BackupClient, backup_bytes
-from launcher import ServerProcess
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import raw
+from contract_tests.target.calls import at_once, counts, outcome, sha256
+from contract_tests.target.openapi import RESERVED
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import Target
 
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,
@@ -32,17 +35,7 @@ MANY = {
 }
 # What a client sees when the server is killed before its answer, and in the midst of it.
 GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-RESERVED = 601  # seconds for which a deleted userId stays
 DEVICES = 16
-
-
-def stats(server: ServerProcess) -> dict[str, int]:
-    """The server's counts; right after a start they may take a moment (503)."""
-    client = server.client()
-    assert eventually(lambda: client.get_admin_stats(server.admin_key).status_code == 200)
-    counts = client.get_admin_stats(server.admin_key).json()
-    del counts["databaseBytes"]
-    return counts
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ class Account:
     blobs: tuple[bytes, ...] = ()  # of all versions, oldest first
 
     def is_there(self, server: ServerProcess, key: str) -> bool:
-        """Whether the server shows exactly this account; `key` is one to try once it is deleted."""
+        """Return whether the server shows exactly this account; `key` is one to try once it is deleted."""
         client = server.client((self.user_id, self.key or key))
         response = client.list_backup_versions()
         if self.key is None:
@@ -92,7 +85,7 @@ class Writer:
         self.key = token_hex(32)  # the last that was in force
 
     def step(self, server: ServerProcess) -> requests.Response:
-        """Sends a random operation, and takes over its effect once it is acknowledged."""
+        """Send a random operation, and take over its effect once it is acknowledged."""
         account = self.account
         if account.key is None:
             account, self.key = Account(), token_hex(32)
@@ -120,7 +113,7 @@ class Writer:
                 self.key = self.account.key or self.key
 
     def check(self, server: ServerProcess) -> None:
-        """Each account is as acknowledged, or as the one operation in flight would have it, and nothing between."""
+        """Check that it is as acknowledged, or as the one operation in flight would have it, nothing between."""
         there = [account for account in (self.account, self.pending) if account.is_there(server, self.key)]
         assert there, "neither what was acknowledged nor what was in flight"
         self.account = self.pending = there[0]
@@ -144,7 +137,7 @@ def test_killed_at_random_moments(server):
     living = [writer.account for writer in writers if writer.account.key]
     kept = sum(min(4, len(account.blobs)) for account in living)
     backups = sum(1 for account in living if account.blobs)
-    assert stats(server) == {"users": len(living), "backups": backups, "versions": kept}
+    assert counts(server) == {"users": len(living), "backups": backups, "versions": kept}
 
 
 @pytest.mark.requirement("durability.acknowledged", "durability.whole", "retry.receipt")
@@ -177,11 +170,11 @@ def test_a_reserved_userid_outlives_a_restart(start_server, is_killed):
         server.kill()
     user.base_url = server.restart().base_url
     answer = user.register_user()
-    assert (code(answer), answer.headers["Retry-After"]) == ("recently_deleted", "1")
-    assert code(user.fetch_backup()) == "credentials_invalid"
+    assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", "1")
+    assert outcome(user.fetch_backup()) == "401 credentials_invalid"
     server.move_clock(1)
     assert user.register_user().status_code == 201
-    assert code(user.fetch_backup()) == "no_backup"
+    assert outcome(user.fetch_backup()) == "404 no_backup"
     assert user.store_backup(b"a backup").json()["version"] == 1
 
 
@@ -198,7 +191,7 @@ def test_versions_outlive_a_restart(server, user, is_killed):
     assert user.list_backup_versions().json() == before
     for version, blob in enumerate(blobs, start=1):
         assert backup_bytes(user.fetch_backup_version(version)) == blob
-    assert code(user.store_backup(b"made from an older one", sha256(blobs[0]))) == "version_conflict"
+    assert outcome(user.store_backup(b"made from an older one", sha256(blobs[0]))) == "409 version_conflict"
     assert user.store_backup(b"made from the latest", sha256(blobs[2])).json()["version"] == 4
 
 
@@ -213,8 +206,8 @@ def test_16_devices_with_one_base(target, new_user):
     for _ in range(6):
         blobs = [token_bytes(50_000) for _ in devices]
         answers = at_once([partial(d.store_backup, blob, base) for d, blob in zip(devices, blobs, strict=True)])
-        assert sorted(answers, key=str) == [201] + ["version_conflict"] * (DEVICES - 1)
-        winner = blobs[answers.index(201)]
+        assert sorted(answers) == ["201"] + ["409 version_conflict"] * (DEVICES - 1)
+        winner = blobs[answers.index("201")]
         fetched = user.fetch_backup()
         assert (fetched.json()["version"], backup_bytes(fetched)) == (latest := latest + 1, winner)
         base = sha256(winner)
@@ -226,17 +219,17 @@ def test_16_registrations_of_one_name(target):
         user_id = token_hex(32)
         strangers = [target.client((user_id, token_hex(32))) for _ in range(DEVICES)]
         answers = at_once([stranger.register_user for stranger in strangers])
-        assert sorted(answers, key=str) == [201] + ["username_taken"] * (DEVICES - 1)
+        assert sorted(answers) == ["201"] + ["409 username_taken"] * (DEVICES - 1)
         for stranger, answer in zip(strangers, answers, strict=True):
-            assert stranger.list_backup_versions().status_code == (200 if answer == 201 else 401)
+            assert stranger.list_backup_versions().status_code == (200 if answer == "201" else 401)
 
 
 # What 16 devices of one user send at once, what one of them gets and what the others, and which versions there are.
 SAME_AT_ONCE = {
-    "register": (lambda device, _: device.register_user(), 200, 200, []),
-    "the same bytes": (lambda device, _: device.store_backup(b"the same"), 201, 200, [1]),
-    "other keys": (lambda device, key: device.change_storage_key(key, b"new"), 200, "credentials_invalid", [1]),
-    "delete": (lambda device, _: device.delete_user(), 204, "credentials_invalid", None),
+    "register": (lambda device, _: device.register_user(), "200", "200", []),
+    "the same bytes": (lambda device, _: device.store_backup(b"the same"), "201", "200", [1]),
+    "other keys": (lambda device, key: device.change_storage_key(key, b"new"), "200", "401 credentials_invalid", [1]),
+    "delete": (lambda device, _: device.delete_user(), "204", "401 credentials_invalid", None),
 }
 
 
@@ -247,7 +240,7 @@ def test_one_user_on_16_devices(target, new_user, send, one, others, versions):
     devices = [target.client(user.credentials) for _ in range(DEVICES)]
     keys = [token_hex(32) for _ in devices]
     answers = at_once([partial(send, device, key) for device, key in zip(devices, keys, strict=True)])
-    assert sorted(answers, key=str) == sorted([one] + [others] * (DEVICES - 1), key=str)
+    assert sorted(answers) == sorted([one] + [others] * (DEVICES - 1))
     # One key at most opens the account, the old one or one of the new.
     clients = [user, *(target.client((user.credentials[0], key)) for key in keys)]
     lists = [answer for client in clients if (answer := client.list_backup_versions()).status_code == 200]
@@ -255,27 +248,27 @@ def test_one_user_on_16_devices(target, new_user, send, one, others, versions):
     assert listed == ([] if versions is None else [versions])
 
 
-def upload_in_two_parts(user: BackupClient, blob: bytes, between: Callable[[], Any]) -> str:
-    """The outcome of an upload that had arrived by half when something else happened."""
+def upload_in_two_parts(target: Target, user: BackupClient, blob: bytes, between: Callable[[], Any]) -> str:
+    """Return the outcome of an upload that had arrived by half when something else happened."""
     body = json.dumps({"data": base64.b64encode(blob).decode()}).encode()
-    headers = ("Content-Type: application/json", *raw.signed(user, user.credentials, "POST", "/api/backup", body))
-    whole = raw.request("POST", "/api/backup", body, headers).replace(raw.HOST, raw.host(user), 1)
-    with raw.connected(user) as connection:
+    headers = ("Content-Type: application/json", *raw.signed(target, user.credentials, "POST", "/api/backup", body))
+    whole = raw.request("POST", "/api/backup", body, headers).replace(raw.HOST, raw.host(target), 1)
+    with raw.connected(target) as connection:
         connection.sendall(whole[: -len(body) // 2])
         between()
         connection.sendall(whole[-len(body) // 2 :])
-        return raw.outcome(raw.receive(connection, "POST", "/api/backup"))
+        return outcome(raw.receive(target, connection, "POST", "/api/backup"))
 
 
 def assert_deleted(user: BackupClient) -> None:
-    assert code(user.fetch_backup()) == "credentials_invalid"
-    assert code(user.register_user()) == "recently_deleted"
+    assert outcome(user.fetch_backup()) == "401 credentials_invalid"
+    assert outcome(user.register_user()) == "409 recently_deleted"
 
 
 @pytest.mark.requirement("delete.all", "delete.refused")
 def test_a_slow_upload_does_not_bring_a_deleted_account_back(target, new_user):
     user = new_user()
-    answer = upload_in_two_parts(user, token_bytes(1_000_000), lambda: user.delete_user().raise_for_status())
+    answer = upload_in_two_parts(target, user, token_bytes(1_000_000), lambda: user.delete_user().raise_for_status())
     assert answer == "401 credentials_invalid"
     assert_deleted(user)
 
@@ -285,8 +278,8 @@ def test_a_slow_upload_does_not_bring_an_old_key_back(target, new_user):
     user = new_user()
     changed = target.client((user.credentials[0], token_hex(32)))
     change = lambda: user.change_storage_key(changed.credentials[1], b"changed").raise_for_status()  # noqa: E731
-    assert upload_in_two_parts(user, token_bytes(1_000_000), change) == "401 credentials_invalid"
-    assert code(user.fetch_backup()) == "credentials_invalid"
+    assert upload_in_two_parts(target, user, token_bytes(1_000_000), change) == "401 credentials_invalid"
+    assert outcome(user.fetch_backup()) == "401 credentials_invalid"
     assert backup_bytes(changed.fetch_backup()) == b"changed"
 
 
@@ -296,7 +289,7 @@ def large() -> bytes:
 
 
 def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClient], requests.Response]):
-    """A new user's large upload, and while it is being worked on, a second request: the user and both codes."""
+    """Send a new user's large upload and, while it is worked on, a second request; return user and both outcomes."""
     user = target.client()
     assert user.register_user().status_code == 201
     other_device = target.client(user.credentials)
@@ -304,11 +297,11 @@ def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClie
         upload = pool.submit(user.store_backup, large)
         time.sleep(delay)
         answer = second(other_device)
-        return user, code(upload.result()), code(answer)
+        return user, outcome(upload.result()), outcome(answer)
 
 
 def delays(target: Any, large: bytes, rounds: int) -> list[float]:
-    """Moments spread over the time that a large upload takes here."""
+    """Return moments spread over the time that a large upload takes here."""
     user = target.client()
     assert user.register_user().status_code == 201
     started = time.perf_counter()
@@ -321,7 +314,7 @@ def delays(target: Any, large: bytes, rounds: int) -> list[float]:
 def test_a_deletion_during_a_large_upload(target, large):
     for delay in delays(target, large, 12):
         user, uploaded, deleted = racing(target, large, delay, lambda device: device.delete_user())
-        assert (uploaded in (201, "credentials_invalid"), deleted) == (True, 204)
+        assert (uploaded in ("201", "401 credentials_invalid"), deleted) == (True, "204")
         assert_deleted(user)
 
 
@@ -332,11 +325,11 @@ def test_a_change_of_the_key_during_a_large_upload(target, large):
         user, uploaded, changed = racing(
             target, large, delay, lambda device, key=new_key: device.change_storage_key(key, b"changed")
         )
-        assert (uploaded, changed) in [("credentials_invalid", 200), (201, "version_conflict")]
+        assert (uploaded, changed) in [("401 credentials_invalid", "200"), ("201", "409 version_conflict")]
         new = target.client((user.credentials[0], new_key))
-        valid, invalid = (new, user) if changed == 200 else (user, new)
+        valid, invalid = (new, user) if changed == "200" else (user, new)
         assert valid.fetch_backup().json()["version"] == 1
-        assert code(invalid.fetch_backup()) == "credentials_invalid"
+        assert outcome(invalid.fetch_backup()) == "401 credentials_invalid"
 
 
 @pytest.mark.requirement("history.listed", "version.latest", "backup.bytes")
@@ -387,7 +380,7 @@ class Population:
         self.latest: dict[tuple[str, str], list[bytes]] = {}
 
     def change(self) -> None:
-        """Does something to a random account, or to a new one."""
+        """Do something to a random account, or to a new one."""
         kind = self.chance.random()
         if kind < 0.4 or not self.latest:
             client = self.server.client()
@@ -418,7 +411,7 @@ def test_the_counts_are_right_all_the_time(server):
     population = Population(server)
     for _ in range(60):
         population.change()
-        assert stats(server) == population.expected()
+        assert counts(server) == population.expected()
 
 
 @pytest.mark.requirement("admin.counts", "durability.restart")
@@ -435,4 +428,4 @@ def test_the_counts_are_right_after_a_restart(server):
             server.restart()
         for _ in range(30):
             population.change()
-        assert stats(server) == population.expected()
+        assert counts(server) == population.expected()

@@ -1,13 +1,14 @@
 """Which versions are kept (openapi.yaml, "Backups and versions"), over days, weeks and months of a moved clock."""
 
 import base64
-import hashlib
 import random
 from datetime import UTC, datetime
 from secrets import token_hex
 
 import pytest
-from launcher import ServerProcess
+
+from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.process import ServerProcess
 
 HOUR, DAY = 3600, 86_400
 MANY = {"BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000}
@@ -18,7 +19,7 @@ def unix(text: str) -> int:
 
 
 def kept(history: list[int], keep: tuple[int, int, int, int]) -> list[int]:
-    """The versions that are kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
+    """Return the versions that are kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
 
     A plain reading of the contract: the last ones, and of each of the last days, ISO weeks and months its newest.
     """
@@ -48,11 +49,11 @@ class Device:
         return f"version {version}".encode()
 
     def store_at(self, moment: int) -> None:
-        """Stores the next version at that time, in Unix seconds."""
+        """Store the next version at that time, in Unix seconds."""
         self.server.move_clock(moment - self.server.now())
         self.history.append(moment)
         version = len(self.history)
-        base = hashlib.sha256(self.blob(version - 1)).hexdigest() if version > 1 else None
+        base = sha256(self.blob(version - 1)) if version > 1 else None
         response = self.client.store_backup(self.blob(version), base)
         assert (response.status_code, response.json()["version"]) == (201, version)
 
@@ -69,7 +70,7 @@ class Device:
             assert receipt["updatedAt"] == at.strftime("%Y-%m-%dT%H:%M:%SZ")
         for version in {*range(1, len(self.history) + 2)} - {receipt["version"] for receipt in receipts}:
             response = self.client.fetch_backup_version(version)
-            assert (response.status_code, response.json()["code"]) == (404, "no_such_version")
+            assert outcome(response) == "404 no_such_version"
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_a_changed_key_leaves_the_history(start):
     for _ in range(3):
         device.store_at(unix("2026-11-24T09"))
     key = token_hex(32)
-    base = hashlib.sha256(device.blob(3)).hexdigest()
+    base = sha256(device.blob(3))
     assert device.client.change_storage_key(key, device.blob(4), base).json()["keyVersion"] == 2
     device.history.append(unix("2026-11-24T09"))
     device.client = device.server.client((device.client.credentials[0], key))
@@ -235,7 +236,7 @@ def test_the_last_4_of_today(new_user):
     """How many more are kept depends on the clock, and on the deployment; these are, whatever it says."""
     client, blobs = new_user(), [f"version {number}".encode() for number in range(1, 8)]
     for number, blob in enumerate(blobs):
-        base = hashlib.sha256(blobs[number - 1]).hexdigest() if number else None
+        base = sha256(blobs[number - 1]) if number else None
         assert client.store_backup(blob, base).json()["version"] == number + 1
     listed = [receipt["version"] for receipt in client.list_backup_versions().json()["versions"]]
     assert listed[:4] == [7, 6, 5, 4] and listed == sorted(listed, reverse=True)
@@ -244,4 +245,4 @@ def test_the_last_4_of_today(new_user):
         if version in listed:
             assert base64.b64decode(answer.json()["data"]) == blob
         else:
-            assert (answer.status_code, answer.json()["code"]) == (404, "no_such_version")
+            assert outcome(answer) == "404 no_such_version"

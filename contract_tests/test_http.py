@@ -6,7 +6,6 @@ are checked on every one, those of the HTTP server beneath included.
 
 import base64
 import contextlib
-import hashlib
 import http.client
 import json
 import secrets
@@ -17,17 +16,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import raw
-import spec
-from client import BackupClient, backup_bytes
-from plugin import not_run
-from raw import outcome
 
-HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
-BODY_BYTES = spec.LIMITS["requestBodyBytes"]
-DECODED_BYTES = spec.MAX_DECODED_BYTES
-PATHS = sorted({operation.path.replace("{version}", "1") for operation in spec.OPERATIONS.values()})
-SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in spec.OPERATIONS.values() if op.signed)
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome, sha256
+
+HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
+BODY_BYTES = openapi.LIMITS["requestBodyBytes"]
+DECODED_BYTES = openapi.MAX_DECODED_BYTES
+PATHS = sorted({operation.path.replace("{version}", "1") for operation in openapi.OPERATIONS.values()})
+SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in openapi.OPERATIONS.values() if op.signed)
 HOST = raw.HOST
 # A server need not read what is much too large to its end; one that stops may cut the sender off before the answer is
 # seen (RFC 9112 section 9.6).
@@ -45,7 +44,7 @@ class User:
     def request(
         self, method: str, path: str, body: bytes | None = None, *headers: str, framed: bytes | None = None
     ) -> bytes:
-        """A signed request. `framed` is sent in place of the body that it stands for."""
+        """Return a signed request. `framed` is sent in place of the body that it stands for."""
         lines = raw.signed(self.target, self.credentials, method, path.partition("?")[0], body or b"")
         if body is not None:
             lines += ("Content-Type: application/json",)
@@ -62,15 +61,15 @@ def user(target, new_user) -> User:
 
 
 def upload(blob: bytes, base: bytes | None = None) -> bytes:
-    """The body that stores a blob, made from the version `base`."""
+    """Return the body that stores a blob, made from the version `base`."""
     members = {"data": base64.b64encode(blob).decode()}
     if base is not None:
-        members["baseSha256"] = hashlib.sha256(base).hexdigest()
+        members["baseSha256"] = sha256(base)
     return json.dumps(members).encode()
 
 
 def chunked(*chunks: bytes) -> bytes:
-    """A body in the chunked transfer coding (RFC 9112 section 7.1)."""
+    """Return a body in the chunked transfer coding (RFC 9112 section 7.1)."""
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
@@ -143,7 +142,7 @@ def test_size_of_request_line_and_headers(target, size, wants, where):
 
 
 def head_of(size: int, where: str, host: bytes) -> bytes:
-    """A request for /health, or a longer path, without body and of so many bytes."""
+    """Return a request for /health, or a longer path, without body and of so many bytes."""
     head = b"GET /health HTTP/1.1\r\n" + host
     missing = size - len(head + b"X: \r\n\r\n")
     if where == "one header":
@@ -159,9 +158,9 @@ def test_requests_follow_each_other_on_one_connection(target):
     with raw.connected(target) as connection:
         for path, wants in [("/health", "200"), ("/nothing", "404 not_found"), ("/health", "200")]:
             connection.sendall(raw.request("GET", path).replace(HOST, raw.host(target)))
-            assert outcome(raw.receive(connection, "GET", path)) == wants
+            assert outcome(raw.receive(target, connection, "GET", path)) == wants
         connection.sendall(raw.request("POST", "/health", b"x").replace(HOST, raw.host(target)))
-        assert outcome(raw.receive(connection, "POST", "/health")) == "405 method_not_allowed"
+        assert outcome(raw.receive(target, connection, "POST", "/health")) == "405 method_not_allowed"
 
 
 # ---- Framing of the body -----------------------------------------------------------------------------------
@@ -247,16 +246,16 @@ def test_a_body_without_bytes_is_none(target, user, line):
 
 
 def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
-    """Sends a head, and the body once asked for it; whether it was asked for, and the answer."""
+    """Send a head, and the body once asked for it; return whether it was asked for, and the answer."""
     if urlsplit(target.base_url).scheme == "https":
         not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
-    spec.skip_without_answerer(method, path)
+    target.observer.skip_without_answerer(method, path)
     with raw.connected(target) as connection:
         connection.sendall(head.replace(HOST, raw.host(target)))
         asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
         if asked:
             connection.sendall(body)
-        return asked, raw.receive(connection, method, path, head)
+        return asked, raw.receive(target, connection, method, path, head)
 
 
 @pytest.mark.requirement("http.continue", "storeBackup.201")
@@ -438,8 +437,9 @@ METHODS = (
 
 
 def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
-    """Skips the test where the target does not have all that this path has."""
-    spec.skip_without(*(each.id for each in spec.OPERATIONS.values() if each.matches(path)))
+    """Skip the test if the target does not have all that this path has."""
+    target = request.getfixturevalue("target")
+    target.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
     if path == "/admin/stats":  # which is not there where no admin key is configured
         request.getfixturevalue("admin_key")
 
@@ -516,16 +516,16 @@ class Draft:
         return raw.send(self.server, raw.request(self.method, self.path + self.query, body, headers))
 
 
-LATEST, BASE = b"the latest version", hashlib.sha256(b"the latest version").hexdigest()
+LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:
-    """Spends what the address may fail, which is once."""
+    """Spend what the address may fail, which is once."""
     assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
 
 
 def spend_uploads(draft: Draft) -> None:
-    """Spends what the account may upload in an hour."""
+    """Spend what the account may upload in an hour."""
     client = draft.server.client((draft.user_id, draft.storage_key))
     stored = client.store_backup(secrets.token_bytes(8), BASE)
     assert outcome(stored) == "201"
@@ -656,7 +656,7 @@ OTHER_ORIGINS = [  # made from the allowed one by `filled`
 
 
 def filled(text: str, origin: str) -> str:
-    """A text about the allowed origin and others like it."""
+    """Return a text about the allowed origin and others like it."""
     scheme, _, host = origin.partition("://")
     other_scheme = "http" if scheme == "https" else "https"
     names = {"origin": origin, "scheme": scheme, "host": host, "other_scheme": other_scheme, "shorter": origin[:-1]}
@@ -664,7 +664,7 @@ def filled(text: str, origin: str) -> str:
 
 
 def listed(answer: raw.Answer, name: str) -> set[str]:
-    """The members of a header that is a list of names, in small letters."""
+    """Return the members of a header that is a list of names, in small letters."""
     return set(filter(None, answer.headers.get(name, "").replace(" ", "").lower().split(",")))
 
 
@@ -673,7 +673,7 @@ def small(names: set[str]) -> set[str]:
 
 
 def cors(answer: raw.Answer) -> list[str]:
-    """What an answer says to a browser."""
+    """Return what an answer says to a browser."""
     return [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 

@@ -5,14 +5,15 @@ openapi.yaml, "Two proofs" and "Limits". Where addresses matter, the stranger se
 """
 
 import base64
-import hashlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from secrets import token_hex
 
 import pytest
-from calls import FromAddress
-from client import authorization
+
+from clients.python.backup_client import authorization
+from contract_tests.target.calls import FromAddress, outcome, sha256
+from contract_tests.target.openapi import RESERVED
 
 FROZEN = 1_795_510_800
 STRANGER = "127.0.0.2"
@@ -31,7 +32,7 @@ def server(start_server):
 
 
 def with_two_versions(user):
-    """The user, now registered and with two versions."""
+    """Register the user and store two versions; return the user."""
     assert user.register_user().status_code == 201
     first = user.store_backup(b"first").json()
     assert user.store_backup(b"second", first["sha256"]).status_code == 201
@@ -44,28 +45,24 @@ def user(server):
     return with_two_versions(server.client())
 
 
-def problem(response) -> tuple[int, str]:
-    return response.status_code, response.json()["code"]
-
-
 def fail(client) -> None:
-    assert problem(client.list_backup_versions()) == (401, "credentials_invalid")
+    assert outcome(client.list_backup_versions()) == "401 credentials_invalid"
 
 
 # ---- A stranger --------------------------------------------------------------------------------------------
 
 
 def of_like_hash(key: str, part: slice) -> str:
-    """Another key, whose SHA-256 has the same four digits there."""
-    digits = hashlib.sha256(key.encode()).hexdigest()[part]
+    """Return another key, whose SHA-256 has the same four digits there."""
+    digits = sha256(key.encode())[part]
     keys = (f"{number:064x}" for number in itertools.count())
-    return next(key for key in keys if hashlib.sha256(key.encode()).hexdigest()[part] == digits)
+    return next(key for key in keys if sha256(key.encode())[part] == digits)
 
 
 GUESSES = {
     "the key of the stranger's own account": lambda user_id, key, own: (user_id, own[1]),
-    "the user's own hash": lambda user_id, key, own: (user_id, hashlib.sha256(key.encode()).hexdigest()),
-    "the hash of the key's bytes": lambda user_id, key, own: (user_id, hashlib.sha256(bytes.fromhex(key)).hexdigest()),
+    "the user's own hash": lambda user_id, key, own: (user_id, sha256(key.encode())),
+    "the hash of the key's bytes": lambda user_id, key, own: (user_id, sha256(bytes.fromhex(key))),
     "the userId": lambda user_id, key, own: (user_id, user_id),
     "another first digit": lambda user_id, key, own: (user_id, f"{int(key[0], 16) ^ 1:x}" + key[1:]),
     "another last digit": lambda user_id, key, own: (user_id, key[:-1] + f"{int(key[-1], 16) ^ 1:x}"),
@@ -88,7 +85,7 @@ def test_a_stranger_can_do_nothing(target, new_user, guess):
     credentials = guess(*user.credentials, stranger.credentials)
     stranger = target.client(credentials)
     if credentials[0] == user.credentials[0]:
-        assert problem(stranger.register_user()) == (409, "username_taken")
+        assert outcome(stranger.register_user()) == "409 username_taken"
         for refused in (
             stranger.fetch_backup(),
             stranger.fetch_backup('"*"'),
@@ -100,12 +97,12 @@ def test_a_stranger_can_do_nothing(target, new_user, guess):
             stranger.change_storage_key(credentials[1], b"changed", before[0]["sha256"]),
             stranger.delete_user(),
         ):
-            assert problem(refused) == (401, "credentials_invalid")
+            assert outcome(refused) == "401 credentials_invalid"
             assert "RateLimit" not in refused.headers
     else:
         assert [version["sha256"] for version in stranger.list_backup_versions().json()["versions"]] == [own["sha256"]]
-        assert problem(stranger.fetch_backup_version(2)) == (404, "no_such_version")
-        assert problem(stranger.store_backup(b"overwritten", before[0]["sha256"])) == (409, "version_conflict")
+        assert outcome(stranger.fetch_backup_version(2)) == "404 no_such_version"
+        assert outcome(stranger.store_backup(b"overwritten", before[0]["sha256"])) == "409 version_conflict"
         assert stranger.delete_user().status_code == 204
 
     assert (user.fetch_backup().json(), user.list_backup_versions().json()) == before
@@ -155,7 +152,7 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
             "delete": client.delete_user(),
         }
         for name, answer in answers.items():
-            assert (problem(answer), answer.headers["Retry-After"]) == ((429, "rate_limited"), "290"), name
+            assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "290"), name
             assert ("RateLimit-Policy" in answer.headers) == (name in ("store", "change")), name
     assert user.fetch_backup().status_code == 200  # another address is untouched
 
@@ -170,7 +167,7 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
     server.move_clock(10)
     for _ in range(29):
         fail(stranger)
-    assert problem(neighbour.list_backup_versions()) == (429, "rate_limited")
+    assert outcome(neighbour.list_backup_versions()) == "429 rate_limited"
 
 
 @pytest.mark.requirement("address.failures")
@@ -180,7 +177,7 @@ def test_no_double_burst_round_the_end_of_5_minutes(server):
     for _ in range(30):
         fail(stranger)
     server.move_clock(2)
-    assert problem(stranger.list_backup_versions()) == (429, "rate_limited")
+    assert outcome(stranger.list_backup_versions()) == "429 rate_limited"
 
 
 FAILURES = {
@@ -239,19 +236,18 @@ def test_20_accounts_created_in_an_hour_from_one_address(server, user):
     one_more = client_at(server, STRANGER)
     for _ in range(3):
         answer = one_more.register_user()
-        assert (problem(answer), answer.headers["Retry-After"]) == ((429, "rate_limited"), "3000")
+        assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "3000")
     # Whatever creates no account goes on.
     assert created[0].register_user().status_code == 200
-    assert problem(client_at(server, STRANGER, (user.credentials[0], "5e" * 32)).register_user()) == (
-        409,
-        "username_taken",
+    assert (
+        outcome(client_at(server, STRANGER, (user.credentials[0], "5e" * 32)).register_user()) == "409 username_taken"
     )
     assert created[0].store_backup(b"a backup").status_code == 201
     assert created[1].delete_user().status_code == 204
     answer = created[1].register_user()
-    assert (problem(answer), answer.headers["Retry-After"]) == ((409, "recently_deleted"), "601")
+    assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", str(RESERVED))
     # A deletion gives no registration back, and another address has its own.
-    assert problem(one_more.register_user()) == (429, "rate_limited")
+    assert outcome(one_more.register_user()) == "429 rate_limited"
     assert client_at(server, "127.0.0.3").register_user().status_code == 201
 
     server.move_clock(2999)
@@ -259,7 +255,7 @@ def test_20_accounts_created_in_an_hour_from_one_address(server, user):
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
     server.move_clock(1)
     assert one_more.register_user().status_code == 201
-    assert problem(client_at(server, STRANGER).register_user()) == (429, "rate_limited")
+    assert outcome(client_at(server, STRANGER).register_user()) == "429 rate_limited"
 
 
 @pytest.mark.requirement("address.registrations")

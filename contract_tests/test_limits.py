@@ -4,13 +4,14 @@ The server's clock stands still but for what a test moves it, so each number is 
 as the seconds at which they were made.
 """
 
-import hashlib
 from collections.abc import Iterable
 from secrets import token_hex
 
 import pytest
 import requests
-from launcher import ServerProcess
+
+from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
 HOUR, DAY = 3600, 86_400
@@ -32,13 +33,13 @@ class Device:
         return self.server.client(self.credentials)
 
     def upload(self, at: float) -> requests.Response:
-        """Tries to store a new version at that time."""
+        """Try to store a new version at that time."""
         self.server.move_clock(FROZEN + at - self.server.now())
         self.made += 1
         blob = f"backup {self.made}".encode()
         response = self.client.store_backup(blob, self.base)
         if response.status_code == 201:
-            self.base = hashlib.sha256(blob).hexdigest()
+            self.base = sha256(blob)
         return response
 
     def uploads(self, times: Iterable[float]) -> None:
@@ -46,11 +47,11 @@ class Device:
             assert self.upload(at).status_code == 201, at
 
     def change_key(self) -> requests.Response:
-        """Changes the key, with a new version, now."""
+        """Change the key, with a new version, now."""
         user_id, new_key = self.credentials[0], token_hex(32)
         response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
         if response.status_code == 200:
-            self.credentials, self.base = (user_id, new_key), hashlib.sha256(new_key.encode()).hexdigest()
+            self.credentials, self.base = (user_id, new_key), sha256(new_key.encode())
         return response
 
 
@@ -65,7 +66,7 @@ def device(server) -> Device:
 
 
 def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
-    """Status, RateLimit and Retry-After."""
+    """Return status, RateLimit and Retry-After."""
     assert response.headers["RateLimit-Policy"] == '"hour";q=5;w=3600, "day";q=20;w=86400'
     return response.status_code, response.headers.get("RateLimit"), response.headers.get("Retry-After")
 
@@ -134,7 +135,7 @@ REFUSED = {
 def test_retry_after_is_right_to_the_second(device, accepted, at, retry_after):
     device.uploads(accepted)
     refused = device.upload(at)
-    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert outcome(refused) == "429 rate_limited"
     assert refused.headers["Retry-After"] == str(retry_after)
     early = device.upload(at + retry_after - 1)
     assert (early.status_code, early.headers["Retry-After"]) == (429, "1")

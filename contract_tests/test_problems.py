@@ -4,24 +4,24 @@ Each request is signed for real, so that what is refused is the body.
 """
 
 import gzip
-import hashlib
 import json
 import secrets
 from typing import Any
 
 import pytest
-import raw
-from client import BackupClient, backup_bytes
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import raw
+from contract_tests.target.calls import outcome, sha256
 
 MARK = "Zebra7"  # stands in what is sent, and must not come back
 LATEST = b"the latest version"
-BASE = hashlib.sha256(LATEST).hexdigest()
+BASE = sha256(LATEST)
 JSON = {"Content-Type": "application/json"}
 
 
 def upload(**members: Any) -> bytes:
-    """A body that would be accepted, but for these members."""
+    """Return a body that would be accepted, but for these members."""
     return json.dumps({"data": "QUFB", "baseSha256": BASE} | members).encode()
 
 
@@ -141,12 +141,12 @@ def user(new_user) -> BackupClient:
 
 
 def state(client: BackupClient) -> tuple[Any, Any]:
-    """What a client can see of its account."""
+    """Return what a client can see of its account."""
     return client.list_backup_versions().json(), client.fetch_backup().json()
 
 
 def refuses(client: BackupClient, wants: str, method: str, path: str, body: bytes, headers: Any = None) -> Any:
-    """The problem that answers this request, which changed nothing and is not repeated in the answer.
+    """Return the problem that answers this request, which changes nothing and is not repeated in the answer.
 
     `wants` are its outcomes, any of several.
     """

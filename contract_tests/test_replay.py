@@ -4,7 +4,6 @@ A request that was captured on its way is sent again, byte for byte, whenever it
 is the same before and after. The clock stands still unless a test moves it.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
@@ -12,17 +11,15 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from client import BackupClient
-from harness import Target
-from launcher import ServerProcess
+
+from clients.python.backup_client import BackupClient
+from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.openapi import RESERVED
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import Target
 
 FROZEN = 1_795_510_800
 SKEW = 300  # seconds that `created` may differ either way
-RESERVED = 601  # seconds for which a deleted userId stays
-
-
-def sha256(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
 
 
 @dataclass
@@ -57,7 +54,7 @@ class User:
         return accepted(self.device.delete_user())
 
     def state(self) -> list[Any]:
-        """Everything that the server shows of this user, under each key, and its counts of all if it is ours alone."""
+        """Return all that the server shows of this user, under each key, and its counts if it is ours alone."""
         shown: list[Any] = []
         if isinstance(self.server, ServerProcess):
             shown.append(self.server.client().get_admin_stats(self.server.admin_key).json())
@@ -76,16 +73,15 @@ def accepted(response: requests.Response) -> requests.Response:
     return response
 
 
-def replay(server: ServerProcess | Target, captured: requests.Response) -> tuple[int, str | None]:
-    """Sends the request of an exchange again, byte for byte; the server's port may be another by now."""
+def replay(server: ServerProcess | Target, captured: requests.Response) -> str:
+    """Send the request of an exchange again, byte for byte; the server's port may be another by now."""
     request = captured.request.copy()
     request.url = server.base_url + urlsplit(request.url).path
     session = server.client().session
-    answer = session.send(request, timeout=30)
-    return answer.status_code, answer.json()["code"] if answer.status_code >= 400 else None
+    return outcome(session.send(request, timeout=30))
 
 
-def replay_changes_nothing(user: User, captured: requests.Response, answer: tuple[int, str | None]) -> None:
+def replay_changes_nothing(user: User, captured: requests.Response, answer: str) -> None:
     before = user.state()
     assert replay(user.server, captured) == answer
     assert user.state() == before
@@ -110,9 +106,9 @@ CAPTURED = {
 LATEST = {"register": None, "store the first": b"1"} | dict.fromkeys(
     ("store the next", "change the key", "change the key first"), b"2"
 )
-RETRY = (200, None)
-WRONG_KEY, TAKEN = (401, "credentials_invalid"), (409, "username_taken")
-STALE, DELETED, EXPIRED = (409, "version_conflict"), (409, "recently_deleted"), (401, "signature_expired")
+RETRY = "200"
+WRONG_KEY, TAKEN = "401 credentials_invalid", "409 username_taken"
+STALE, DELETED, EXPIRED = "409 version_conflict", "409 recently_deleted", "401 signature_expired"
 
 
 def at_once(user: User, latest: bytes | None) -> None:
@@ -231,7 +227,7 @@ def test_replays_as_late_as_a_signature_lives(server):
             replay_changes_nothing(user, exchange, answers[name])
 
     answer = user.client().register_user()  # the last second of the reserved name
-    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (*DELETED, "1")
+    assert (outcome(answer), answer.headers["Retry-After"]) == (DELETED, "1")
     server.move_clock(1)
     user.keys = user.keys[:1]
     user.register()
@@ -262,7 +258,7 @@ def back_by_uploads(user: User) -> requests.Response:
 
 
 def back_by_changes_of_the_key(user: User) -> requests.Response:
-    """The same with the key: old, new, and old again."""
+    """Do the same with the key: old, new, and old again."""
     user.register()
     user.store(b"A")
     captured = user.change_key(b"B", b"A")
@@ -356,7 +352,7 @@ def test_a_refused_upload_may_be_repeated_as_it_is(target):
     captured = user.device.store_backup(b"B", sha256(b"A"))
     assert captured.status_code == 409
     user.store(b"A")
-    assert replay(target, captured) == (201, None)
+    assert replay(target, captured) == "201"
 
 
 # ---- A clock that jumps ------------------------------------------------------------------------------------

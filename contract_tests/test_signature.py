@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-import client as reference
 import pytest
 import requests
 from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, algorithms
 from http_message_signatures.resolvers import MappingKeyResolver
-from spec import OPERATIONS
 from urllib3 import HTTPHeaderDict
+
+from clients.python import backup_client as reference
+from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.openapi import OPERATIONS
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
 LIST = "/api/backup/versions"
@@ -29,7 +31,7 @@ COMPONENTS = '"@method" "@path" "authorization" "content-digest"'
 PARAMETERS = ';created={created};keyid="{keyid}";alg="hmac-sha256"'
 
 DATA = base64.b64encode(b"an encrypted log").decode()
-SHA256 = hashlib.sha256(b"an encrypted log").hexdigest()
+SHA256 = sha256(b"an encrypted log")
 UPLOAD = json.dumps({"data": DATA}).encode()
 NEW_KEY = "5e" * 32
 CHANGE = json.dumps({"data": DATA, "storageKey": NEW_KEY, "baseSha256": SHA256}).encode()
@@ -64,7 +66,7 @@ class User:
         keyid: str | None = None,
         **other: str,
     ) -> dict[str, str]:
-        """The four headers, with a right MAC; `other` is another secret, authorization or digest."""
+        """Return the four headers, with a right MAC; `other` is another secret, authorization or digest."""
         values = {
             "@method": method,
             "@path": path,
@@ -98,7 +100,7 @@ class User:
         *,
         again: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Sends exactly these headers, those of `again` as further lines, and the media type of a body."""
+        """Send exactly these headers, those of `again` as further lines, and the media type of a body."""
         request = requests.Request(method, self.client.base_url).prepare()
         request.url = self.client.base_url + path  # now, as prepare() would tidy it up
         request.headers = HTTPHeaderDict(headers)
@@ -131,7 +133,7 @@ def test_each_signed_operation_is_tried():
 
 
 def assert_refused(response: requests.Response, code: str) -> None:
-    assert (response.status_code, response.json()["code"]) == (401, code)
+    assert outcome(response) == f"401 {code}"
     assert response.headers["WWW-Authenticate"] == 'Basic realm="backup"'
 
 
@@ -191,7 +193,7 @@ OTHER_PROFILES = {
 
 
 def proves(name: str) -> str:
-    """The requirement that a case of OTHER_PROFILES is about."""
+    """Return the requirement that a case of OTHER_PROFILES is about."""
     if "secret" in name:
         return "signature.secret"
     if "keyid" in name and "as a token" not in name and "without" not in name:
@@ -393,7 +395,7 @@ def test_a_signature_is_for_one_body(user):
     headers = user.proof("POST", "/api/backup", UPLOAD)
     changed = UPLOAD.replace(b'"data": ', b'"data":')  # the same JSON, other bytes
     response = user.send(headers, "POST", "/api/backup", changed)
-    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+    assert outcome(response) == "400 digest_mismatch"
     digest = {"Content-Digest": reference.content_digest(changed)}
     assert_refused(user.send(headers | digest, "POST", "/api/backup", changed), "signature_invalid")
 
@@ -403,7 +405,7 @@ def test_a_signature_is_for_one_body(user):
 def test_the_digest_of_a_body_that_is_not_sent(user, operation):
     method, path, body, _ = REQUESTS[operation]
     response = user.send(user.proof(method, path, body or b"{}"), method, path)
-    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+    assert outcome(response) == "400 digest_mismatch"
 
 
 @pytest.mark.requirement("signature.path", "version.canonical")
@@ -411,13 +413,13 @@ def test_the_path_is_signed_as_it_is_sent(user):
     encoded, decoded = "/api/backup/versions/%31", "/api/backup/versions/1"
     assert_refused(user.send(user.proof(path=decoded), path=encoded), "signature_invalid")
     response = user.send(user.proof(path=encoded), path=encoded)
-    assert (response.status_code, response.json()["code"]) == (404, "no_such_version")
+    assert outcome(response) == "404 no_such_version"
 
 
 @pytest.mark.requirement("signature.query")
 def test_no_query_on_a_signed_operation(user):
     response = user.send(user.proof(), path=LIST + "?since=1")
-    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
+    assert outcome(response) == "400 malformed_request"
 
 
 @pytest.mark.requirement("digest.mismatch", "order.answers")
@@ -427,7 +429,7 @@ def test_a_mismatch_is_told_only_under_a_right_signature_and_before_the_credenti
     assert_refused(user.send(headers, *wrong_body), "signature_invalid")
     stranger = User(target.client())
     response = stranger.send(stranger.proof("POST", "/api/backup", UPLOAD), *wrong_body)
-    assert (response.status_code, response.json()["code"]) == (400, "digest_mismatch")
+    assert outcome(response) == "400 digest_mismatch"
 
 
 # ---- The clock ---------------------------------------------------------------------------------------------
@@ -552,7 +554,7 @@ def test_an_unknown_user_and_a_wrong_key_get_the_same_answer(target, user):
 
 
 def telling(answer: requests.Response) -> dict[str, str]:
-    """The headers that might tell one answer from the other; a proxy may have an id of its own for each."""
+    """Return the headers that might tell one answer from the other; a proxy may have an id of its own for each."""
     names = {name.lower() for name in answer.headers} - {"date", "fly-request-id", "cf-ray"}
     return {name: answer.headers[name] for name in names if not name.endswith("request-id")}
 

@@ -4,27 +4,26 @@ Faults of the server (500, 503, 507) are put in on purpose, and only there may a
 """
 
 import base64
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import raw
-import spec
-from client import BackupClient, backup_bytes
-from raw import outcome
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome, sha256
 
 LATEST = b"the latest version"
-BASE = hashlib.sha256(LATEST).hexdigest()
-OPERATIONS = sorted(spec.OPERATIONS)
+BASE = sha256(LATEST)
+OPERATIONS = sorted(openapi.OPERATIONS)
 NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # what a fault might give away
 
 
 def request_of(operation_id: str, *headers: str) -> bytes:
-    """A request to an operation, without proof or body."""
-    operation = spec.OPERATIONS[operation_id]
+    """Return a request to an operation, without proof or body."""
+    operation = openapi.OPERATIONS[operation_id]
     return raw.request(operation.method, operation.path.replace("{version}", "1"), headers=headers)
 
 
@@ -34,7 +33,7 @@ def request_of(operation_id: str, *headers: str) -> bytes:
 @pytest.mark.requirement("{operation}.413", "backup.body")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_body_that_is_too_large(target, operation):
-    body = b" " * (spec.LIMITS["requestBodyBytes"] + 1)
+    body = b" " * (openapi.LIMITS["requestBodyBytes"] + 1)
     answer = raw.send(target, request_of(operation, f"Content-Length: {len(body)}") + body)
     assert outcome(answer) == "413 payload_too_large"
 
@@ -50,7 +49,7 @@ def test_a_body_that_is_said_to_be_much_too_large(target, operation):
 @pytest.mark.requirement("{operation}.431", "http.header-limit")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_headers_that_are_too_large(target, operation):
-    answer = raw.send(target, request_of(operation, f"X: {'x' * spec.LIMITS['requestHeaderBytes']}"))
+    answer = raw.send(target, request_of(operation, f"X: {'x' * openapi.LIMITS['requestHeaderBytes']}"))
     assert outcome(answer) == "431 headers_too_large"
 
 
@@ -61,10 +60,10 @@ def test_a_length_that_is_none(target, operation):
 
 
 @pytest.mark.requirement("{operation}.401", "signature.missing", "credentials.challenge", "header.WWW-Authenticate")
-@pytest.mark.parametrize("operation", sorted(id for id, operation in spec.OPERATIONS.items() if operation.signed))
+@pytest.mark.parametrize("operation", sorted(id for id, operation in openapi.OPERATIONS.items() if operation.signed))
 @pytest.mark.public
 def test_a_request_that_is_not_signed(target, operation):
-    method, path = spec.OPERATIONS[operation].method, spec.OPERATIONS[operation].path.replace("{version}", "1")
+    method, path = openapi.OPERATIONS[operation].method, openapi.OPERATIONS[operation].path.replace("{version}", "1")
     answer = target.client().request(method, path, signed=False)
     assert outcome(answer) == "401 signature_missing"
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="backup"'
@@ -137,7 +136,7 @@ def test_the_form_of_a_problem(target):
 
 
 def call_each(client: BackupClient, admin_key: str) -> dict[str, Callable[[], Any]]:
-    """Each operation of a user with one backup, as it would succeed."""
+    """Return a call for each operation of a user with one backup, as it would succeed."""
     return {
         "registerUser": client.register_user,
         "storeBackup": lambda: client.store_backup(b"another", BASE),
@@ -154,7 +153,7 @@ def call_each(client: BackupClient, admin_key: str) -> dict[str, Callable[[], An
 
 
 def state(client: BackupClient) -> tuple[Any, Any]:
-    """What a client can see of its account."""
+    """Return what a client can see of its account."""
     return client.list_backup_versions().json(), client.fetch_backup().json()
 
 
@@ -174,7 +173,7 @@ def user(faulty):
 
 
 def answer_under(server: Any, fault: str, call: Callable[[], Any]) -> Any:
-    """The answer to a call while the server has a fault, which it does not give away."""
+    """Return the answer to a call while the server has a fault, which it does not give away."""
     server.fault = fault
     try:
         answer = call()
@@ -299,7 +298,7 @@ def test_each_problem_once(start_server):
 
     def too_often() -> Any:
         user.store_backup(b"the second", BASE)
-        return user.store_backup(b"the third", hashlib.sha256(b"the second").hexdigest())
+        return user.store_backup(b"the third", sha256(b"the second"))
 
     digest_of_other = raw.signed(server, (user_id, storage_key), "GET", "/api/backup", b"{}")
     upload = json.dumps({"data": base64.b64encode(b"another").decode()}).encode()
@@ -330,7 +329,7 @@ def test_each_problem_once(start_server):
     }
     examples = {
         example["value"]["code"]: example["value"]
-        for response in spec.SPEC["components"]["responses"].values()
+        for response in openapi.SPEC["components"]["responses"].values()
         for content in response.get("content", {}).values()
         for example in content["examples"].values()
     }

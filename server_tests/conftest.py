@@ -1,8 +1,3 @@
-"""What pytest loads for these tests: the harness of the contract tests, which lies beside them."""
+"""What pytest loads for these tests: the contract tests' own plugins."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "contract_tests"))
-
-pytest_plugins = ["plugin", "harness"]
+pytest_plugins = ["contract_tests.suite.plugin", "contract_tests.target.fixtures"]

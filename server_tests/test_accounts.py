@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version, from_bytes, to_bytes
 from server.dbm_store import DbmReader, DbmStore
-
 from server_tests.memory_store import MemoryStore
 
 USER, OTHER = "a" * 64, "b" * 64

@@ -17,14 +17,15 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import client
 import pytest
 import requests
-import vectors
-from client import BackupClient, Keys, SignatureAuth
 from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, InvalidSignature, algorithms
 from http_message_signatures.resolvers import MappingKeyResolver
-from vectors import FIXTURES, KINDS, VectorError, Vectors
+
+from clients.python import backup_client
+from clients.python.backup_client import BackupClient, Keys, SignatureAuth
+from server_tests import vectors
+from server_tests.vectors import FIXTURES, KINDS, VectorError, Vectors
 
 # Of each group, as parameters of a test; the id of a failing case is its tcId.
 
@@ -40,7 +41,7 @@ def each(kind: str, group_type: str, result: str | None = None) -> Any:
 
 @each("derivation", "Username")
 def test_username(group: Vectors, case: Vectors) -> None:
-    normalized = client.normalize_username(case["username"])
+    normalized = backup_client.normalize_username(case["username"])
     user_id = hashlib.sha256(normalized.encode()).hexdigest()
     same = (normalized, user_id) == (case["normalized"], case["userId"])
     assert same == (case["result"] == "valid")
@@ -48,19 +49,19 @@ def test_username(group: Vectors, case: Vectors) -> None:
 
 @each("derivation", "Keys")
 def test_keys(group: Vectors, case: Vectors) -> None:
-    assert group["iterations"] == client.PBKDF2_ITERATIONS
+    assert group["iterations"] == backup_client.PBKDF2_ITERATIONS
     keys = derived(case["username"], case["password"])
     assert keys.user_id == case["userId"]
     same = (keys.storage_key, keys.encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
     assert same == (case["result"] == "valid")
 
 
-derived = cache(client.derive_keys)
+derived = cache(backup_client.derive_keys)
 
 
 @each("derivation", "Expansion")
 def test_expansion(group: Vectors, case: Vectors) -> None:
-    storage_key, encryption_key = client.expand_master_key(bytes.fromhex(case["masterKey"]))
+    storage_key, encryption_key = backup_client.expand_master_key(bytes.fromhex(case["masterKey"]))
     assert (storage_key.hex(), encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
 
 
@@ -79,22 +80,22 @@ def keys_of(case: Vectors) -> Keys:
 @each("encryption", "Blob", "valid")
 def test_blob(group: Vectors, case: Vectors) -> None:
     keys, blob, plaintext = keys_of(case), bytes.fromhex(case["blob"]), bytes.fromhex(case["plaintext"])
-    assert client.associated_data(keys.user_id).decode() == case["associatedData"]
+    assert backup_client.associated_data(keys.user_id).decode() == case["associatedData"]
     assert case["nonce"] + case["ciphertext"] + case["tag"] == case["blob"]
-    assert client.encrypt(keys, plaintext, bytes.fromhex(case["nonce"])) == blob
-    assert client.decrypt(keys, blob) == plaintext
+    assert backup_client.encrypt(keys, plaintext, bytes.fromhex(case["nonce"])) == blob
+    assert backup_client.decrypt(keys, blob) == plaintext
 
 
 @each("encryption", "Blob", "invalid")
 def test_blob_refused(group: Vectors, case: Vectors) -> None:
-    with pytest.raises(client.DecryptionError):
-        client.decrypt(keys_of(case), bytes.fromhex(case["blob"]))
+    with pytest.raises(backup_client.DecryptionError):
+        backup_client.decrypt(keys_of(case), bytes.fromhex(case["blob"]))
 
 
 @each("encryption", "Data")
 def test_data(group: Vectors, case: Vectors) -> None:
     def decode() -> bytes:
-        return client.decode_data(case["data"], size=case["size"], sha256=case["sha256"])
+        return backup_client.decode_data(case["data"], size=case["size"], sha256=case["sha256"])
 
     if case["result"] == "valid":
         assert decode().hex() == case["blob"]
@@ -108,14 +109,14 @@ def test_data(group: Vectors, case: Vectors) -> None:
 def test_file(group: Vectors, case: Vectors) -> None:
     plaintext = (FIXTURES / case["file"]).read_bytes()
     assert (len(plaintext), hashlib.sha256(plaintext).hexdigest()) == (case["fileSize"], case["fileSha256"])
-    blob = client.encrypt(keys_of(case), plaintext, bytes.fromhex(case["nonce"]))
+    blob = backup_client.encrypt(keys_of(case), plaintext, bytes.fromhex(case["nonce"]))
     assert (len(blob), hashlib.sha256(blob).hexdigest()) == (case["size"], case["sha256"])
     assert blob[-16:].hex() == case["tag"]
 
 
 def test_each_encryption_has_a_nonce_of_its_own() -> None:
     keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32)
-    assert client.encrypt(keys, b"log")[:12] != client.encrypt(keys, b"log")[:12]
+    assert backup_client.encrypt(keys, b"log")[:12] != backup_client.encrypt(keys, b"log")[:12]
 
 
 # ---- Signing -----------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def header_lines(case: Vectors) -> list[tuple[str, str]]:
 
 
 def verdict(group: Vectors, case: Vectors) -> str | None:
-    """The code of the problem that a request is answered with, or None: the rules, in their order."""
+    """Return the code of the problem that a request is answered with, or None: the rules, in their order."""
     values = {name: [value for other, value in header_lines(case) if other == name] for name in FOUR}
     if not all(values.values()):
         return "signature_missing"
@@ -145,13 +146,13 @@ def verdict(group: Vectors, case: Vectors) -> str | None:
     params, created, keyid = profile.groups()
     if keyid not in group["secrets"]:
         return "signature_invalid"
-    base = client.signature_base(case["method"], case["path"], authorization, digest, params)
+    base = backup_client.signature_base(case["method"], case["path"], authorization, digest, params)
     mac = hmac.digest(group["secrets"][keyid].encode(), base.encode(), "sha256")
     if signature != f"app=:{base64.b64encode(mac).decode()}:":
         return "signature_invalid"
     if abs(group["serverTime"] - int(created)) > 300:
         return "signature_expired"
-    if digest != client.content_digest(case["body"].encode()):
+    if digest != backup_client.content_digest(case["body"].encode()):
         return "digest_mismatch"
     return None
 
@@ -169,23 +170,23 @@ def test_setting_says_the_secrets(group: Vectors) -> None:
 @each("signing", "Request", "valid")
 def test_request_signed(group: Vectors, case: Vectors) -> None:
     body = case["body"].encode()
-    headers = client.sign(
+    headers = backup_client.sign(
         case["method"],
         case["path"],
         body,
-        client.authorization(case["userId"], case["storageKey"]),
+        backup_client.authorization(case["userId"], case["storageKey"]),
         secret=group["secrets"][case["keyid"]],
         keyid=case["keyid"],
         created=case["created"],
     )
     sent = dict(header_lines(case))
     assert {name.lower(): value for name, value in headers.items()} == {name: sent[name] for name in FOUR}
-    base = client.signature_base(
+    base = backup_client.signature_base(
         case["method"],
         case["path"],
         sent["authorization"],
         sent["content-digest"],
-        client.signature_params(case["keyid"], case["created"]),
+        backup_client.signature_params(case["keyid"], case["created"]),
     )
     assert base == case["signatureBase"]
     assert hmac.digest(group["secrets"][case["keyid"]].encode(), base.encode(), "sha256").hex() == case["mac"]
@@ -201,7 +202,7 @@ def test_request_refused(group: Vectors, case: Vectors) -> None:
         sent = dict(header_lines(case))
         profile = PROFILE.fullmatch(sent["signature-input"])
         params = profile[1] if profile else ""
-        base = client.signature_base(
+        base = backup_client.signature_base(
             case["method"], case["path"], sent["authorization"], sent["content-digest"], params
         )
         assert base == case["signatureBase"]
@@ -227,7 +228,7 @@ def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable
 
 
 def exchange(address: str, case: Vectors) -> tuple[int, dict[str, Any]]:
-    """The answer to a request that is sent just as the case has it: status and JSON, if there is some."""
+    """Send a request just as the case has it; return status and JSON, if there is some."""
     body = case["body"].encode()
     connection = HTTPConnection(address, timeout=30)
     connection.putrequest(case["method"], case["path"], skip_accept_encoding=True)
@@ -304,7 +305,7 @@ def test_signature_auth_signs_what_is_sent(body: bytes | str | None) -> None:
     auth = SignatureAuth("ab" * 32, "cd" * 32, "s" * 32, "k", clock=lambda: 1_767_225_600.9)
     url = "https://backup.example/api/backup/versions/a b/../é%2f?x=1"
     request = requests.Request("PUT", url, data=body, auth=auth).prepare()
-    assert request.headers["Content-Digest"] == client.content_digest(_bytes(request.body))
+    assert request.headers["Content-Digest"] == backup_client.content_digest(_bytes(request.body))
     assert ";created=1767225600;" in request.headers["Signature-Input"]  # whole seconds, not rounded up
     group = {"secrets": {"k": "s" * 32}, "serverTime": 1_767_225_600}
     path = request.path_url.partition("?")[0]
@@ -328,7 +329,7 @@ def test_signature_auth_refuses_a_stream() -> None:
 @pytest.mark.parametrize("keyid", ["", 'a"b', "a b", "ä", "x" * 65, "app\n"])
 def test_a_keyid_that_cannot_be_one(keyid: str) -> None:
     with pytest.raises(ValueError):
-        client.signature_params(keyid, 0)
+        backup_client.signature_params(keyid, 0)
 
 
 # ---- What the client makes of an answer --------------------------------------------------------------------
@@ -343,11 +344,11 @@ def answer(status: int, content_type: str, body: bytes) -> requests.Response:
 
 
 def test_checked() -> None:
-    assert client.checked(answer(201, "application/json", b"{}")).status_code == 201
-    assert client.checked(answer(304, "", b"")).status_code == 304
+    assert backup_client.checked(answer(201, "application/json", b"{}")).status_code == 201
+    assert backup_client.checked(answer(304, "", b"")).status_code == 304
     problem = {"code": "version_conflict", "detail": "Fetch first.", "currentVersion": 3}
-    with pytest.raises(client.ProblemError, match="409 version_conflict: Fetch first.") as caught:
-        client.checked(answer(409, "application/problem+json; charset=utf-8", json.dumps(problem).encode()))
+    with pytest.raises(backup_client.ProblemError, match="409 version_conflict: Fetch first.") as caught:
+        backup_client.checked(answer(409, "application/problem+json; charset=utf-8", json.dumps(problem).encode()))
     assert (caught.value.code, caught.value.status) == ("version_conflict", 409)
     assert caught.value.problem["currentVersion"] == 3
 
@@ -362,8 +363,8 @@ def test_checked() -> None:
     ],
 )
 def test_checked_without_a_problem(status: int, content_type: str, body: bytes) -> None:
-    with pytest.raises(client.ProblemError) as caught:
-        client.checked(answer(status, content_type, body))
+    with pytest.raises(backup_client.ProblemError) as caught:
+        backup_client.checked(answer(status, content_type, body))
     assert (caught.value.code, caught.value.status) == (None, status)
 
 

@@ -4,19 +4,23 @@ Each run is pytest in a process of its own, on a copy of the harness with a few 
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from harness import RAISED_LIMITS
-from launcher import REPOSITORY, SERVER
-from requirements import REQUIREMENTS
-from spec import is_timestamp
+
+from contract_tests.suite.requirement_ids import REQUIREMENTS
+from contract_tests.target.openapi import REPOSITORY, SERVER, is_timestamp
+from contract_tests.target.process import COMMAND
+from contract_tests.target.target import RAISED_LIMITS
+from server_tests.this_server import copy_server
 
 CONTRACT_TESTS = REPOSITORY / "contract_tests"
 COUNT = len(REQUIREMENTS)
@@ -84,16 +88,15 @@ Suite = Callable[..., subprocess.CompletedProcess[str]]
 def suite(tmp_path: Path) -> Suite:
     """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, within a copy of the harness."""
     directory = tmp_path / "contract_tests"
-    directory.mkdir()
-    for source in CONTRACT_TESTS.glob("*"):
-        if source.is_file() and not source.name.startswith("test_"):
-            shutil.copy(source, directory)
+    shutil.copytree(CONTRACT_TESTS, directory, ignore=shutil.ignore_patterns("test_*.py", "__pycache__"))
     shutil.copy(REPOSITORY / "tox.ini", tmp_path)
+    (tmp_path / "clients").symlink_to(REPOSITORY / "clients")
+    own = {"BACKUP_SERVER": str(SERVER), "CONTRACT_SERVER_COMMAND": shlex.join(COMMAND)}
 
     def run(tests: str, *arguments: Any, narrowed: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         (directory / "test_some.py").write_text(HEAD + tests)
         what = directory / "test_some.py" if narrowed else directory
-        return pytest_run(tmp_path, what, *arguments, BACKUP_SERVER=str(SERVER), **environ)
+        return pytest_run(tmp_path, what, *arguments, **own | environ)
 
     return run
 
@@ -147,7 +150,7 @@ def test_a_requirement_that_is_not_proven_fails_a_whole_run_against_a_server_of_
     all_of_them = '@pytest.mark.requirement("*")\ndef test_all(target):\n    pass\n\n'
     assert suite(all_of_them, narrowed=False).returncode == 0
     done = suite(
-        all_of_them + 'from plugin import not_run\n@pytest.mark.requirement("key.old")\n'
+        all_of_them + 'from contract_tests.suite.outcomes import not_run\n@pytest.mark.requirement("key.old")\n'
         'def test_one():\n    not_run("for once")\n',
         narrowed=False,
     )
@@ -216,7 +219,7 @@ def test_a_timestamp_has_all_its_digits():
 
 
 def of(server: Any, **more: str) -> dict[str, str]:
-    """The environment that gives a run this target."""
+    """Return the environment that gives a run this target."""
     return {"CONTRACT_BASE_URL": server.base_url, "APP_SECRET_KEY": server.environ["APP_SECRET_KEY"], **more}
 
 
@@ -275,7 +278,7 @@ def test_what_was_not_given_is_not_run_and_not_passed(suite, start_server):
 def test_a_target_without_an_operation(start_server, tmp_path, absent):
     """It leaves it out of its /openapi.json: what needs it is skipped, all else is tested."""
     text = SERVER.read_text().replace("\nif __name__", f'\ndel HANDLERS["{absent}"]\n\nif __name__')
-    (tmp_path / "backup_server.py").write_text(text)
+    copy_server(tmp_path).write_text(text)
     document = (SERVER.parent / "openapi.yaml").read_text()
     path = {"listBackupVersions": "/api/backup/versions", "getAdminStats": "/admin/stats"}[absent]
     without = re.sub(rf"\n  {path}:\n.*?\n(?=\n  /)", "\n", document, count=1, flags=re.DOTALL)
@@ -322,7 +325,7 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
         html, xml = page.read_text(), junit.read_text()
         assert "test_that_fails" in html and "The contract is not kept." in html
         assert "curl --include --path-as-is --request PUT" in html
-        assert "--header &quot;Authorization: $AUTHORIZATION&quot;" in html
+        assert '--header "Authorization: $AUTHORIZATION"' in unescape(html)
         assert '<property name="requirement" value="storeBackup.201"' in xml
         for shown in (html, xml, text(done)):
             assert server.secret not in shown
@@ -331,3 +334,29 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
             assert "YSBibG9iIHRoYXQ" not in shown and "YW5vdGhlciBibG9i" not in shown
             assert "ab" * 32 not in shown
         assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)  # it needs nothing else
+
+
+FAULTY = """
+@pytest.mark.requirement("registerUser.201")
+def test_before(new_user):
+    new_user()
+
+@pytest.mark.requirement("getHealth.500")
+def test_of_a_faulty_server(target, start_server):
+    server = start_server()
+    server.fault = "internal_error"
+    secret = server.secret
+    target.client().get_health()
+    assert server.client().get_health().status_code == 200
+
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
+def test_a_failing_test_shows_the_servers_side(suite, workers):
+    done = suite(FAULTY, *workers)
+    assert "1 failed, 1 passed" in done.stdout
+    _, exchanges, log = re.split("-+ the (?:last exchanges|servers' log since the test began) -+", done.stdout)
+    assert "curl --include --path-as-is --request GET" in exchanges and "internal_error" in exchanges
+    assert "ZeroDivisionError" in log and "/health" in log
+    assert "/api/register" not in log  # it was in the test before

@@ -6,9 +6,11 @@ import hashlib
 import json
 import random
 import secrets
+from pathlib import Path
 from typing import Any
 
 import pytest
+
 from server.accounts import from_bytes
 
 BLOB, OTHER_BLOB = b"a backup", b"another backup"

@@ -9,24 +9,23 @@ import hashlib
 import json
 import re
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import client
 import pytest
-import raw
-import spec
-from launcher import ServerProcess, load_server
-from spec import LIMITS, MAX_DECODED_BYTES, SPEC
+
+from clients.python import backup_client
+from contract_tests.target import openapi, raw
+from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, SPEC
+from contract_tests.target.process import ServerProcess
+from server_tests.this_server import problems
 
 NOW = 1795510800  # 2026-11-24T09:00:00Z
 SECRET = "an-example-secret-for-the-documentation"
 USERNAME, PASSWORD, NEW_PASSWORD = "alex", "correct horse battery staple", "a longer and better passphrase"
 PROSE: str = SPEC["info"]["description"]
-PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
+PROBLEMS: dict[str, tuple[int, str]] = problems()
 
 # ---- The examples ------------------------------------------------------------------------------------------
 
@@ -35,7 +34,7 @@ PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
 class Example:
     """One documented answer: of an operation, with a status, and with a body unless there is none."""
 
-    operation: spec.Operation
+    operation: openapi.Operation
     status: str
     name: str
     response: Mapping[str, Any]
@@ -46,7 +45,7 @@ class Example:
 
 
 def examples() -> Iterator[Example]:
-    for operation in spec.OPERATIONS.values():
+    for operation in openapi.OPERATIONS.values():
         for status, response in operation.responses.items():
             if "content" not in response:
                 yield Example(operation, status, "", response)
@@ -61,8 +60,8 @@ EXAMPLES = list(examples())
 
 
 def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
-    """The request body that an operation shows, the first if there are several."""
-    operation = spec.OPERATIONS[operation_id]
+    """Return the request body that an operation shows, the first if there are several."""
+    operation = openapi.OPERATIONS[operation_id]
     (content,) = SPEC["paths"][operation.path][operation.method.lower()]["requestBody"]["content"].values()
     if "example" in content:
         return content["example"]
@@ -70,7 +69,7 @@ def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
 
 
 def header_example(operation_id: str, status: str, name: str) -> str:
-    return spec.OPERATIONS[operation_id].responses[status]["headers"][name]["schema"]["examples"][0]
+    return openapi.OPERATIONS[operation_id].responses[status]["headers"][name]["schema"]["examples"][0]
 
 
 # ---- What has happened before ------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ class Scene:
     latest: str | None = None  # sha256
 
     @property
-    def user(self) -> client.BackupClient:
+    def user(self) -> backup_client.BackupClient:
         return self.server.client(self.credentials)
 
     def store(self, upload: Mapping[str, str]) -> None:
@@ -131,12 +130,10 @@ def failed_too_often(scene: Scene) -> None:
 
 
 def damaged(scene: Scene) -> None:
-    stored(scene)
-    key = f"blob/{scene.credentials[0]}/0".encode()
-    with sqlite3.connect(scene.server.database) as database:
-        changed = database.execute("UPDATE Dict SET value = zeroblob(43) WHERE CAST(key AS BLOB) = ?", (key,))
-        assert changed.rowcount == 1
-    database.close()
+    blob = secrets.token_bytes(43)  # another than the documented one, which others have stored, too
+    registered(scene)
+    scene.store({"data": base64.b64encode(blob).decode()})
+    scene.server.damage(blob)
 
 
 # ---- How the request departs from the documented one ---------------------------------------------------------
@@ -147,7 +144,7 @@ class Call:
     """What is sent; as it stands, just what the document asks for."""
 
     scene: Scene
-    operation: spec.Operation
+    operation: openapi.Operation
     method: str = ""
     path: str = ""
     body: bytes = b""
@@ -162,7 +159,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.method, self.path = self.operation.method, self.operation.path.replace("{version}", self.scene.version)
-        self.authorization = client.authorization(*self.scene.credentials)
+        self.authorization = backup_client.authorization(*self.scene.credentials)
         self.admin_key = self.scene.server.admin_key
         if self.operation.id in ("storeBackup", "changeStorageKey"):
             self.upload(documented_upload(self.operation.id))
@@ -175,7 +172,7 @@ class Call:
         if self.operation.signed and self.proofs:
             signed_body = self.body if self.signed_body is None else self.signed_body
             options = {"secret": self.secret, "created": self.created}
-            proof = client.sign(self.method, self.path, signed_body, self.authorization, **options)
+            proof = backup_client.sign(self.method, self.path, signed_body, self.authorization, **options)
             lines += [f"{name}: {value}" for name, value in proof.items()]
         if self.operation.id == "getAdminStats" and self.proofs:
             lines.append(f"Authorization: Bearer {self.admin_key}")
@@ -304,7 +301,7 @@ ROWS: dict[str, Row | None] = {  # by operation, status, name of the example; * 
 
 
 def row_of(example: Example) -> str:
-    """The key of an example's row."""
+    """Return the key of an example's row."""
     own = str(example)
     return own if own in ROWS else own.replace(example.operation.id, "*", 1)
 
@@ -314,7 +311,7 @@ def test_each_example_has_a_row_and_each_row_an_example() -> None:
 
 
 def test_each_answer_with_content_has_an_example() -> None:
-    for operation in spec.OPERATIONS.values():
+    for operation in openapi.OPERATIONS.values():
         for status in operation.responses:
             assert any((example.operation, example.status) == (operation, status) for example in EXAMPLES)
 
@@ -323,29 +320,21 @@ def test_each_answer_with_content_has_an_example() -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., ServerProcess]]:
+def servers(start_shared_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
     """The server with these settings, frozen in the examples' time; started once."""
-    if request.config.getoption("--base-url"):
-        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
     started: dict[str, ServerProcess] = {}
-    with ExitStack() as stack:
 
-        def server(settings: Mapping[str, Any]) -> ServerProcess:
-            key = repr(settings)
-            if key not in started or settings is NEW_SERVER:
-                process = ServerProcess(
-                    tmp_path_factory.mktemp("server"), frozen=NOW, **{"APP_SECRET_KEY": SECRET} | settings
-                )
-                started[key] = stack.enter_context(process)
-            return started[key]
+    def server(settings: Mapping[str, Any]) -> ServerProcess:
+        key = repr(settings)
+        if key not in started or settings is NEW_SERVER:
+            started[key] = start_shared_server(frozen=NOW, **{"APP_SECRET_KEY": SECRET} | settings)
+        return started[key]
 
-        yield server
+    return server
 
 
-def play(row: Row, operation: spec.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
-    """The answer to a row's request, after what has to happen before it."""
+def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
+    """Send a row's request, after what has to happen before it; return the answer."""
     scene = Scene(servers(row.server))
     row.before(scene)
     call = Call(scene, operation)
@@ -384,7 +373,7 @@ def test_the_documented_answer_comes_back(example: Example, servers: Callable[..
 
 
 def check_body(example: Example, answer: raw.Answer) -> None:
-    """The whole body is as documented, but for what cannot be: bytes on the disk, and this document in itself."""
+    """Check that the body is as documented, but for what cannot be: bytes on the disk, this document in itself."""
     if example.body is None:
         assert answer.body == b""
     elif str(example) == "getAdminStats 200":
@@ -418,14 +407,14 @@ def test_the_documented_uploads_are_accepted(name: str, servers: Callable[..., S
 def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -> None:
     """Just as the prose prints it: its body and its four headers."""
     server = servers(USUAL)
-    keys = client.derive_keys(USERNAME, PASSWORD)
+    keys = backup_client.derive_keys(USERNAME, PASSWORD)
     assert server.client(keys).register_user().status_code == 201
     body = block("exactly as they will be sent:").encode()
     lines = block("Send the four headers:").splitlines()
     request = raw.request("POST", "/api/backup", body, ("Content-Type: application/json", *lines))
     answer = raw.send(server, request)
     assert answer.status == 201
-    content = spec.OPERATIONS["storeBackup"].responses["201"]["content"]["application/json"]
+    content = openapi.OPERATIONS["storeBackup"].responses["201"]["content"]["application/json"]
     assert answer.json() == content["example"]
 
 
@@ -433,7 +422,7 @@ def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -
 
 
 def block(after: str) -> str:
-    """The first fenced block of the prose after these words."""
+    """Return the first fenced block of the prose after these words."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
@@ -442,17 +431,17 @@ def sha256(data: bytes) -> bytes:
 
 
 def recomputed() -> set[str]:
-    """Every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
-    keys, new_keys = (client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
+    """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
+    keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
     master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
     blobs = [
-        client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
-        client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
-        client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
+        backup_client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
+        backup_client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
+        backup_client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
     ]
     body = json.dumps({"data": base64.b64encode(blobs[0]).decode()}, separators=(",", ":")).encode()
-    authorization = client.authorization(keys.user_id, keys.storage_key)
-    proof = client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
+    authorization = backup_client.authorization(keys.user_id, keys.storage_key)
+    proof = backup_client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
     in_hex = [keys.user_id, keys.storage_key, keys.encryption_key.hex(), master_key.hex(), new_keys.storage_key]
     in_hex += [new_keys.encryption_key.hex(), *(sha256(blob).hex() for blob in blobs)]
     in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]
@@ -462,7 +451,7 @@ def recomputed() -> set[str]:
 
 def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
     """A value that looks derived and is none of those fails, wherever it stands in the file."""
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
     assert shown - recomputed() == set()
     assert len(shown) >= 12
@@ -471,7 +460,7 @@ def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
 
 
 def members(node: Any) -> Iterator[tuple[str, Any]]:
-    """Each member of each object in an example, by its name."""
+    """Yield each member of each object in an example, by its name."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield name, value
@@ -488,7 +477,7 @@ def test_examples_within_schemas_are_those_of_the_exchanges() -> None:
     bodies.append(documented_upload("changeStorageKey"))
     seen = {(name, json.dumps(value)) for body in bodies for name, value in members(body)}
     count = 0
-    for schema_name, schema in spec.resolved(SPEC["components"]["schemas"]).items():
+    for schema_name, schema in openapi.resolved(SPEC["components"]["schemas"]).items():
         for name, property_schema in schema.get("properties", {}).items():
             for value in property_schema.get("examples", []):
                 assert (name, json.dumps(value)) in seen, f"{schema_name}.{name}"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import raw
-import spec
-import vectors
-from launcher import load_server
-from vectors import Vectors
+
+from contract_tests.target import openapi, raw
+from server_tests import vectors
+from server_tests.this_server import problems
+from server_tests.vectors import Vectors
 
 STORIES = vectors.load("exchanges")["testGroups"]
 EXCHANGES = [test for story in STORIES for test in story["tests"]]
@@ -32,7 +32,7 @@ def request_bytes(test: Vectors) -> bytes:
 
 
 def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
-    """Where an answer departs from what the file says of it; what the file does not say may be anything."""
+    """Yield where an answer departs from what the file says of it; what the file does not say may be anything."""
     if answer.status != expected["status"]:
         yield f"status is {answer.status}, not {expected['status']}: {answer.text[:300]}"
         return
@@ -47,7 +47,7 @@ def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
 
 
 def compare_value(expected: Any, value: Any, at: str) -> Iterator[str]:
-    """Where a JSON value departs: objects may have more members, arrays no more items."""
+    """Yield where a JSON value departs: objects may have more members, arrays no more items."""
     if isinstance(expected, dict) and isinstance(value, dict):
         for name, member in expected.items():
             yield from compare_value(member, value[name], f"{at}/{name}") if name in value else [f"no {at}/{name}"]
@@ -86,7 +86,7 @@ def test_each_success_of_each_operation_is_there() -> None:
     shown = {(test["operationId"], test["answer"]["status"]) for test in EXCHANGES if test["result"] == "valid"}
     declared = {
         (operation.id, int(status))
-        for operation in spec.OPERATIONS.values()
+        for operation in openapi.OPERATIONS.values()
         for status in operation.responses
         if status < "400"
     }
@@ -95,7 +95,7 @@ def test_each_success_of_each_operation_is_there() -> None:
 
 def test_each_problem_that_a_request_can_bring_about_is_there() -> None:
     shown = {test["answer"].get("body", {}).get("code") for test in EXCHANGES if test["result"] == "invalid"}
-    assert shown - {None} == set(load_server().PROBLEMS) - NOT_BY_A_REQUEST  # None: a problem for HEAD has no body
+    assert shown - {None} == set(problems()) - NOT_BY_A_REQUEST  # None: a problem for HEAD has no body
 
 
 def test_the_settings_say_the_secrets() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import client
 import httpx
 import pytest
-import spec
+
+from clients.python import backup_client
+from contract_tests.target import openapi
+from contract_tests.target.target import Target
 
 HERE = Path(__file__).resolve().parent
 TYPESCRIPT = HERE / "typescript"
@@ -38,13 +40,11 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The package that openapi-python-client makes, without a warning."""
     directory = tmp_path_factory.mktemp("python_client")
     options = ["--config", HERE / "python_client.yaml", "--meta", "none", "--output-path", "backup_api"]
-    command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", spec.SPEC_PATH]
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", openapi.SPEC_PATH]
     run(*command, *options, "--fail-on-warning", cwd=directory)
-    sys.path.insert(0, str(directory))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(directory)
         yield importlib.import_module("backup_api")
-    finally:
-        sys.path.remove(str(directory))
 
 
 class Middleware:
@@ -53,34 +53,32 @@ class Middleware:
     One request hook of httpx, called when the body's bytes are final.
     """
 
-    def __init__(self, credentials: client.Keys, secret: str, keyid: str, clock: Callable[[], float]) -> None:
+    def __init__(self, credentials: backup_client.Keys, secret: str, keyid: str, clock: Callable[[], float]) -> None:
         self.credentials, self.secret, self.keyid, self.clock = credentials, secret, keyid, clock
         self.etag: str | None = None
 
     def __call__(self, request: httpx.Request) -> None:
         if self.etag is not None:
             request.headers["If-None-Match"] = self.etag
-        authorization = client.authorization(self.credentials.user_id, self.credentials.storage_key)
+        authorization = backup_client.authorization(self.credentials.user_id, self.credentials.storage_key)
         proof = {"secret": self.secret, "keyid": self.keyid, "created": int(self.clock())}
         path = request.url.raw_path.decode("ascii").partition("?")[0]
-        request.headers.update(client.sign(request.method, path, request.content, authorization, **proof))
-
-
-def hold_against_the_spec(response: httpx.Response) -> None:
-    response.read()
-    request = response.request
-    spec.check(request.method, request.url.path, response.status_code, response.headers, response.content)
+        request.headers.update(backup_client.sign(request.method, path, request.content, authorization, **proof))
 
 
 class Api:
     """The generated client: `api.store_backup(body=…)` is the answer's status and what the body was parsed into."""
 
     def __init__(
-        self, package: ModuleType, base_url: str, *, token: str = "none", middleware: Middleware | None = None
+        self, package: ModuleType, target: Target, *, token: str = "none", middleware: Middleware | None = None
     ):
+        def hold_against_the_spec(response: httpx.Response) -> None:
+            request, body = response.request, response.read()
+            target.observer.check(request.method, request.url.path, response.status_code, response.headers, body)
+
         hooks = {"request": [middleware] if middleware else [], "response": [hold_against_the_spec]}
         self._client = package.AuthenticatedClient(
-            base_url=base_url, token=token, raise_on_unexpected_status=True, httpx_args={"event_hooks": hooks}
+            base_url=target.base_url, token=token, raise_on_unexpected_status=True, httpx_args={"event_hooks": hooks}
         )
         self._functions = operations(package)
 
@@ -94,7 +92,7 @@ class Api:
 
 
 def operations(package: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Each operation of the generated client by its name in Python."""
+    """Return each operation of the generated client by its name in Python."""
     modules = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
     names = [module.name for module in modules if module.name.count(".") == 3]
     return {name.rpartition(".")[2]: importlib.import_module(name).sync_detailed for name in names}
@@ -105,25 +103,25 @@ def snake_case(operation_id: str) -> str:
 
 
 def test_every_operation_is_generated(generated: ModuleType) -> None:
-    assert set(operations(generated)) == {snake_case(operation_id) for operation_id in spec.OPERATIONS}
+    assert set(operations(generated)) == {snake_case(operation_id) for operation_id in openapi.OPERATIONS}
 
 
 def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: Any) -> None:
     models = importlib.import_module("backup_api.models")
     username, log, longer_log = secrets.token_hex(16), b'{"workouts":[]}', b'{"workouts":["squat"]}'
-    keys = client.derive_keys(username, "correct horse battery staple")
-    new_keys = client.derive_keys(username, "a longer and better passphrase")
+    keys = backup_client.derive_keys(username, "correct horse battery staple")
+    new_keys = backup_client.derive_keys(username, "a longer and better passphrase")
     for credentials in (keys, new_keys):
         target.client(credentials)  # deletes the user when the test ends, whichever key is in force by then
     middleware = Middleware(keys, target.secret, target.keyid, target.now)
-    api = Api(generated, target.base_url, middleware=middleware)
+    api = Api(generated, target, middleware=middleware)
 
-    def upload(keys: client.Keys, log: bytes) -> tuple[bytes, str]:
-        blob = client.encrypt(keys, log)
+    def upload(keys: backup_client.Keys, log: bytes) -> tuple[bytes, str]:
+        blob = backup_client.encrypt(keys, log)
         return blob, base64.b64encode(blob).decode()
 
     def expect(answer: tuple[int, Any], status: int, code: str) -> Any:
-        """The problem that an answer has to be."""
+        """Assert that an answer is this problem, and return it."""
         assert answer[0] == status
         assert isinstance(answer[1], models.Problem) and answer[1].code == code
         assert answer[1].code is models.ProblemCodeType0(code)  # a member of the enum, as long as the code is known
@@ -154,7 +152,10 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     # It fetches, merges and stores.
     status, backup = api.fetch_backup()
     assert status == 200 and backup.updated_at == receipt.updated_at
-    assert client.decrypt(keys, client.decode_data(backup.data, size=backup.size, sha256=backup.sha256)) == log
+    assert (
+        backup_client.decrypt(keys, backup_client.decode_data(backup.data, size=backup.size, sha256=backup.sha256))
+        == log
+    )
     status, receipt = api.store_backup(body=models.BackupUpload(data=data, base_sha_256=backup.sha256))
     assert (status, receipt.version) == (201, 2)
 
@@ -181,7 +182,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     middleware.credentials = new_keys
     status, backup = api.fetch_backup()
     assert status == 200
-    assert client.decrypt(new_keys, base64.b64decode(backup.data)) == longer_log
+    assert backup_client.decrypt(new_keys, base64.b64decode(backup.data)) == longer_log
 
     # A phone whose clock is wrong.
     middleware.clock = lambda: target.now() - 3600
@@ -194,21 +195,21 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     assert api.delete_user() == (204, None)
     expect(api.delete_user(), 401, "credentials_invalid")
     expect(api.register_user(), 409, "recently_deleted")
-    assert 0 < int(api.headers["Retry-After"]) <= spec.LIMITS["deletedUserSeconds"]
+    assert 0 < int(api.headers["Retry-After"]) <= openapi.LIMITS["deletedUserSeconds"]
 
 
 def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
-    api = Api(generated, target.base_url)
+    api = Api(generated, target)
     status, health = api.get_health()
     assert (status, health.status) == (200, "ok")
     status, text = api.get_openapi_yaml()
     assert status == 200 and "operationId: getOpenapiYaml" in text
     status, document = api.get_openapi_json()
     assert (status, document.openapi) == (200, "3.1.0")
-    assert document.paths.to_dict().keys() == spec.SPEC["paths"].keys()
+    assert document.paths.to_dict().keys() == openapi.SPEC["paths"].keys()
     if target.admin_key:
         assert api.get_admin_stats()[0] == 401
-        status, stats = Api(generated, target.base_url, token=target.admin_key).get_admin_stats()
+        status, stats = Api(generated, target, token=target.admin_key).get_admin_stats()
         assert status == 200 and stats.users >= 0 and stats.database_bytes > 0
 
 
@@ -224,6 +225,6 @@ def test_generated_types_compile(request: pytest.FixtureRequest, tmp_path: Path)
     assert node and tools.exists(), "node and what it needs are missing: npm ci --prefix server_tests/typescript"
     for name in ("usage.ts", "tsconfig.json"):
         shutil.copy(TYPESCRIPT / name, tmp_path)
-    command = [node, tools / "openapi-typescript/bin/cli.js", spec.SPEC_PATH, "--output", "openapi.d.ts"]
+    command = [node, tools / "openapi-typescript/bin/cli.js", openapi.SPEC_PATH, "--output", "openapi.d.ts"]
     run(*command, cwd=tmp_path)
     run(node, tools / "typescript/bin/tsc", "--project", tmp_path, cwd=tmp_path)

@@ -13,16 +13,15 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-import raw
-import spec
-from calls import eventually, sha256
-from launcher import SERVER
-from plugin import not_run
-from raw import outcome
+
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import eventually, outcome, sha256
+from contract_tests.target.process import COMMAND
 
 FROZEN = 1_795_510_800
-HEADER_BYTES = spec.LIMITS["requestHeaderBytes"]
-MOST_COMMAS = int(re.search(r"more\s+than ([0-9]+) commas", spec.SPEC["info"]["description"])[1])
+HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
+MOST_COMMAS = int(re.search(r"more\s+than ([0-9]+) commas", openapi.SPEC["info"]["description"])[1])
 CHUNKED = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",))
 
 
@@ -33,11 +32,11 @@ class Received(io.BytesIO):
         return self
 
     def close(self) -> None:
-        """Does nothing: each answer closes what it was read from."""
+        """Do nothing: each answer closes what it was read from."""
 
 
 def to_the_end(connection: socket.socket) -> Received:
-    """Reads until the server ends the connection. Raises TimeoutError after 5 s of silence."""
+    """Read until the server ends the connection. Raises TimeoutError after 5 s of silence."""
     connection.settimeout(5)
     with connection.makefile("rb") as stream:
         return Received(stream.read())
@@ -58,25 +57,16 @@ def test_of_requests_sent_ahead_two_are_answered(target, more):
     with raw.connected(target) as connection:
         connection.sendall(health + register + delete + more * health)
         received = to_the_end(connection)
-    answers = [raw.receive(received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
+    answers = [raw.receive(target, received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
     assert [outcome(answer) for answer in answers] == ["200", "201"]
     assert [answer.headers["Connection"] for answer in answers] == [None, "close"]
     assert received.read() == b""
     assert outcome(user.list_backup_versions()) == "200"
 
 
-# The server, but for a stop that waits less long for what is in flight.
-SHORT_DRAIN = """
-__file__ = {server!r}
-exec(compile(open(__file__).read(), __file__, "exec"))
-DRAIN_SECONDS = 2
-"""
-
-
-def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server, tmp_path):
+def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server):
     """There are 4 threads. The one client that reads after all, during the stop, still gets its answers whole."""
-    (tmp_path / "short_drain.py").write_text(SHORT_DRAIN.format(server=str(SERVER)))
-    server = start_server(BACKUP_SERVER=tmp_path / "short_drain.py")
+    server = start_server(command=[*COMMAND, "--drain-seconds", "2"])
     user = server.client(timeout=5)
     assert outcome(user.register_user()) == "201"
     assert outcome(user.store_backup(bytes(5_242_880))) == "201"  # the largest: more than the kernel keeps for a client
@@ -94,7 +84,7 @@ def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_serve
         server.send_signal(signal.SIGTERM)
         received = to_the_end(connections[0])
         for _ in range(2):
-            assert raw.receive(received, "GET", "/api/backup").json()["size"] == 5_242_880
+            assert raw.receive(server, received, "GET", "/api/backup").json()["size"] == 5_242_880
         try:
             assert server.process.wait(10) == 0
         finally:
@@ -122,7 +112,7 @@ def test_framing_without_end(target, before, begin):
         for start in range(0, len(unended), 4_000):
             connection.sendall(unended[start : start + 4_000])
         received = to_the_end(connection)
-    answer = raw.receive(received, "POST", "/api/backup")
+    answer = raw.receive(target, received, "POST", "/api/backup")
     assert (outcome(answer), answer.headers["Connection"]) == ("400 malformed_request", "close")
     assert received.read() == b""
 
@@ -135,7 +125,7 @@ def test_long_framing_that_ends(target, before, begin):
         connection.sendall(CHUNKED + before + begin.ljust(HEADER_BYTES - len(end), b"0"))
         time.sleep(0.05)
         connection.sendall(end + more)
-        assert outcome(raw.receive(connection, "POST", "/api/backup")) == "401 signature_missing"
+        assert outcome(raw.receive(target, connection, "POST", "/api/backup")) == "401 signature_missing"
 
 
 @pytest.mark.parametrize(

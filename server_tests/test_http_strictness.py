@@ -6,9 +6,10 @@ Another server may choose otherwise, so none of this is part of the contract.
 from typing import Any
 
 import pytest
-import raw
-import spec
-from raw import HOST, outcome
+
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome
+from contract_tests.target.raw import HOST
 
 MALFORMED = {
     "two spaces": b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -76,7 +77,7 @@ def test_the_empty_line_after_the_headers_counts(target, size, wants):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_sender_sees_the_answer_to_much_too_large_a_body(target, size):
-    body = b" " * (size * spec.LIMITS["requestBodyBytes"])
+    body = b" " * (size * openapi.LIMITS["requestBodyBytes"])
     assert outcome(raw.send(target, raw.request("POST", "/api/backup", body))) == "413 payload_too_large"
 
 
@@ -86,7 +87,7 @@ def test_a_sender_sees_the_answer_to_much_too_large_headers(target, size):
     assert outcome(answer) == "431 headers_too_large"
 
 
-@pytest.mark.parametrize("size", [2 * spec.LIMITS["requestBodyBytes"] + 2, 10**12])
+@pytest.mark.parametrize("size", [2 * openapi.LIMITS["requestBodyBytes"] + 2, 10**12])
 def test_a_body_that_is_too_large_is_not_asked_for(target, size):
     head = raw.request("POST", "/api/backup", headers=("Expect: 100-continue", f"Content-Length: {size}"))
     with raw.connected(target) as connection:

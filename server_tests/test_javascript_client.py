@@ -2,13 +2,14 @@
 
 import os
 import subprocess
-from pathlib import Path
+
+from contract_tests.target.openapi import REPOSITORY
 
 
 def test_a_whole_life(start_server):
     server = start_server()
     done = subprocess.run(
-        ["node", Path(__file__).with_name("javascript_cycle.mjs"), server.base_url],
+        ["node", REPOSITORY / "clients/javascript/whole_life.mjs", server.base_url],
         env=os.environ | {"APP_SECRET_KEY": server.secret},
         capture_output=True,
         text=True,

@@ -16,9 +16,13 @@ from urllib.parse import unquote
 
 import pytest
 import requests
-import spec
-from launcher import SERVER, ServerProcess
-from raw import outcome, request, send
+
+from contract_tests.target import openapi
+from contract_tests.target.calls import outcome
+from contract_tests.target.openapi import SERVER
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.raw import request, send
+from server_tests.this_server import copy_server
 
 # ---- How the server sends it -------------------------------------------------------------------------------
 
@@ -54,14 +58,12 @@ def start_with_page(start_server: StartServer, tmp_path: Path) -> StartServer:
 
     def start(files: dict[str, bytes]) -> ServerProcess:
         copy = tmp_path / "copy"
-        copy.mkdir()
-        for source in [*SERVER.parent.glob("*.py"), SERVER.parent / "openapi.yaml"]:
-            shutil.copy(source, copy)
+        server = copy_server(copy)
         if files:
             (copy / "reference/dist").mkdir(parents=True)
         for name, content in files.items():
             (copy / "reference/dist" / name).write_bytes(content)
-        return start_server(BACKUP_SERVER=copy / SERVER.name)
+        return start_server(BACKUP_SERVER=server)
 
     return start
 
@@ -141,24 +143,21 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 INSTALL = "apt-get install chromium (Debian), brew install --cask chromium (macOS), or name one in CHROMIUM"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
-PROSE: str = spec.SPEC["info"]["description"]
+PROSE: str = openapi.SPEC["info"]["description"]
 BLOCKS = [textwrap.dedent(block) for _, block in re.findall(r"(?ms)^( *)```\w*\n(.*?)\n\1```$", PROSE)]
 HEADINGS = re.findall(r"^#{2,3} (.*)$", PROSE, re.MULTILINE)
 OPERATIONS = [
     (path, method, operation)
-    for path, item in spec.SPEC["paths"].items()
+    for path, item in openapi.SPEC["paths"].items()
     for method, operation in item.items()
-    if method in spec.METHODS
+    if method in openapi.METHODS
 ]
 
 
 @pytest.fixture(scope="module")
-def page_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def page_server(start_shared_server: StartServer) -> ServerProcess:
     """The server, with the page as it was built."""
-    if request.config.getoption("--base-url"):
-        pytest.skip("not run: the page is no part of the contract")
-    with ServerProcess(tmp_path_factory.mktemp("reference")) as server:
-        yield server
+    return start_shared_server()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +199,7 @@ def page(request: pytest.FixtureRequest, browser: Any, page_server: ServerProces
 
 
 def place(path: str, method: str, operation: dict[str, Any]) -> str:
-    """The selector of an operation's place on the page."""
+    """Return the selector of an operation's place on the page."""
     return f'[id="tag/{operation["tags"][0]}/operation/{operation["operationId"]}"]'
 
 
@@ -209,7 +208,7 @@ def collapsed(text: str) -> str:
 
 
 def test_the_page_shows_each_operation(page: Any):
-    assert len(OPERATIONS) == len(spec.OPERATIONS)
+    assert len(OPERATIONS) == len(openapi.OPERATIONS)
     for path, method, operation in OPERATIONS:
         shown = page.locator(place(path, method, operation))
         assert shown.get_by_role("heading", name=operation["summary"]).is_visible(), operation["operationId"]

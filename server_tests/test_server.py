@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import stat
@@ -19,11 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import raw
-import spec
-from client import authorization, backup_bytes, content_digest
-from launcher import SERVER, ServerProcess
-from raw import outcome
+
+from clients.python.backup_client import authorization, backup_bytes, content_digest
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import outcome
+from contract_tests.target.openapi import SERVER
+from contract_tests.target.process import ServerProcess
+from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
 SETTINGS = [
@@ -49,7 +50,7 @@ def local(request):
 
 
 def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs the server's file itself, as its user does, to its end."""
+    """Run the server's file itself, as its user does, to its end."""
     return subprocess.run(
         [sys.executable, server, *arguments],
         cwd=directory,
@@ -64,7 +65,7 @@ def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str)
 def serving(
     directory: Path, server: Path = SERVER, **environ: str
 ) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
-    """Runs the server's file itself: the process, and the line that says where it serves."""
+    """Run the server's file itself; yield the process, and the line that says where it serves."""
     command = [sys.executable, server]
     with subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE) as process:
         try:
@@ -224,11 +225,11 @@ FAULTY_SPECS = {  # what is replaced, by what, what the message names
 @pytest.mark.parametrize("fault", FAULTY_SPECS)
 def test_faulty_specs_are_refused(tmp_path, fault):
     good, bad, named = FAULTY_SPECS[fault]
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     assert good in text
-    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    server = copy_server(tmp_path)
     (tmp_path / "openapi.yaml").write_text(text.replace(good, bad))
-    done = run(tmp_path, tmp_path / "backup_server.py", APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
+    done = run(tmp_path, server, APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
@@ -236,7 +237,7 @@ def test_faulty_specs_are_refused(tmp_path, fault):
 
 def test_limits_are_read_from_the_spec(tmp_path):
     """A server beside a spec with other limits has those."""
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     for good, bad in [
         ("x-maxDecodedBytes: 5242880", "x-maxDecodedBytes: 10"),
         ("requestBodyBytes: 8388608", "requestBodyBytes: 300"),
@@ -247,9 +248,8 @@ def test_limits_are_read_from_the_spec(tmp_path):
     ]:
         assert good in text
         text = text.replace(good, bad)
-    shutil.copy(SERVER, tmp_path / "backup_server.py")
+    server, environ = copy_server(tmp_path), {"APP_SECRET_KEY": SECRET, "PORT": "0"}
     (tmp_path / "openapi.yaml").write_text(text)
-    server, environ = tmp_path / "backup_server.py", {"APP_SECRET_KEY": SECRET, "PORT": "0"}
     with serving(tmp_path, server, **environ) as (process, line):
         target = ServerProcess(tmp_path / "unused", APP_SECRET_KEY=SECRET)
         target.base_url = line["url"]
@@ -291,7 +291,7 @@ def test_what_is_in_flight_is_finished(start_server, number):
         with pytest.raises(ConnectionError), raw.connected(server):
             pass  # nothing new is accepted
         slow.sendall(request[len(request) // 2 :])
-        assert outcome(raw.receive(slow, "POST", "/api/backup")) == "201"
+        assert outcome(raw.receive(server, slow, "POST", "/api/backup")) == "201"
     assert server.wait() == 0
     assert [path.name for path in server.database.parent.glob("backup.db-*")] == []  # the WAL is folded in
     assert server.stderr.read_text() == ""
@@ -304,7 +304,7 @@ def test_an_idle_connection_does_not_delay_the_stop(start_server):
     server = start_server()
     with raw.connected(server) as idle, raw.connected(server):
         idle.sendall(raw.request("GET", "/health"))
-        assert outcome(raw.receive(idle, "GET", "/health")) == "200"
+        assert outcome(raw.receive(server, idle, "GET", "/health")) == "200"
         server.send_signal(signal.SIGTERM)
         assert server.process.wait(5) == 0
 
@@ -313,7 +313,8 @@ def test_an_idle_connection_does_not_delay_the_stop(start_server):
 
 
 def test_the_log_tells_what_happened_and_no_secret(start_server):
-    server = start_server(APP_SECRET_KEY=f"ios:{secrets.token_urlsafe(32)}", ALLOWED_ORIGINS="https://app.example")
+    secret = f"ios:{secrets.token_urlsafe(32)}"
+    server = start_server(APP_SECRET_KEY=secret, ALLOWED_ORIGINS="https://app.example", DEBUG=None)
     user_id, storage_key, new_key = (secrets.token_hex(32) for _ in range(3))
     user, blob = server.client((user_id, storage_key)), secrets.token_bytes(300)
     digest = hashlib.sha256(blob).hexdigest()

@@ -6,15 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import client
 import pytest
-import spec
 from jsonschema import Draft202012Validator
-from launcher import load_server
-from spec import LIMITS, SPEC, resolved
+
+from clients.python import backup_client
+from contract_tests.target import openapi
+from contract_tests.target.openapi import LIMITS, SPEC, resolved
+from server_tests.this_server import problems
 
 PROSE: str = SPEC["info"]["description"]
-PROBLEMS: dict[str, tuple[int, str]] = load_server().PROBLEMS
+PROBLEMS: dict[str, tuple[int, str]] = problems()
 
 SIGNED = {"400", "401", "413", "429", "431", "500", "503"}
 UNSIGNED = {"400", "413", "431", "500", "503"}
@@ -40,8 +41,10 @@ SECURITY: dict[str, list[Any]] = {
 
 
 def test_operations():
-    assert OPERATIONS.keys() == spec.OPERATIONS.keys()
-    assert len(spec.OPERATIONS) == sum(method in spec.METHODS for item in SPEC["paths"].values() for method in item)
+    assert OPERATIONS.keys() == openapi.OPERATIONS.keys()
+    assert len(openapi.OPERATIONS) == sum(
+        method in openapi.METHODS for item in SPEC["paths"].values() for method in item
+    )
 
 
 @pytest.mark.parametrize("operation_id", OPERATIONS)
@@ -65,7 +68,7 @@ def test_security_schemes():
 
 
 def problem_examples(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Each example of a problem, wherever it stands."""
+    """Yield each example of a problem, wherever it stands."""
     if isinstance(node, Mapping):
         if "code" in node and "title" in node and "detail" in node and isinstance(node["code"], str):
             yield node
@@ -97,7 +100,7 @@ def test_each_problem_has_an_example_that_is_what_the_code_says():
 
 def test_a_problem_is_shown_under_its_status():
     shown: dict[str, set[str]] = {}
-    for operation in spec.OPERATIONS.values():
+    for operation in openapi.OPERATIONS.values():
         for status, response in operation.responses.items():
             for example in problem_examples(response):
                 assert status in (str(example["status"]), "default")
@@ -130,7 +133,7 @@ def test_a_problem_is_shown_under_its_status():
 
 
 def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each media type object and each parameter and header: what has a schema, and where it stands."""
+    """Yield each media type object, parameter and header: what has a schema, and where it stands."""
     if isinstance(node, Mapping):
         if isinstance(node.get("schema"), Mapping):
             yield at, node
@@ -142,7 +145,7 @@ def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 def schemas(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each schema with examples."""
+    """Yield each schema with examples."""
     if isinstance(node, Mapping):
         if isinstance(node.get("examples"), list):
             yield at, node
@@ -151,7 +154,7 @@ def schemas(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def validate(schema: Any, value: Any) -> None:
-    Draft202012Validator(schema, format_checker=spec.FORMATS).validate(value)
+    Draft202012Validator(schema, format_checker=openapi.FORMATS).validate(value)
 
 
 def test_examples_fit_their_schemas():
@@ -199,12 +202,12 @@ def test_receipts_in_examples_are_of_their_bytes():
 
 
 def block(after: str) -> str:
-    """The first fenced block after these words."""
+    """Return the first fenced block after these words."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
 def test_the_worked_derivation():
-    keys = client.derive_keys("alex", "correct horse battery staple")
+    keys = backup_client.derive_keys("alex", "correct horse battery staple")
     plaintext, nonce = b'{"workouts":[]}', bytes.fromhex("000102030405060708090a0b")
     master_key = hashlib.pbkdf2_hmac(
         "sha256", b"correct horse battery staple", bytes.fromhex(keys.user_id), 600_000, 32
@@ -216,7 +219,7 @@ def test_the_worked_derivation():
         "`storageKey`": keys.storage_key,
         "encryption key": keys.encryption_key.hex(),
         'blob of `{"workouts":[]}` with nonce `000102030405060708090a0b`, in base64': base64.b64encode(
-            client.encrypt(keys, plaintext, nonce)
+            backup_client.encrypt(keys, plaintext, nonce)
         ).decode(),
     }
 
@@ -224,15 +227,15 @@ def test_the_worked_derivation():
 def test_the_worked_signature():
     secret, created = "an-example-secret-for-the-documentation", 1795510800  # 2026-11-24T09:00:00Z
     assert f"at 2026-11-24T09:00:00Z with the secret\n`{secret}` and keyid `app`" in PROSE
-    keys = client.derive_keys("alex", "correct horse battery staple")
+    keys = backup_client.derive_keys("alex", "correct horse battery staple")
     body = block("exactly as they will be sent:").encode()
-    authorization = client.authorization(keys.user_id, keys.storage_key)
-    params = client.signature_params("app", created)
-    digest = client.content_digest(body)
-    headers = client.sign("POST", "/api/backup", body, authorization, secret=secret, created=created)
+    authorization = backup_client.authorization(keys.user_id, keys.storage_key)
+    params = backup_client.signature_params("app", created)
+    digest = backup_client.content_digest(body)
+    headers = backup_client.sign("POST", "/api/backup", body, authorization, secret=secret, created=created)
     assert f"`{params}`" in PROSE
-    assert f"`{client.content_digest(b'')}`" in PROSE
-    assert block("path of the request target as sent.") == client.signature_base(
+    assert f"`{backup_client.content_digest(b'')}`" in PROSE
+    assert block("path of the request target as sent.") == backup_client.signature_base(
         "POST", "/api/backup", authorization, digest, params
     )
     assert f"`{headers['Signature'].removeprefix('app=:').removesuffix(':')}`" in PROSE
@@ -244,7 +247,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
     configurable = SPEC["x-configurable-limits"]
     last, days, weeks, months = configurable["KEEP_VERSIONS"].split(",")
     for sentence in [
-        f"A backup is 1 to {spec.MAX_DECODED_BYTES:,} bytes",
+        f"A backup is 1 to {openapi.MAX_DECODED_BYTES:,} bytes",
         f"A request body may have at most {LIMITS['requestBodyBytes']:,} bytes",
         f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
         f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature lives",
@@ -260,7 +263,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
     # A replay cannot outlive the reservation: `created` may lie as far ahead as behind.
     assert LIMITS["deletedUserSeconds"] > 2 * LIMITS["signatureSkewSeconds"]
     schemas = SPEC["components"]["schemas"]
-    assert schemas["Size"]["maximum"] == spec.MAX_DECODED_BYTES
+    assert schemas["Size"]["maximum"] == openapi.MAX_DECODED_BYTES
     # A text too long for the schema would be 422 where 413 is due.
     assert schemas["BackupData"]["maxLength"] >= LIMITS["requestBodyBytes"]
 
@@ -273,7 +276,7 @@ def test_schemas_suit_a_generated_client():
     requests = {"BackupUpload", "StorageKeyChange"}
     for name, schema in SPEC["components"]["schemas"].items():
         assert ("additionalProperties" in schema) == (name in requests), name
-    text = spec.SPEC_BYTES.decode()
+    text = openapi.SPEC_BYTES.decode()
     assert "null'" not in text and "nullable" not in text
     base64_schemas = [schema for _, schema in schemas(resolved(SPEC)) if "contentEncoding" in schema]
     assert base64_schemas

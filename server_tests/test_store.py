@@ -15,9 +15,11 @@ from secrets import token_bytes
 
 import pytest
 import requests
-from calls import at_once, code, eventually, sha256
-from client import BackupClient, backup_bytes
-from launcher import SERVER, ServerProcess
+
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target.calls import at_once, counts, eventually, outcome, sha256
+from contract_tests.target.openapi import RESERVED
+from contract_tests.target.process import COMMAND, ServerProcess
 
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,
@@ -26,31 +28,21 @@ MANY = {
     "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
 }
 GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-RESERVED = 601  # seconds for which a deleted userId stays
 
 
 def values(database: Path, part: bytes) -> int:
-    """How many values in the file hold these bytes."""
+    """Return how many values in the file hold these bytes."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(value, ?)", part)
 
 
 def keys(database: Path, part: str) -> int:
-    """How many keys or values in the file hold this text."""
+    """Return how many keys or values in the file hold this text."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(key, ?1) OR instr(value, ?1)", part.encode())
 
 
 def count(database: Path, query: str, part: bytes) -> int:
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         return connection.execute(query, (part,)).fetchone()[0]
-
-
-def stats(server: ServerProcess) -> dict[str, int]:
-    """The server's counts; right after a start they may take a moment (503)."""
-    client = server.client()
-    assert eventually(lambda: client.get_admin_stats(server.admin_key).status_code == 200)
-    counts = client.get_admin_stats(server.admin_key).json()
-    del counts["databaseBytes"]
-    return counts
 
 
 @pytest.fixture
@@ -103,7 +95,7 @@ def test_restored_from_an_older_snapshot(server, user):
     user.base_url = server.start().base_url
 
     refused = user.store_backup(blobs[4], lost.json()["sha256"])
-    assert (code(refused), refused.json()["currentVersion"]) == ("version_conflict", 2)
+    assert (outcome(refused), refused.json()["currentVersion"]) == ("409 version_conflict", 2)
     assert user.store_backup(blobs[4], sha256(blobs[2])).json()["version"] == 3  # another 3 than the lost one
     fetched = user.fetch_backup(if_none_match=lost.headers["ETag"])
     assert (fetched.status_code, backup_bytes(fetched)) == (200, blobs[4])
@@ -147,8 +139,8 @@ def test_a_deletion_cut_short_is_finished_at_the_next_start(start_server):
 
     user.base_url = server.start().base_url
     assert user.list_backup_versions().status_code == 401
-    assert code(user.register_user()) == "recently_deleted"
-    assert stats(server) == {"users": 0, "backups": 0, "versions": 0}
+    assert outcome(user.register_user()) == "409 recently_deleted"
+    assert counts(server) == {"users": 0, "backups": 0, "versions": 0}
     server.stop()
     assert values(server.database, mark) == 0
 
@@ -168,44 +160,29 @@ def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted
     time.sleep(1.5)  # housekeeping must not come too early
     for user in (gone, back):
         answer = user.register_user()
-        assert (code(answer), answer.headers["Retry-After"]) == ("recently_deleted", "1")
+        assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", "1")
         assert keys(server.database, user.credentials[0]) == 1
 
     server.move_clock(1)
     assert back.register_user().status_code == 201
-    assert code(back.fetch_backup()) == "no_backup"
+    assert outcome(back.fetch_backup()) == "404 no_backup"
     assert back.store_backup(b"a backup").json()["version"] == 1
     assert eventually(lambda: keys(server.database, gone.credentials[0]) == 0)
     time.sleep(1.5)
     assert back.fetch_backup().status_code == 200  # the new account is not what is forgotten
-    assert stats(server) == {"users": 1, "backups": 1, "versions": 1}
+    assert counts(server) == {"users": 1, "backups": 1, "versions": 1}
     assert back.delete_user().status_code == 204  # and reserves the name anew
     server.move_clock(RESERVED - 1)
-    assert code(back.register_user()) == "recently_deleted"
+    assert outcome(back.register_user()) == "409 recently_deleted"
 
 
 # ---- Readers ----------------------------------------------------------------------------------------------
 
 
-# The server, but for a moment before each blob is read: time enough for its slot to be overwritten.
-SLOW_READS = """
-import dbm.sqlite3, time
-__file__ = {server!r}
-
-def slow(self, key, get=dbm.sqlite3._Database.__getitem__):
-    time.sleep(0.01 if key.startswith(b"blob/") else 0)
-    return get(self, key)
-
-dbm.sqlite3._Database.__getitem__ = slow
-exec(compile(open(__file__).read(), __file__, "exec"))
-"""
-
-
 @pytest.mark.parametrize("keep", ["1,0,0,0", "4,3,2,2"])
-def test_readers_beside_a_writer(start_server, tmp_path, keep):
+def test_readers_beside_a_writer(start_server, keep):
     """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
-    (tmp_path / "slow_reads.py").write_text(SLOW_READS.format(server=str(SERVER)))
-    server = start_server(BACKUP_SERVER=tmp_path / "slow_reads.py", KEEP_VERSIONS=keep, **MANY)
+    server = start_server(command=[*COMMAND, "--slow-reads"], KEEP_VERSIONS=keep, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
     blobs = [number.to_bytes(4) * 5_000 for number in range(1, 121)]

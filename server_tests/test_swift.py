@@ -1,15 +1,16 @@
-"""docs/swift.md names test vectors: they exist, and they have the values that it quotes."""
+"""clients/swift/README.md names test vectors: they exist, and they have the values that it quotes."""
 
 import re
 from typing import Any
 
 import pytest
-import spec
-import vectors
 import yaml
-from launcher import REPOSITORY
 
-APPENDIX = (REPOSITORY / "docs/swift.md").read_text()
+from contract_tests.target import openapi
+from contract_tests.target.openapi import REPOSITORY
+from server_tests import vectors
+
+APPENDIX = (REPOSITORY / "clients/swift/README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", APPENDIX, re.MULTILINE | re.DOTALL)
 CODE = "\n".join(block for language, block in BLOCKS if language == "swift" and "PackageDescription" not in block)
 NAMED = sorted({int(number) for number in re.findall(r"tcId (\d+)", APPENDIX)})
@@ -22,7 +23,7 @@ CASES = {test["tcId"]: test for group in GROUPS for test in group["tests"]}
 
 
 def member_of(case: dict[str, Any], name: str) -> str:
-    """A member of a vector, or else the value of one of its headers."""
+    """Return a member of a vector, or else the value of one of its headers."""
     if name in case:
         return str(case[name])
     (value,) = [value for line in case["headers"] for header, value in [line.split(": ", 1)] if header == name]
@@ -55,7 +56,7 @@ def test_what_is_written_as_a_quotation_was_read_as_one():
 
 def test_the_generators_configuration_fits_the_contract():
     (configuration,) = [yaml.safe_load(block) for language, block in BLOCKS if language == "yaml"]
-    assert set(configuration["filter"]["tags"]) <= {tag["name"] for tag in spec.SPEC["tags"]}
+    assert set(configuration["filter"]["tags"]) <= {tag["name"] for tag in openapi.SPEC["tags"]}
 
 
 def test_the_appendix_says_that_it_was_not_compiled():

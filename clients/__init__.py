@@ -1,0 +1,1 @@
+"""Clients of the backup server, each written from openapi.yaml and fixtures/."""

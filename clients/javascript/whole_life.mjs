@@ -1,0 +1,36 @@
+// A whole life of an account by client.mjs: node whole_life.mjs BASE_URL, secret in APP_SECRET_KEY.
+import assert from 'node:assert/strict'
+import { BackupClient, ProblemError, decrypt, deriveKeys } from './client.mjs'
+
+const [baseUrl] = process.argv.slice(2)
+const secret = process.env.APP_SECRET_KEY
+const text = bytes => new TextDecoder().decode(bytes)
+const log = words => new TextEncoder().encode(words)
+const merge = (mine, theirs) => log([...new Set(`${text(theirs)} ${text(mine)}`.split(' '))].join(' '))
+const code = expected => error => error instanceof ProblemError && error.code === expected
+
+const keys = await deriveKeys('Alex in JavaScript', 'a password')
+const phone = new BackupClient({ baseUrl, secret, keys, pause: 0.1 })
+const tablet = new BackupClient({ baseUrl, secret, keys, pause: 0.1, now: () => Math.floor(Date.now() / 1000) - 7200 })
+assert.equal((await phone.getHealth()).status, 'ok')
+await phone.registerUser()
+await assert.rejects(phone.fetchBackup(), code('no_backup'))
+assert.equal((await phone.sync(log('squat'), merge)).receipt.version, 1)
+// The tablet's clock is two hours slow; it mends that, fetches, merges and stores.
+assert.equal(text((await tablet.sync(log('bench'), merge)).log), 'squat bench')
+assert.equal(tablet.clockOffset > 7100, true)
+// The phone meets a conflict, fetches, merges and stores again.
+const merged = await phone.sync(log('squat row'), merge)
+assert.equal(merged.receipt.version, 3)
+assert.equal(text(merged.log), 'squat bench row')
+const latest = await phone.fetchBackup()
+assert.equal(text(await decrypt(latest.blob, keys)), 'squat bench row')
+assert.equal(await phone.fetchBackup(latest.etag), null)
+const newKeys = await deriveKeys('Alex in JavaScript', 'another password')
+await phone.changePassword(newKeys, merged.log, merge)
+await assert.rejects(tablet.listBackupVersions(), code('credentials_invalid'))
+assert.deepEqual((await phone.listBackupVersions()).map(receipt => receipt.keyVersion), [2, 1, 1, 1])
+assert.equal((await phone.restore(1, keys)).receipt.version, 5)
+await phone.deleteUser()
+await assert.rejects(phone.listBackupVersions(), code('credentials_invalid'))
+console.log('a whole life, by a client written from openapi.yaml and fixtures/ alone')

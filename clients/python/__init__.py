@@ -1,0 +1,1 @@
+"""The reference client, and a demo of it."""

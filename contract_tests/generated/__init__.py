@@ -1,0 +1,1 @@
+"""Tests whose requests are made up: random lives held against a model, and Schemathesis."""

@@ -1,0 +1,277 @@
+"""What a backup server does, in plain Python: openapi.yaml without HTTP, files or threads. For test_random_lives.py.
+
+    model = Model(Settings())
+    assert model.answer(call, now) == what a server answered to the call at that time
+
+Times are Unix milliseconds, but for `created`, which is in seconds.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from contract_tests.target.openapi import LIMITS, SPEC
+
+SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+SKEW = LIMITS["signatureSkewSeconds"]  # that `created` may differ from the server's clock
+RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # for which a deleted userId stays reserved
+DEFAULTS = SPEC["x-configurable-limits"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a deployment may set."""
+
+    hour: int = DEFAULTS["BACKUPS_PER_HOUR"]
+    day: int = DEFAULTS["BACKUPS_PER_DAY"]
+    registrations: int = DEFAULTS["REGISTRATIONS_PER_HOUR"]
+    failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_5_MINUTES"]
+    keep: tuple[int, ...] = tuple(map(int, DEFAULTS["KEEP_VERSIONS"].split(",")))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that the app signed. `flaw` is the outcome of one whose body or version is of no right form."""
+
+    operation: str
+    user_id: str = field(repr=False)
+    key: str = field(repr=False)
+    created: int
+    signature: str = field(repr=False)
+    address: str
+    blob: bytes = field(default=b"", repr=False)
+    base: str | None = None
+    new_key: str | None = field(default=None, repr=False)
+    version: int = 0
+    if_none_match: str = ""
+    flaw: str | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A kept version, and when it was stored."""
+
+    number: int
+    moment: int
+    blob: bytes = field(repr=False)
+    key_version: int
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.blob).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.number}-{self.sha256}"'
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Version":
+        return self  # as it never changes
+
+    def receipt(self) -> dict[str, Any]:
+        return {
+            "version": self.number,
+            "updatedAt": rfc3339(self.moment),
+            "size": len(self.blob),
+            "sha256": self.sha256,
+            "keyVersion": self.key_version,
+        }
+
+
+@dataclass
+class Account:
+    """A living account. `spent` are the signatures under which a version was stored."""
+
+    created: int
+    key: str = field(repr=False)
+    key_version: int = 1
+    versions: list[Version] = field(default_factory=list)  # those that are kept, oldest first
+    uploads: list[int] = field(default_factory=list)
+    spent: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def latest(self) -> Version | None:
+        return self.versions[-1] if self.versions else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status, with the code of a problem, and what the answer says beside: members and headers by name."""
+
+    outcome: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """The accounts, the names that deleted ones left reserved, and what each address did."""
+
+    settings: Settings
+    accounts: dict[str, Account] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
+    registrations: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[str, list[int]] = field(default_factory=dict)
+
+    def answer(self, call: Call, now: int) -> Answer:
+        """Answer a call at this time: it takes effect, and what it gets is returned."""
+        if abs(now // SECOND - call.created) > SKEW:
+            return Answer("401 signature_expired", {"serverTime": now // SECOND})
+        if wait := seconds_to_wait(self.failures.get(call.address, []), [(self.settings.failures, 5 * MINUTE)], now):
+            policy = self.policy() if call.operation in ("storeBackup", "changeStorageKey") else {}
+            return Answer("429 rate_limited", {"Retry-After": wait} | policy)
+        if call.operation == "registerUser":
+            return self.register(call, now)
+        account = self.accounts.get(call.user_id)
+        if account is None or account.key != call.key:
+            self.failures.setdefault(call.address, []).append(now)
+            return Answer("401 credentials_invalid")
+        if call.flaw:
+            return Answer(call.flaw)
+        operations: dict[str, Callable[[Account, Call, int], Answer]] = {
+            "storeBackup": self.store,
+            "changeStorageKey": self.store,
+            "fetchBackup": self.fetch,
+            "fetchBackupVersion": self.fetch,
+            "listBackupVersions": self.list_versions,
+            "deleteUser": self.delete,
+        }
+        return operations[call.operation](account, call, now)
+
+    def register(self, call: Call, now: int) -> Answer:
+        account = self.accounts.get(call.user_id)
+        if account and account.key == call.key:
+            return Answer("200", {"createdAt": rfc3339(account.created)})
+        if account:
+            self.failures.setdefault(call.address, []).append(now)
+            return Answer("409 username_taken")
+        if call.user_id in self.deleted and (left := self.deleted[call.user_id] + RESERVED - now) > 0:
+            return Answer("409 recently_deleted", {"Retry-After": seconds(left)})
+        registered = self.registrations.get(call.address, [])
+        if wait := seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now):
+            return Answer("429 rate_limited", {"Retry-After": wait})
+        self.registrations.setdefault(call.address, []).append(now)
+        self.accounts[call.user_id] = Account(now, call.key)
+        return Answer("201", {"createdAt": rfc3339(now)})
+
+    def store(self, account: Account, call: Call, now: int) -> Answer:
+        latest = account.latest
+        if call.new_key == account.key:
+            return Answer("422 validation_failed")
+        if latest and latest.blob == call.blob and call.new_key is None:  # a retry
+            return Answer("200", latest.receipt() | self.rate_limit(account, now))
+        if call.base != (latest and latest.sha256) or call.signature in account.spent:
+            return Answer("409 version_conflict", {"currentVersion": latest.number if latest else 0})
+        if wait := seconds_to_wait(account.uploads, self.upload_limits(), now):
+            return Answer("429 rate_limited", {"Retry-After": wait} | self.rate_limit(account, now))
+        account.key_version += call.new_key is not None
+        account.key = call.new_key or account.key
+        version = Version(latest.number + 1 if latest else 1, now, call.blob, account.key_version)
+        account.versions = kept([*account.versions, version], self.settings.keep)
+        account.uploads.append(now)
+        account.spent.add(call.signature)
+        return Answer("200" if call.new_key else "201", version.receipt() | self.rate_limit(account, now))
+
+    def fetch(self, account: Account, call: Call, now: int) -> Answer:
+        if call.operation == "fetchBackup":
+            found, problem = account.latest, "404 no_backup"
+        else:
+            found = next((version for version in account.versions if version.number == call.version), None)
+            problem = "404 no_such_version"
+        if found is None:
+            return Answer(problem)
+        if call.if_none_match == "*" or found.etag in call.if_none_match:
+            return Answer("304", {"ETag": found.etag})
+        return Answer("200", found.receipt() | {"ETag": found.etag, "data": found.sha256})
+
+    def list_versions(self, account: Account, call: Call, now: int) -> Answer:
+        return Answer("200", {"versions": [version.receipt() for version in reversed(account.versions)]})
+
+    def delete(self, account: Account, call: Call, now: int) -> Answer:
+        del self.accounts[call.user_id]
+        self.deleted[call.user_id] = now
+        return Answer("204")
+
+    def counts(self) -> list[int]:
+        """Return how many users, users with a backup, and versions there are."""
+        kept = [len(account.versions) for account in self.accounts.values()]
+        return [len(kept), sum(map(bool, kept)), sum(kept)]
+
+    # ---- Limits --------------------------------------------------------------------------------------------
+
+    def upload_limits(self) -> list[tuple[int, int]]:
+        return [(self.settings.hour, HOUR), (self.settings.day, DAY)]
+
+    def policy(self) -> dict[str, str]:
+        return {"RateLimit-Policy": f'"hour";q={self.settings.hour};w=3600, "day";q={self.settings.day};w=86400'}
+
+    def rate_limit(self, account: Account, now: int) -> dict[str, str]:
+        items = []
+        for name, (quota, window) in zip(("hour", "day"), self.upload_limits(), strict=True):
+            times = counted(account.uploads, window, now)
+            t = f";t={seconds(min(times) + window - now)}" if times else ""
+            items.append(f'"{name}";r={max(quota - len(times), 0)}{t}')
+        return {"RateLimit": ", ".join(items)} | self.policy()
+
+
+def counted(times: list[int], window: int, now: int) -> list[int]:
+    """Return the times within a sliding window: not those as old as it is long, nor those dated later than now."""
+    return [time for time in times if now - window < time <= now]
+
+
+def seconds_to_wait(times: list[int], limits: list[tuple[int, int]], now: int) -> int:
+    """Return the whole seconds after which one more is within every limit (quota, window); 0 says that it is now."""
+    for wait in sorted({0} | {seconds(time + window - now) for time in times for _, window in limits}):
+        later = now + wait * SECOND
+        if wait >= 0 and all(len(counted(times, window, later)) < quota for quota, window in limits):
+            return wait
+    raise AssertionError("when the last one leaves there is room")
+
+
+def seconds(milliseconds: int) -> int:
+    """Convert to seconds, rounded up."""
+    return -(-milliseconds // SECOND)
+
+
+def rfc3339(moment: int) -> str:
+    return datetime.fromtimestamp(moment // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
+    """Return the versions, oldest first, that are kept.
+
+    These are the last ones, and the newest of each of so many days, ISO weeks and months. Periods are ordered by the
+    newest version they hold.
+    """
+    periods = (lambda at: at.date(), lambda at: at.isocalendar()[:2], lambda at: (at.year, at.month))
+    chosen = versions[-keep[0] :]
+    for period, count in zip(periods, keep[1:], strict=True):
+        newest: dict[Any, Version] = {}
+        for version in reversed(versions):
+            newest.setdefault(period(datetime.fromtimestamp(version.moment // SECOND, UTC)), version)
+        chosen += list(newest.values())[:count]
+    return [version for version in versions if version in chosen]
+
+
+# ---- Several calls at once ---------------------------------------------------------------------------------
+
+
+def after_some_order(
+    model: Model, exchanges: list[tuple[Call, Any]], fits: Callable[[Answer, Any], bool], now: int
+) -> Iterator[Model]:
+    """Yield the model after each serial order of the calls in which every answer fits the model's.
+
+    It yields nothing if there is no such order. `fits(expected, answer)` compares two answers.
+    """
+    if not exchanges:
+        yield model
+    for index, (call, answer) in enumerate(exchanges):
+        if (call, answer) in exchanges[:index]:
+            continue
+        after = copy.deepcopy(model)
+        if fits(after.answer(call, now), answer):
+            yield from after_some_order(after, exchanges[:index] + exchanges[index + 1 :], fits, now)
+            if after == model:  # what changes nothing may as well have been the first
+                return

@@ -1,0 +1,86 @@
+"""Runs schemathesis, by its command, against a target. Its settings are in schemathesis.toml."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from contract_tests.target.openapi import METHODS, REPOSITORY, SPEC
+from contract_tests.target.redaction import redacted
+from contract_tests.target.target import Target
+
+HERE = Path(__file__).resolve().parent
+TIMEOUT = 3600  # seconds, for a long run
+
+
+def for_schemathesis() -> dict[str, Any]:
+    """Return the spec without `default`, by which schemathesis would accept every status.
+
+    Schemathesis parses what is served as YAML. The spec has the schema of the text there; this has the document's.
+    """
+    paths = {
+        path: {
+            method: operation
+            if method not in METHODS
+            else operation | {"responses": {k: v for k, v in operation["responses"].items() if k != "default"}}
+            for method, operation in item.items()
+        }
+        for path, item in SPEC["paths"].items()
+    }
+    content = {"application/yaml": {"schema": {"$ref": "#/components/schemas/OpenapiDocument"}}}
+    served = paths["/openapi.yaml"]["get"]
+    served["responses"] = served["responses"] | {"200": served["responses"]["200"] | {"content": content}}
+    return SPEC | {"paths": paths}
+
+
+def run(
+    request: pytest.FixtureRequest, target: Target, directory: Path, number: int = 0, **change: str
+) -> subprocess.CompletedProcess:
+    """Run schemathesis with the seed plus `number`, and with `change` in its environment; return the finished process.
+
+    Prints what it says.
+    """
+    document = directory / "openapi.yaml"
+    document.write_text(yaml.safe_dump(for_schemathesis(), sort_keys=False))
+    options = {
+        "--url": target.base_url,
+        "--max-examples": request.config.getoption("--fuzz-examples"),
+        "--seed": str(request.config.getoption("--fuzz-seed") + number),
+    }
+    absent = target.observer.lacking | (set() if target.admin_key else {"getAdminStats"})
+    environ = {
+        "TARGET_URL": target.base_url,
+        "TARGET_SECRET": target.secret,
+        "TARGET_KEYID": target.keyid,
+        "TARGET_ADMIN_KEY": target.admin_key or "",
+        "PYTHONPATH": str(REPOSITORY),
+        "SCHEMATHESIS_HOOKS": "contract_tests.generated.schemathesis_hooks",
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli"),
+            *("--config-file", str(HERE / "schemathesis.toml")),
+            *("run", str(document)),
+            *(part for option in options.items() for part in option),
+            *(part for operation_id in sorted(absent) for part in ("--exclude-operation-id", operation_id)),
+        ],
+        cwd=directory,
+        env=os.environ | environ | change,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    print(redacted(done.stdout, target.secrets))
+    return done
+
+
+def requests_sent(done: subprocess.CompletedProcess) -> int:
+    """Return how many requests a run sent."""
+    (count,) = re.findall("^([0-9]+) requests were sent$", done.stdout, re.MULTILINE)
+    return int(count)

@@ -1,0 +1,116 @@
+"""What schemathesis needs to be told here: how to sign, and as whom. `test_schemathesis.py` starts it.
+
+A generated request is meant to be right, or right but for one thing, and so needs an account that fits it: none yet
+for a registration, one without a backup for an upload without base, one with another key for a key change, and
+a new one after a deletion. Else the account of the step before goes on, as links between operations ask for.
+"""
+
+import atexit
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import requests.auth
+import schemathesis
+from schemathesis.core.failures import Failure
+from schemathesis.openapi.checks import EnsureResourceAvailability
+
+from clients.python.backup_client import BackupClient, SignatureAuth
+
+BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
+KEPT = 4  # the last versions, which the full profile needs to be kept
+
+
+@dataclass
+class Account:
+    """Credentials that nobody else has, and the latest version, 0 if there is none."""
+
+    user_id: str = field(default_factory=lambda: secrets.token_hex(32))
+    storage_key: str = field(default_factory=lambda: secrets.token_hex(32))
+    latest: int = 0
+
+    def sign(self, request: requests.PreparedRequest) -> None:
+        SignatureAuth(self.user_id, self.storage_key, SECRET, KEYID)(request)
+
+    def client(self) -> BackupClient:
+        """For requests that are not part of the run."""
+        return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID)
+
+    def fits(self, request: requests.PreparedRequest) -> bool:
+        """Return whether an upload may succeed: without base as the first, and not with the key already in force."""
+        body = request.body or b""
+        body = body.encode() if isinstance(body, str) else body
+        return not (self.latest and body and b"baseSha256" not in body) and self.storage_key.encode() not in body
+
+    def keeps(self, version: Any) -> bool:
+        """Return whether it surely has this version, or any if it is None."""
+        return self.latest > 0 if version is None else self.latest - KEPT < int(version) <= self.latest
+
+
+class Caller(requests.auth.AuthBase):
+    """Proves each request at the last moment, when its body is final."""
+
+    def __init__(self) -> None:
+        self.calls = 0  # that were answered
+        self.newcomer = Account()
+        self.account: Account | None = None  # that is used now
+        self.living: dict[str, Account] = {}
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        path = urlsplit(request.url or "").path
+        if path == "/admin/stats":
+            request.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
+        elif path == "/api/register":
+            self.newcomer = Account()
+            self.newcomer.sign(request)
+        elif path.startswith("/api/"):
+            if self.account is None or not self.account.fits(request):
+                self.go_on_as(Account()).client().register_user()
+            self.account.sign(request)
+        return request
+
+    def go_on_as(self, account: Account) -> Account:
+        self.account = self.living[account.user_id] = account
+        return account
+
+    def learn(self, case: Any, response: Any) -> None:
+        """Take over what an answer changed."""
+        self.calls += 1
+        match case.method, case.operation.path, response.status_code:
+            case "POST", "/api/register", 201:
+                self.go_on_as(self.newcomer)
+            case "POST", "/api/backup", 201 if self.account:
+                self.account.latest = response.json()["version"]
+            case "PUT", "/api/user/storage-key", 200 if self.account:
+                self.account.latest = response.json()["version"]
+                self.account.storage_key = case.body["storageKey"]
+            case "DELETE", "/api/user", 204 if self.account:
+                del self.living[self.account.user_id]
+                self.account = None
+
+    def end(self) -> None:
+        """Leave no account behind; print how many requests there were, which run_schemathesis.py reads."""
+        print(f"{self.calls} requests were sent")
+        for account in self.living.values():
+            account.client().delete_user()
+
+
+caller = Caller()
+schemathesis.auth.set_from_requests(caller)
+atexit.register(caller.end)
+
+
+@schemathesis.hook
+def after_call(context: schemathesis.HookContext, case: Any, response: Any) -> None:
+    caller.learn(case, response)
+
+
+@schemathesis.hook
+def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Any, response: Any) -> bool:
+    """Return False for a failure that is none: what another account stored, or what was dropped, is not missing."""
+    if not isinstance(failure, EnsureResourceAvailability):
+        return True
+    return caller.account is not None and caller.account.keeps(case.path_parameters.get("version"))

@@ -1,0 +1,745 @@
+"""Random lives of a few users, held against a model: after each step the server has to be as model.py says.
+
+Hypothesis makes up the steps: calls, right and wrong, captured requests that are sent again, calls at once, seconds and
+months that pass, restarts and crashes. `--fuzz-seed` repeats a run, `--model-examples` makes it longer. The life that
+failed is shortened, for a while, to the steps that matter; what was called, and answered, is printed with the failure.
+
+The first machine lives on a server of its own, whose clock stands still unless a step moves it, so that each number is
+exact; the second on any target, by the clock on the wall.
+"""
+
+import copy
+import itertools
+import json
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from secrets import token_hex
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, HypothesisException, StopTest
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from clients.python.backup_client import BackupClient, authorization, backup_bytes, content_digest, sign
+from contract_tests.generated.model import (
+    SECOND,
+    SKEW,
+    Account,
+    Answer,
+    Call,
+    Model,
+    Settings,
+    Version,
+    after_some_order,
+)
+from contract_tests.target import openapi
+from contract_tests.target.calls import FromAddress, at_once, eventually, outcome, sha256
+from contract_tests.target.checked_client import CheckedSession
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import TargetSession
+
+STEPS = 40  # of a life
+SHORTEN = 60  # seconds for which the life that failed is shortened
+USERS = 4
+SMALL = 100_000  # bytes of a backup that is fetched and sent again after each step
+SURE = 4  # the last versions, which the full profile needs to be kept
+
+# What a life is made up from. Small numbers stand for what there is at the time.
+users = st.integers(0, USERS - 1)
+keys = st.sampled_from([0] * 8 + [1, 2])  # 0 is the one in force
+other_keys = st.sampled_from([1, 2])
+addresses = st.sampled_from([0, 0, 0, 1])
+drifts = st.sampled_from([0] * 8 + [SKEW, -SKEW, SKEW + 1, -SKEW - 1])  # seconds that a device's clock is ahead
+BLOBS = [random.Random(size).randbytes(size) for size in (1, 2, 3, 400, 70_000)]
+blobs = st.sampled_from([*range(len(BLOBS)), -1])  # -1 is the latest one, again
+bases = st.sampled_from(["latest"] * 6 + ["none", "older", "own", "another user's"])
+etags = st.sampled_from(["", "{0}", "W/{0}", '"0-0", {0}', "*", "{1}", '"latest"'])  # its own, and an older one's
+MOST = openapi.MAX_DECODED_BYTES
+sizes = st.sampled_from([1_048_577, MOST, MOST + 1, MOST + 2])
+HOUR, DAY = 3600, 86_400
+waits = st.sampled_from([0.125, 1, 60, 299.875, 300, 301, 600, 601, 601, 1800, 3599.875, HOUR, HOUR, 6 * HOUR])
+waits |= st.sampled_from([DAY - 1, DAY, DAY, 2 * DAY, 7 * DAY, 31 * DAY, 400 * DAY])
+STARTS = [1_795_510_800, 1_798_702_200, 1_801_353_600, 1_835_384_399]  # 2026-11-24T09, 12-31T06:50, 2027-01-31T00, …
+
+OPERATIONS: dict[str, Callable[[BackupClient, Call], Any]] = {
+    "registerUser": lambda client, call: client.register_user(),
+    "storeBackup": lambda client, call: client.store_backup(call.blob, call.base),
+    "changeStorageKey": lambda client, call: client.change_storage_key(str(call.new_key), call.blob, call.base),
+    "fetchBackup": lambda client, call: client.fetch_backup(call.if_none_match or None),
+    "fetchBackupVersion": lambda client, call: client.fetch_backup_version(call.version, call.if_none_match or None),
+    "listBackupVersions": lambda client, call: client.list_backup_versions(),
+    "deleteUser": lambda client, call: client.delete_user(),
+}
+
+# What its user sends by the app, and what is refused all the same.
+FLAWED: dict[str, tuple[str, str, bytes, str]] = {
+    "no JSON": ("storeBackup", "", b'{"data":', "400 malformed_request"),
+    "a member twice": ("storeBackup", "", b'{"data":"QQ==","data":"Qg=="}', "400 malformed_request"),
+    "no data": ("storeBackup", "", b"{}", "422 validation_failed"),
+    "no base64": ("storeBackup", "", b'{"data":"QUJ*"}', "422 validation_failed"),
+    "no padding": ("storeBackup", "", b'{"data":"QQ"}', "422 validation_failed"),
+    "unused bits": ("storeBackup", "", b'{"data":"QR=="}', "422 validation_failed"),
+    "nothing": ("storeBackup", "", b'{"data":""}', "422 validation_failed"),
+    "a number as base": ("storeBackup", "", b'{"data":"QQ==","baseSha256":1}', "422 validation_failed"),
+    "a short key": ("changeStorageKey", "", b'{"data":"QQ==","storageKey":"ab"}', "422 validation_failed"),
+    "a body": ("deleteUser", "", b"{}", "400 malformed_request"),
+    "version 0": ("fetchBackupVersion", "0", b"", "404 no_such_version"),
+    "version 01": ("fetchBackupVersion", "01", b"", "404 no_such_version"),
+}
+# What happens at once: the operation, and the key, new key and blob that it is about.
+RACING: dict[str, tuple[str, dict[str, int]]] = {
+    "store": ("storeBackup", {"blob": 0}),
+    "store another": ("storeBackup", {"blob": 1}),
+    "store a large one": ("storeBackup", {"blob": 4}),
+    "store the latest": ("storeBackup", {"blob": -1}),
+    "change the key": ("changeStorageKey", {"blob": 2, "new": 1}),
+    "change it to another": ("changeStorageKey", {"blob": 2, "new": 2}),
+    "delete": ("deleteUser", {}),
+    "register": ("registerUser", {}),
+    "register with another key": ("registerUser", {"key": 1}),
+    "fetch": ("fetchBackup", {}),
+    "list": ("listBackupVersions", {}),
+    "guess": ("fetchBackup", {"key": 1}),
+}
+# What was signed in place of what is sent.
+FORGED: dict[str, dict[str, Any]] = {
+    "by another secret": {"secret": "not the secret of this server, but as long"},
+    "by another keyid": {"keyid": "nobody-s"},
+    "for another method": {"method": "GET"},
+    "for another path": {"path": "/api/user"},
+    "for other credentials": {"authorization": authorization("5e" * 32, "5e" * 32)},
+    "for another digest": {"body": b"{}"},
+}
+
+
+@dataclass
+class Exchange:
+    """A call as the model takes it, the request that it is, and what was answered, or None."""
+
+    call: Call
+    request: requests.PreparedRequest = field(repr=False)
+    answer: Answer | None = None
+
+
+class Preparing(requests.Session):
+    """Sends nothing: what a client would have sent is what it is answered."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> Any:
+        return request
+
+
+# What is compared beside status and code.
+RECEIPT = ("version", "updatedAt", "size", "sha256", "keyVersion")
+MEMBERS = ("createdAt", "currentVersion", "serverTime", *RECEIPT)
+HEADERS = ("ETag", "RateLimit", "RateLimit-Policy", "Retry-After")
+
+
+def seen(response: requests.Response) -> Answer:
+    """Return an answer in the model's words."""
+    body = json.loads(response.content or b"{}")
+    facts: dict[str, Any] = {name: body[name] for name in MEMBERS if name in body}
+    facts |= {name: response.headers[name] for name in HEADERS if name in response.headers}
+    if "Retry-After" in facts:
+        facts["Retry-After"] = int(facts["Retry-After"])
+    if "data" in body:
+        facts["data"] = sha256(backup_bytes(response))
+    if "versions" in body:
+        facts["versions"] = [{name: receipt[name] for name in RECEIPT} for receipt in body["versions"]]
+    return Answer(outcome(response), facts)
+
+
+def timeless(answer: Answer) -> Answer:
+    """Return an answer without what a clock tells."""
+    times = ("createdAt", "updatedAt", "serverTime", "Retry-After")
+    facts = {name: value for name, value in answer.facts.items() if name not in times}
+    if "versions" in facts:
+        facts["versions"] = [{**receipt, "updatedAt": ""} for receipt in facts["versions"]]
+    if "RateLimit" in facts:
+        facts["RateLimit"] = re.sub(";t=[0-9]+", "", facts["RateLimit"])
+    return Answer(answer.outcome, facts)
+
+
+def of_contract(answer: Answer, expected: Answer) -> Answer:
+    """Return an answer without members beside those that are expected: a server may have more to say."""
+    return Answer(answer.outcome, {n: v for n, v in answer.facts.items() if n in expected.facts or n in HEADERS})
+
+
+@dataclass
+class Failure:
+    """How a life failed: when (by time.monotonic), after how many lines of its story, with what."""
+
+    at: float
+    steps: int
+    exception: BaseException
+
+
+class Enough(BaseException):
+    """The life that failed has been shortened for long enough."""
+
+
+# ---- On any server -----------------------------------------------------------------------------------------
+
+
+class Life(RuleBasedStateMachine):
+    """What users and strangers do, to any server."""
+
+    numbers = itertools.count(1)  # of addresses that nobody has used
+
+    def __init__(self, target: Any, limits: Settings, failures: list[Failure]) -> None:
+        super().__init__()
+        if failures and time.monotonic() > failures[0].at + SHORTEN:
+            raise Enough
+        self.target = target
+        self.failures = failures
+        self.models = [Model(limits)]  # several, until it is seen what calls at once have come to
+        self.users = [token_hex(32) for _ in range(USERS)]
+        key = token_hex(32)
+        self.keys = [key, key[:-1] + f"{int(key[-1], 16) ^ 1:x}", f"{int(key[0], 16) ^ 1:x}" + key[1:]]
+        self.stored: list[list[str]] = [[sha256(b"never stored")] for _ in self.users]  # hashes
+        self.sent: list[Exchange] = []
+        self.told: Exchange | None = None  # the last one that was told to wait
+        self.touched: set[int] = set()
+        self.turn = itertools.count()
+        self.had_large = False
+        self.story: list[str] = []
+        self.sessions: dict[str, requests.Session] = {}
+        self.move()
+
+    def teardown(self) -> None:
+        """Look at everything and leave no user behind, or keep how a life failed."""
+        try:
+            if sys.exception() is None:
+                self.end()
+        finally:
+            failure = sys.exception()
+            if failure and not isinstance(failure, (HypothesisException, StopTest)):
+                failure.add_note("\n".join(["This is what happened:", *self.story]))
+                self.failures.append(Failure(time.monotonic(), len(self.story), failure))
+            for session in self.sessions.values():
+                session.close()
+
+    def end(self) -> None:
+        for user, user_id in enumerate(self.users):
+            if account := self.model.accounts.get(user_id):
+                for version in self.surely_kept(account):
+                    self.look("fetchBackupVersion", user, version=version.number)
+                self.do(self.prepare("deleteUser", user, address=self.quiet_address()))
+            self.look("listBackupVersions", user)
+
+    # ---- Addresses, keys, versions -------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        return self.models[0]
+
+    def now(self) -> int:
+        return int(self.target.now() * SECOND)
+
+    def move(self) -> None:
+        """Everybody goes on from addresses that nobody has used."""
+        self.addresses = [self.new_address(), self.new_address()]
+        self.quiet = self.new_address()
+        self.told = None
+
+    def new_address(self) -> str:
+        return ""  # to another's server this machine has but one
+
+    def quiet_address(self) -> str:
+        """Return an address from which no credentials have failed."""
+        if self.model.failures.get(self.quiet):
+            self.quiet = self.new_address()
+        return self.quiet
+
+    def new_session(self, address: str) -> requests.Session:
+        return TargetSession(self.target)
+
+    def session(self, address: str) -> requests.Session:
+        if address not in self.sessions:
+            self.sessions[address] = self.new_session(address)
+        return self.sessions[address]
+
+    def created(self, drift: int) -> int:
+        """Return a device's clock. The target's may be 300 s from this machine's, so never near the window's edge."""
+        far = {SKEW: 0, SKEW + 1: 3 * SKEW}
+        return self.now() // SECOND + (far.get(drift, 0) - far.get(-drift, 0))
+
+    def key_of(self, user: int, number: int = 0) -> str:
+        """Return the key in force, or another."""
+        account = self.model.accounts.get(self.users[user])
+        in_force = self.keys.index(account.key) if account else 0
+        return self.keys[(in_force + number) % len(self.keys)]
+
+    def latest(self, user: int) -> Version | None:
+        account = self.model.accounts.get(self.users[user])
+        return account.latest if account else None
+
+    def surely_kept(self, account: Account) -> list[Version]:
+        return account.versions[-SURE:]
+
+    def surely_not_kept(self, account: Account) -> list[int]:
+        return [account.latest.number + 1 if account.latest else 1]
+
+    def upload(self, user: int, blob: int, base: str) -> dict[str, Any]:
+        """Return the arguments of an upload."""
+        latest = self.latest(user)
+        data = latest.blob if latest and blob < 0 else BLOBS[blob]
+        named = {
+            "latest": latest and latest.sha256,
+            "none": None,
+            "older": self.stored[user][-2:][0],
+            "own": sha256(data),
+            "another user's": self.stored[user - 1][-1],
+        }
+        return {"blob": data, "base": named[base]}
+
+    # ---- Calls ---------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, operation: str, user: int, *, key: int = 0, address: int | str = 0, drift: int = 0, **arguments: Any
+    ) -> Exchange:
+        """Return a signed request that is still to be sent."""
+        address = address if isinstance(address, str) else self.addresses[address]
+        call = Call(operation, self.users[user], self.key_of(user, key), self.created(drift), "", address, **arguments)
+        return self.signed(call, OPERATIONS[operation])
+
+    def signed(self, call: Call, make: Callable[[BackupClient, Call], Any]) -> Exchange:
+        client = BackupClient(
+            self.target.base_url,
+            self.target.secret,
+            (call.user_id, call.key),
+            keyid=self.target.keyid,
+            clock=lambda: call.created,
+            session=Preparing(),
+        )
+        request = make(client, call)
+        return Exchange(replace(call, signature=request.headers["Signature"]), request)
+
+    def send(self, exchange: Exchange) -> requests.Response:
+        """Send a request; its server may have moved to another port by now."""
+        request = exchange.request.copy()
+        request.url = self.target.base_url + urlsplit(request.url or "").path
+        response = self.session(exchange.call.address).send(request, timeout=60, allow_redirects=False)
+        exchange.answer = seen(response)
+        return response
+
+    def do(self, *exchanges: Exchange) -> Answer:
+        """Send requests, several at once, and compare the answers with the model's; return the last answer."""
+        if len(exchanges) == 1:
+            self.send(exchanges[0])
+        else:
+            at_once([partial(self.send, exchange) for exchange in exchanges])
+        self.settle(*exchanges)
+        answer = exchanges[-1].answer
+        assert answer
+        return answer
+
+    def settle(self, *exchanges: Exchange) -> None:
+        """Raise AssertionError unless the answers are those of the model, for some order of the calls."""
+        pairs = [(exchange.call, exchange.answer) for exchange in exchanges]
+        for call, answer in pairs:
+            self.story.append(f"  user {self.users.index(call.user_id)} {call}: {answer}")
+            self.touched.add(self.users.index(call.user_id))
+        models = [after for model in self.models for after in after_some_order(model, pairs, self.fits, self.now())]
+        if not models:
+            wanted = [copy.deepcopy(self.model).answer(call, self.now()) for call, _ in pairs]
+            raise AssertionError(f"the model, {'one by one' if len(pairs) > 1 else 'however'}, answers {wanted}")
+        self.models = [model for index, model in enumerate(models) if model not in models[:index]]
+
+    def fits(self, expected: Answer, answer: Answer) -> bool:
+        """Return whether an answer is the model's, but for the time, and how many older versions are kept."""
+        expected, answer = timeless(expected), timeless(of_contract(answer, expected))
+        wanted, listed = expected.facts.pop("versions", []), answer.facts.pop("versions", [])
+        numbers = [receipt["version"] for receipt in listed]
+        return (
+            expected == answer
+            and listed[:SURE] == wanted[:SURE]
+            and all(receipt in wanted for receipt in listed)
+            and numbers == sorted(set(numbers), reverse=True)
+        )
+
+    def act(self, operation: str, user: int, **arguments: Any) -> Answer:
+        """One call of a step, kept to be sent again."""
+        exchange = self.prepare(operation, user, **arguments)
+        return self.do_and_keep(exchange)
+
+    def do_and_keep(self, exchange: Exchange) -> Answer:
+        answer = self.do(exchange)
+        self.sent.append(exchange)
+        if "Retry-After" in answer.facts:
+            self.told = exchange
+        return answer
+
+    def look(self, operation: str, user: int, **arguments: Any) -> None:
+        """Make a call that changes nothing, as somebody who is not held back."""
+        self.do(self.prepare(operation, user, address=self.quiet_address(), **arguments))
+
+    # ---- After each step -----------------------------------------------------------------------------------
+
+    @invariant()
+    def everything_is_as_in_the_model(self) -> None:
+        touched, turn = self.touched.copy(), next(self.turn)
+        for user, user_id in enumerate(self.users):
+            if user in touched or user_id in self.model.accounts or turn % USERS == user:
+                self.look("listBackupVersions", user)
+        for user in touched:
+            self.look_closely(user, turn)
+        for user in range(USERS):
+            if (latest := self.latest(user)) and latest.sha256 not in self.stored[user]:
+                self.stored[user].append(latest.sha256)
+        self.touched.clear()
+        self.story.append("")
+
+    def look_closely(self, user: int, turn: int) -> None:
+        """Look at a version, at one that is not there, the limits as a retry tells them, and another's key."""
+        if (account := self.model.accounts.get(self.users[user])) and (latest := account.latest):
+            if small := [version for version in self.surely_kept(account) if len(version.blob) <= SMALL]:
+                self.look("fetchBackupVersion", user, version=small[turn % len(small)].number)
+            missing = self.surely_not_kept(account)
+            self.look("fetchBackupVersion", user, version=missing[turn % len(missing)])
+            if len(latest.blob) <= SMALL:
+                self.look("fetchBackup", user)
+                self.look("storeBackup", user, blob=latest.blob)
+        self.look("fetchBackup", user, key=1 + turn % 2)
+
+    # ---- Steps ---------------------------------------------------------------------------------------------
+
+    @initialize(count=st.sampled_from([2, 3, 1, 0]))
+    def begin(self, count: int) -> None:
+        for user in range(count):
+            self.act("registerUser", user, address=self.new_address())
+
+    @rule(user=users, key=keys, drift=drifts, address=addresses)
+    def register(self, user: int, key: int, drift: int, address: int) -> None:
+        self.act("registerUser", user, key=key, drift=drift, address=address)
+
+    @rule(user=users, blob=blobs, base=bases, key=keys, drift=drifts, address=addresses)
+    def store(self, user: int, blob: int, base: str, key: int, drift: int, address: int) -> None:
+        self.act("storeBackup", user, key=key, drift=drift, address=address, **self.upload(user, blob, base))
+
+    @rule(user=users, count=st.integers(2, 6))
+    def store_several(self, user: int, count: int) -> None:
+        for number in range(count):
+            self.act("storeBackup", user, **self.upload(user, number % len(BLOBS), "latest"))
+
+    @rule(user=users, new=st.sampled_from([1, 1, 2, 2, 0]), blob=blobs, base=bases, key=keys, drift=drifts)
+    def change_key(self, user: int, new: int, blob: int, base: str, key: int, drift: int) -> None:
+        new_key = self.key_of(user, key + new)
+        self.act("changeStorageKey", user, key=key, drift=drift, new_key=new_key, **self.upload(user, blob, base))
+
+    @rule(user=users, etag=etags, key=keys, address=addresses)
+    def fetch(self, user: int, etag: str, key: int, address: int) -> None:
+        self.act("fetchBackup", user, key=key, address=address, if_none_match=self.if_none_match(user, etag))
+
+    @rule(user=users, back=st.integers(0, SURE - 1), etag=etags, key=keys)
+    def fetch_version(self, user: int, back: int, etag: str, key: int) -> None:
+        account = self.model.accounts.get(self.users[user])
+        kept = self.surely_kept(account) if account else []
+        number = kept[-1 - back].number if back < len(kept) else (kept[-1].number + 1 if kept else 1)
+        match = self.if_none_match(user, etag)
+        self.act("fetchBackupVersion", user, key=key, version=number, if_none_match=match)
+
+    def if_none_match(self, user: int, etag: str) -> str:
+        account = self.model.accounts.get(self.users[user])
+        newest_first = [version.etag for version in reversed(account.versions)] if account else []
+        return etag.format(*newest_first, '"no-such"', '"version"')
+
+    @rule(user=users, key=keys, drift=drifts, address=addresses)
+    def delete(self, user: int, key: int, drift: int, address: int) -> None:
+        self.act("deleteUser", user, key=key, drift=drift, address=address)
+
+    @rule(number=st.integers(0, 30), address=addresses)
+    def replay(self, number: int, address: int) -> None:
+        """A request that was captured a while ago, byte for byte."""
+        if self.sent:
+            captured = self.sent[-1 - number % len(self.sent)]
+            self.do(Exchange(replace(captured.call, address=self.addresses[address]), captured.request))
+
+    @rule(user=users, name=st.sampled_from(list(FLAWED)), key=keys)
+    def send_flawed(self, user: int, name: str, key: int) -> None:
+        operation_id, version, body, flaw = FLAWED[name]
+        operation = openapi.OPERATIONS[operation_id]
+        address, path = self.addresses[0], operation.path.replace("{version}", version)
+        call = Call(operation_id, self.users[user], self.key_of(user, key), self.created(0), "", address, flaw=flaw)
+        headers = {"Content-Type": "application/json"}
+        make = lambda client, call: client.request(operation.method, path, body=body, headers=headers)  # noqa: E731
+        self.do(self.signed(call, make))
+
+    @rule(user=users, name=st.sampled_from(list(FORGED)))
+    def send_forged(self, user: int, name: str) -> None:
+        """An upload that its user might have made, but for what was signed."""
+        exchange = self.prepare("storeBackup", user, **self.upload(user, 3, "latest"))
+        body, right = exchange.request.body, authorization(self.users[user], self.key_of(user))
+        assert isinstance(body, bytes)
+        what = {"method": "POST", "path": "/api/backup", "body": body, "authorization": right}
+        by = {"secret": self.target.secret, "keyid": self.target.keyid, "created": self.created(0)}
+        exchange.request.headers.update(sign(**what | by | FORGED[name]))
+        exchange.request.headers.update({"Authorization": right, "Content-Digest": content_digest(body)})
+        self.send(exchange)
+        self.story.append(f"  user {user} {exchange.call}, signed {name}: {exchange.answer}")
+        assert exchange.answer and exchange.answer.outcome == "401 signature_invalid"
+        self.touched.add(user)
+
+    @rule(user=users, size=sizes)
+    def store_large(self, user: int, size: int) -> None:
+        """Store a large blob, once in a life, since it takes its time."""
+        if not self.had_large:
+            self.had_large = True
+            latest = self.latest(user)
+            flaw = "413 payload_too_large" if size > MOST else None
+            upload = {"blob": random.Random(size).randbytes(size), "base": latest and latest.sha256}
+            self.do(self.prepare("storeBackup", user, flaw=flaw, **upload))
+            self.look("fetchBackup", user)
+
+    @rule(calls=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(list(RACING))), min_size=2, max_size=5))
+    def call_at_once(self, calls: list[tuple[int, str]]) -> None:
+        """Two users, each call from an address of its own; what comes of it is what some order brings."""
+        self.do(*(self.racing(user, name) for user, name in calls))
+
+    def racing(self, user: int, name: str) -> Exchange:
+        operation, options = RACING[name]
+        arguments = {"key": options.get("key", 0), "address": self.new_address()}
+        if "blob" in options:
+            arguments |= self.upload(user, options["blob"], "latest")
+        if "new" in options:
+            arguments["new_key"] = self.key_of(user, options["new"])
+        return self.prepare(operation, user, **arguments)
+
+
+# ---- On a server of its own --------------------------------------------------------------------------------
+
+
+class LifeOfAServer(Life):
+    """The same, and the server's clock moves, it is stopped and killed, and there are addresses."""
+
+    target: ServerProcess
+
+    def __init__(self, target: ServerProcess, limits: Settings, failures: list[Failure]) -> None:
+        if not target.running():  # the life before ended so
+            target.start()
+        super().__init__(target, limits, failures)
+        self.restarts = 1  # that are left, since each takes half a second
+        self.others = self.counts()
+
+    def new_address(self) -> str:
+        number = next(Life.numbers)
+        return f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+    def new_session(self, address: str) -> requests.Session:
+        session = CheckedSession(self.target.observer)
+        session.mount("http://", FromAddress(address))
+        return session
+
+    def created(self, drift: int) -> int:
+        return self.now() // SECOND + drift
+
+    def surely_kept(self, account: Account) -> list[Version]:
+        return account.versions
+
+    def surely_not_kept(self, account: Account) -> list[int]:
+        kept = {version.number for version in account.versions}
+        return [number for number in range(1, max(kept, default=0) + 2) if number not in kept]
+
+    def fits(self, expected: Answer, answer: Answer) -> bool:
+        return expected == of_contract(answer, expected)
+
+    def counts(self) -> list[int]:
+        """Return how many users, users with a backup, and versions there are, once it is known after a start."""
+        operator = self.target.client(session=self.session(self.quiet))
+        answers: list[requests.Response] = []
+
+        def is_known() -> bool:
+            answers.append(operator.get_admin_stats(str(self.target.admin_key)))
+            return answers[-1].status_code == 200
+
+        assert eventually(is_known)
+        return [answers[-1].json()[name] for name in ("users", "backups", "versions")]
+
+    @invariant()
+    def everybody_is_counted(self) -> None:
+        own = [count - others for count, others in zip(self.counts(), self.others, strict=True)]
+        self.models, models = [model for model in self.models if model.counts() == own], self.models
+        assert self.models, f"{own} users, backups and versions, not one of {[model.counts() for model in models]}"
+
+    @initialize(count=st.sampled_from([2, 3, 1, 0]), start=st.sampled_from(STARTS))
+    def begin(self, count: int, start: int) -> None:
+        self.target.move_clock(start - self.target.now())
+        super().begin(count)
+
+    # ---- Time ----------------------------------------------------------------------------------------------
+
+    def pass_time(self, amount: float) -> None:
+        self.target.move_clock(amount)
+        self.story.append(f"  {amount} s later")
+
+    @rule(amount=waits)
+    def wait(self, amount: float) -> None:
+        self.pass_time(amount)
+
+    @rule(early=st.booleans())
+    def wait_as_told(self, early: bool) -> None:
+        """To the second, or a second less; then the same call, signed afresh."""
+        if (told := self.told) and told.answer:
+            self.pass_time(told.answer.facts["Retry-After"] - early)
+            call = replace(told.call, created=self.created(0), signature="")
+            self.told = None
+            self.do_and_keep(self.signed(call, OPERATIONS[call.operation]))
+
+    @rule(user=users, days=st.sampled_from([3, 40, 1000]))
+    def run_ahead(self, user: int, days: int) -> None:
+        """The clock runs ahead, a version is stored, and the clock is put back, to where no upload counts."""
+        self.pass_time(days * DAY)
+        self.act("storeBackup", user, **self.upload(user, 3, "latest"))
+        self.pass_time((1 - days) * DAY)
+        self.move()
+
+    @rule(user=users, days=st.integers(2, 9), blob=st.integers(0, 1))
+    def store_daily(self, user: int, days: int, blob: int) -> None:
+        for day in range(days):
+            self.pass_time(DAY)
+            self.act("storeBackup", user, **self.upload(user, (blob + day) % 3, "latest"))
+
+    # ---- Addresses -----------------------------------------------------------------------------------------
+
+    @rule(user=users, address=addresses, key=other_keys)
+    def guess(self, user: int, address: int, key: int) -> None:
+        """As many keys as an address may try, and one more."""
+        for _ in range(self.model.settings.failures + 1):
+            self.act("listBackupVersions", user, key=key, address=address)
+
+    @rule(user=users, count=st.integers(2, 6), address=addresses)
+    def guess_at_once(self, user: int, count: int, address: int) -> None:
+        self.do(*(self.prepare("listBackupVersions", user, key=1, address=address) for _ in range(count)))
+
+    @rule(address=addresses)
+    def register_at_once(self, address: int) -> None:
+        self.do(*(self.prepare("registerUser", user, address=address) for user in range(USERS)))
+
+    # ---- Restarts ------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.restarts)
+    @rule(is_killed=st.booleans())
+    def restart(self, is_killed: bool) -> None:
+        self.restarts -= 1
+        if is_killed:
+            self.target.kill()
+        else:
+            assert self.target.stop() == 0
+        self.target.start()
+        self.move()  # what a server remembers of addresses is its own affair
+        self.story.append(f"  the server was {'killed' if is_killed else 'stopped'} and started")
+
+    @precondition(lambda self: self.restarts)
+    @rule(user=st.integers(0, 1), name=st.sampled_from(list(RACING)), delay=st.sampled_from([0, 0.001, 0.002, 0.004]))
+    def crash(self, user: int, name: str, delay: float) -> None:
+        """The server is killed while it is called: the call was carried out or it was not."""
+        self.restarts -= 1
+        exchange = self.racing(user, name)
+
+        def call() -> None:
+            with suppress(requests.RequestException):
+                self.send(exchange)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        time.sleep(delay)
+        self.target.kill()
+        thread.join()
+        self.target.start()
+        self.story.append(f"  the server was killed and started, {delay} s after this was sent")
+        if exchange.answer:
+            self.settle(exchange)
+        else:
+            self.story.append(f"  user {user} {exchange.call}: no answer")
+            after = copy.deepcopy(self.model)
+            after.answer(exchange.call, self.now())
+            self.models.append(after)
+            self.touched.add(user)
+        self.move()
+
+
+# ---- The runs ----------------------------------------------------------------------------------------------
+
+
+def live(life: type[Life], target: Any, limits: Settings, request: pytest.FixtureRequest) -> None:
+    """Live as many lives as --model-examples says. Raises what a life failed with."""
+    examples = request.config.getoption("--model-examples")
+    failures: list[Failure] = []
+    make = seed(request.config.getoption("--fuzz-seed"))(lambda: life(target, limits, failures))
+    started = time.monotonic()
+    try:
+        run_state_machine_as_test(
+            make,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=STEPS,
+                phases=[Phase.generate, Phase.shrink],
+                report_multiple_bugs=False,
+                database=None,  # the seed alone decides
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    except (Enough, Flaky):  # what happens at once may turn out otherwise the next time
+        if not failures:
+            raise
+        raise min(failures, key=lambda failure: failure.steps).exception from None
+    print(f"{examples} lives of {STEPS} steps in {time.monotonic() - started:.0f} s")
+
+
+# What no single call shows, but a life does.
+SEEN_ANYWHERE = (
+    *("isolation.read", "isolation.write", "isolation.key", "isolation.delete"),
+    *("replay.register", "replay.store", "replay.key", "replay.delete", "replay.signature"),
+    *("base.race", "register.race", "problem.unchanged", "backup.bytes", "version.count", "version.list"),
+)
+SEEN_HERE = (
+    *("history.days", "history.weeks", "history.months", "history.clock", "history.listed"),
+    *("limits.sliding", "limits.retry-after", "limits.remaining", "limits.free", "limits.account"),
+    *("address.retry-after", "address.others", "delete.reserved", "delete.all", "admin.counts"),
+    *("durability.acknowledged", "durability.whole", "durability.restart"),
+)
+LIMITS = {
+    "the contract's": Settings(),
+    "others": Settings(hour=3, day=7, registrations=3, failures=4, keep=(2, 1, 2, 1)),
+}
+
+
+@pytest.mark.requirement(*SEEN_ANYWHERE, *SEEN_HERE)
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_a_server_of_its_own(start_server, request, limits):
+    server = start_server(
+        frozen=STARTS[0],
+        BACKUPS_PER_HOUR=limits.hour,
+        BACKUPS_PER_DAY=limits.day,
+        REGISTRATIONS_PER_HOUR=limits.registrations,
+        FAILED_CREDENTIALS_PER_5_MINUTES=limits.failures,
+        KEEP_VERSIONS=",".join(map(str, limits.keep)),
+    )
+    live(LifeOfAServer, server, limits, request)
+
+
+@pytest.mark.requirement(*SEEN_ANYWHERE)
+def test_any_server(target, new_user, request):
+    target.skip_without(*OPERATIONS)
+    policy = new_user().store_backup(b"a probe").headers["RateLimit-Policy"]
+    hour, day = (int(quota) for quota in re.findall("q=([0-9]+)", policy))
+    no_limit = 1_000_000
+    live(Life, target, Settings(hour, day, no_limit, no_limit, (no_limit, 0, 0, 0)), request)

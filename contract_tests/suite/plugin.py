@@ -1,0 +1,239 @@
+"""What the contract tests add to pytest: requirements, outcomes, selection, expected failures, a summary, a report.
+
+A test names the requirements that it proves (requirement_ids.py). It is skipped if the target declares that it does not
+have an operation, and not run if something is missing that the run was not given (outcomes.py). A requirement is proven
+when every test that names it has passed (run.py). Tests that lie elsewhere name none. Whatever fails shows what its
+servers were sent and logged.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract_tests.suite.outcomes import NotRun, not_run
+from contract_tests.suite.requirement_ids import (
+    CATEGORIES,
+    PREFIXES,
+    REQUIREMENTS,
+    UnknownRequirement,
+    category,
+    expand,
+    named_by,
+)
+from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requirements_in
+from contract_tests.target.used_servers import SERVERS, UsedServers
+
+FAULT = pytest.StashKey[str]()  # why a test fails before it starts
+NOT_GIVEN = pytest.StashKey[str]()  # why it is not run
+ABOUT = pytest.StashKey[list[str]]()  # the ids that it is proving now
+RUN = pytest.StashKey["Run"]()
+
+
+# ---- Options -----------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("contract", "the contract tests")
+    group.addoption(
+        "--base-url",
+        default=os.environ.get("CONTRACT_BASE_URL"),
+        metavar="URL",
+        help="test this server; APP_SECRET_KEY, and ADMIN_SECRET_KEY and CONTRACT_ORIGIN, if given, say the rest",
+    )
+    group.addoption(
+        "--profile",
+        choices=["full", "public"],
+        default="full",
+        help="full needs a target with raised limits; public stays inside those of the contract",
+    )
+    group.addoption(
+        "--requirement",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only the tests that name it; * and ? may be in it",
+    )
+    group.addoption(
+        "--category",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"only this, or with no-NAME all but this: {', '.join(CATEGORIES)}, or the first part of ids",
+    )
+    group.addoption("--expected-failures", metavar="FILE", help="ids or tests, each followed by ' # ' and the reason")
+    group.addoption("--report", metavar="FILE", help="write a page about the run")
+    group.addoption("--fuzz-examples", default="50", help="generated cases for each operation and phase")
+    group.addoption("--fuzz-runs", default=1, type=int, help="runs of generated requests, each with the next seed")
+    group.addoption("--fuzz-requests", default=0, type=int, help="the runs fail if they send fewer")
+    group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeats the run that printed it")
+    group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_random_lives.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requirement(*ids): the requirements of openapi.yaml that the test proves")
+    config.addinivalue_line("markers", "public: the test fits the limits of a public deployment")
+    config.stash[SERVERS] = UsedServers()
+    config.stash[EXPECTED] = expected_failures(config.getoption("--expected-failures"))
+    for pattern in config.getoption("--requirement"):
+        try:
+            expand(pattern, {})
+        except UnknownRequirement:
+            raise pytest.UsageError(f"--requirement {pattern}: openapi.yaml has no such id") from None
+    for name in config.getoption("--category"):
+        if name.removeprefix("no-") not in CATEGORIES.keys() | PREFIXES:
+            raise pytest.UsageError(f"--category {name}: there is none of this name")
+    if not is_worker(config):
+        config.stash[RUN] = config.pluginmanager.getplugin("requirements of a run") or Run(config)
+        config.pluginmanager.register(config.stash[RUN], "requirements of a run")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Return whether this is one of the processes of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def expected_failures(file: str | None) -> dict[str, str]:
+    """Return the reasons by id or test. Raises UsageError for a line without one."""
+    found: dict[str, str] = {}
+    for line in Path(file).read_text().splitlines() if file else []:
+        if line.strip() and not line.startswith("#"):
+            name, _, reason = (part.strip() for part in line.partition(" # "))
+            if not reason or (name not in REQUIREMENTS and "::" not in name):
+                raise pytest.UsageError(f"--expected-failures: {line}: not an id or a test, then ' # ' and the reason")
+            found[name] = reason
+    return found
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    target = config.getoption("--base-url") or "a server of its own"
+    return [f"target: {target}, profile {config.getoption('--profile')}, --fuzz-seed {config.getoption('--fuzz-seed')}"]
+
+
+# ---- The tests and what they name --------------------------------------------------------------------------
+
+
+def is_of_the_contract(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(HERE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    faults: list[str] = []
+    named: dict[pytest.Item, list[str]] = {item: [] for item in items}
+    for item in filter(is_of_the_contract, items):
+        try:
+            named[item] = named_by(item)
+            fault = None if named[item] else "names no requirement"
+        except UnknownRequirement as error:
+            fault = f"names a requirement that openapi.yaml does not have: {error}"
+        if fault:
+            item.stash[FAULT] = fault
+            faults.append(f"{item.nodeid} {fault}")
+        item.user_properties += [("requirement", identifier) for identifier in named[item]]
+        if config.getoption("--profile") == "public" and not item.get_closest_marker("public"):
+            item.stash[NOT_GIVEN] = "does not fit the limits of a public deployment"
+    if not is_narrowed(config):
+        untested = REQUIREMENTS.keys() - {identifier for ids in named.values() for identifier in ids}
+        faults += [f"{identifier} has no test" for identifier in sorted(untested)]
+    if faults and not is_worker(config):  # in a worker the tests themselves fail, and the summary tells the rest
+        raise pytest.UsageError("\n".join(faults))
+    select(config, items, named)
+
+
+def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.Item, list[str]]) -> None:
+    """Keep what --requirement and --category ask for."""
+    wanted = {identifier for pattern in config.getoption("--requirement") for identifier in expand(pattern, {})}
+    categories = config.getoption("--category")
+    on = {name for name in categories if not name.startswith("no-")}
+    off = {name.removeprefix("no-") for name in categories if name.startswith("no-")}
+    if not wanted and not categories:
+        return
+
+    def is_selected(item: pytest.Item) -> bool:
+        ids = named[item]
+        own = {part for identifier in ids for part in (category(identifier), identifier.partition(".")[0])}
+        return bool(ids) and (not wanted or bool(wanted & set(ids))) and (not on or bool(on & own)) and not off & own
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_selected(item)])
+    items[:] = [item for item in items if is_selected(item)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[SERVERS].begin_test()
+    if fault := item.stash.get(FAULT, None):
+        pytest.fail(fault, pytrace=False)
+    if reason := item.stash.get(NOT_GIVEN, None):
+        not_run(reason)
+
+
+# ---- Outcomes ----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.failed:
+        show_the_servers_side(report, item.config.stash[SERVERS])
+    if not is_of_the_contract(item):
+        return report
+    if call.excinfo and isinstance(call.excinfo.value, NotRun):
+        report.not_run = True
+    if report.failed:
+        reasons = item.config.stash[EXPECTED]
+        report.about = ids = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
+        named = [name for name in (item.nodeid, item.nodeid.partition("[")[0]) if name in reasons]
+        if named or (ids and reasons.keys() >= set(ids)):  # else what was not expected may have failed
+            report.outcome, report.wasxfail = "skipped", reasons[(named or ids)[0]]
+    return report
+
+
+@pytest.fixture
+def about(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`about(*ids)` says what a long test proves from here on: should it fail, these have failed, and no others."""
+
+    def say(*ids: str) -> None:
+        assert set(ids) <= set(named_by(request.node)), "a test proves what its mark names"
+        request.node.stash[ABOUT] = list(ids)
+
+    return say
+
+
+def show_the_servers_side(report: Any, servers: UsedServers) -> None:
+    """Add the last exchanges and the servers' log to what a failure says; leave out what is secret."""
+    redact(report, servers.redacted)
+    report.exchanges, report.log = servers.exchanges(), servers.log()
+    texts = [f"{each['request']}\n\n{each['answer']}" for each in reversed(report.exchanges)]
+    if texts:
+        report.sections.append(("the last exchanges", "\n\n".join(texts)))
+    if report.log:
+        report.sections.append(("the servers' log since the test began", report.log))
+
+
+def redact(report: Any, redacted: Callable[[str], str]) -> None:
+    """Take what is secret out of what a failure says, which quotes values and captured output."""
+    report.sections = [(name, redacted(text)) for name, text in report.sections]
+    longrepr = report.longrepr
+    if isinstance(longrepr, str):
+        report.longrepr = redacted(longrepr)
+    for traceback, crash, _ in getattr(longrepr, "chain", []):
+        if crash:
+            crash.message = redacted(crash.message)
+        for entry in traceback.reprentries:
+            entry.lines = [redacted(line) for line in getattr(entry, "lines", [])]
+            if arguments := getattr(entry, "reprfuncargs", None):
+                arguments.args = [(name, redacted(value)) for name, value in arguments.args]
+            if variables := getattr(entry, "reprlocals", None):
+                variables.lines = [redacted(line) for line in variables.lines]
+    if crash := getattr(longrepr, "reprcrash", None):
+        crash.message = redacted(crash.message)
+
+
+def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    if report.skipped and getattr(report, "not_run", False):
+        return "not run", "n", ("NOT RUN", {"yellow": True})
+    return None

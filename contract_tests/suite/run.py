@@ -1,0 +1,196 @@
+"""What the tests of a whole run came to: the outcome of each test, the verdict on each requirement, the summary."""
+
+import hashlib
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract_tests.suite import report
+from contract_tests.suite.outcomes import OUTCOMES, VERDICTS, NotRun
+from contract_tests.suite.requirement_ids import REQUIREMENTS, category
+from contract_tests.target.openapi import SPEC, SPEC_BYTES
+
+HERE = Path(__file__).resolve().parents[1]  # contract_tests/
+EXPECTED = pytest.StashKey[dict[str, str]]()  # the failures that are expected: reasons by id or test
+
+
+def is_narrowed(config: pytest.Config) -> bool:
+    """Return whether the run leaves some of these tests out on purpose."""
+    options = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "requirement", "category")
+    directories = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
+    whole = any(directory == HERE or directory in HERE.parents for directory in directories)
+    return not whole or any(config.getoption(option, None) for option in options)
+
+
+@dataclass
+class Test:
+    """A test that was reported: what it proves, and what came of it."""
+
+    name: str
+    ids: list[str] = field(default_factory=list)
+    outcome: str = "passed"
+    about: list[str] = field(default_factory=list)  # of the ids, those that it failed at
+    seconds: float = 0
+    reason: str = ""
+    requests: int = 0  # that were generated
+    exchanges: list[dict[str, str]] = field(default_factory=list)  # the last ones, if it failed
+    log: str = ""  # of its servers, if it failed
+
+    __test__ = False  # no test of pytest's
+
+    @property
+    def rank(self) -> int:
+        """Where its outcome stands among the outcomes."""
+        return OUTCOMES.index(self.outcome)
+
+    def add(self, report: Any) -> None:
+        self.seconds += report.duration
+        self.ids = self.ids or requirements_in(report.user_properties)
+        self.requests = dict(report.user_properties).get("generated requests", 0)
+        outcome = "passed"
+        if report.failed:
+            outcome = "failed"
+        elif hasattr(report, "wasxfail"):
+            outcome = "expected failure"
+        elif report.skipped:
+            outcome = "not run" if getattr(report, "not_run", False) else "skipped"
+        if OUTCOMES.index(outcome) < self.rank:
+            self.outcome, self.reason = outcome, reason_of(report)
+            self.exchanges, self.log = getattr(report, "exchanges", []), getattr(report, "log", "")
+            self.about = getattr(report, "about", [])
+
+    def outcome_for(self, identifier: str) -> str:
+        """Return what it says of one of its ids. If it failed at another, what came after that was not run."""
+        return self.outcome if not self.about or identifier in self.about else "not run"
+
+
+def reason_of(report: Any) -> str:
+    """Return why a test failed, was skipped or not run."""
+    if hasattr(report, "wasxfail"):
+        return report.wasxfail
+    if isinstance(report.longrepr, tuple):  # file, line, and the exception with its message
+        return report.longrepr[2].removeprefix("Skipped: ").removeprefix(f"{NotRun.__module__}.NotRun: not run: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message if crash else str(report.longrepr or "")
+
+
+def requirements_in(properties: list[tuple[str, Any]]) -> list[str]:
+    return [value for name, value in properties if name == "requirement"]
+
+
+class Run:
+    """What the tests of a whole run came to; kept by the process that starts the others."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.started = time.time()
+        self.tests: dict[str, Test] = {}
+        self.faults: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if Path(self.config.rootpath, report.nodeid.partition("::")[0]).is_relative_to(HERE):
+            self.tests.setdefault(report.nodeid, Test(report.nodeid)).add(report)
+
+    def of(self, identifier: str) -> list[Test]:
+        """Return the tests that name an id."""
+        return [test for test in self.tests.values() if identifier in test.ids]
+
+    def verdict(self, identifier: str) -> str:
+        outcomes = {test.outcome_for(identifier) for test in self.of(identifier)}
+        if "failed" in outcomes:
+            return "failed"
+        if "expected failure" in outcomes:
+            return "failed as expected"
+        if "passed" in outcomes:
+            return "proven" if outcomes == {"passed"} else "partly proven"
+        return "skipped" if outcomes == {"skipped"} else "not run"
+
+    def reasons(self) -> Counter[tuple[str, str]]:
+        """Return how many tests were not run, were skipped or failed as expected, and why."""
+        outcomes = ("not run", "skipped", "expected failure")
+        return Counter((test.outcome, test.reason) for test in self.tests.values() if test.outcome in outcomes)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if not session.shouldfail and not session.shouldstop and exitstatus != pytest.ExitCode.INTERRUPTED:
+            self.faults = self.find_faults()
+        if self.faults and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if (file := self.config.getoption("--report")) and self.tests:
+            Path(file).write_text(self.page(), encoding="utf-8")
+
+    def page(self) -> str:
+        """Return the report as one HTML page."""
+        requirements = [
+            report.Requirement(each, sentence, category(each), self.verdict(each), self.of(each))
+            for each, sentence in REQUIREMENTS.items()
+        ]
+        facts = {
+            "target": self.config.getoption("--base-url") or "a server that the tests started themselves",
+            "profile": self.config.getoption("--profile"),
+            "contract": f"openapi.yaml {SPEC['info']['version']}",
+            "its SHA-256": hashlib.sha256(SPEC_BYTES).hexdigest(),
+            "started": datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "took": f"{time.time() - self.started:.0f} s",
+            "selected by": " ".join(
+                f"--{name} {value}"
+                for name in ("requirement", "category")
+                for value in self.config.getoption(f"--{name}")
+            ),
+            "seed": str(self.config.getoption("--fuzz-seed")),
+        }
+        return report.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
+
+    def find_faults(self) -> list[str]:
+        """Return what makes the run fail beside failed tests."""
+        if not self.tests:
+            return []
+        faults = [f"{test.name} names no requirement" for test in self.tests.values() if not test.ids]
+        if not is_narrowed(self.config):
+            faults += [f"{identifier} has no test" for identifier in REQUIREMENTS if not self.of(identifier)]
+            if not self.config.getoption("--base-url") and self.config.getoption("--profile") == "full":
+                verdicts = {identifier: self.verdict(identifier) for identifier in REQUIREMENTS}
+                faults += [
+                    f"{identifier} is {verdict}, and has to be proven against a server of its own"
+                    for identifier, verdict in verdicts.items()
+                    if verdict not in ("proven", "failed", "failed as expected") and self.of(identifier)
+                ]
+        for name in self.config.stash[EXPECTED]:
+            tests = [test for test in self.tests.values() if is_named(name, test)]
+            if not tests and not is_narrowed(self.config):
+                faults.append(f"--expected-failures: there is no test {name}")
+            elif tests and {test.outcome for test in tests} == {"passed"}:
+                faults.append(f"--expected-failures: {name} does not fail any more: take it out")
+        return faults
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if not self.tests:
+            return
+        write = terminalreporter.write_line
+        terminalreporter.section(f"requirements of openapi.yaml {SPEC['info']['version']}")
+        verdicts = {each: self.verdict(each) for each in REQUIREMENTS if self.of(each) or not is_narrowed(self.config)}
+        ids = {verdict: [each for each in verdicts if verdicts[each] == verdict] for verdict in VERDICTS}
+        for identifier in ids["failed"]:
+            write(f"  failed: {identifier}: {REQUIREMENTS[identifier]}", red=True)
+        for verdict in list(VERDICTS)[1:-1]:
+            if ids[verdict]:
+                write(f"  {verdict}: {' '.join(ids[verdict])}", yellow=True)
+        for (outcome, reason), count in sorted(self.reasons().items()):
+            write(f"  {count} {outcome}: {reason}")
+        for fault in self.faults:
+            write(f"  fault: {fault}", red=True)
+        if sent := sum(test.requests for test in self.tests.values()):
+            write(f"{sent:,} generated requests")
+        line = ", ".join(f"{len(ids[verdict])} {verdict}" for verdict in reversed(VERDICTS) if ids[verdict])
+        colour = "red" if ids["failed"] or self.faults else "green"
+        write(f"{len(verdicts)} of {len(REQUIREMENTS)} requirements: {line}", bold=True, **{colour: True})
+
+
+def is_named(name: str, test: Test) -> bool:
+    """Return whether an entry of the expected failures names a test, or a requirement of it."""
+    return name in (test.name, test.name.partition("[")[0], *test.ids)

@@ -1,0 +1,92 @@
+"""Holds one answer against openapi.yaml: status, content type, headers, body. The one place that does so.
+
+An operation's answer is held against its own responses, without `default`. `default` is for what no operation
+answers: an unknown path (404), an unknown method (405), a request that cannot be read.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from email.message import Message
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from contract_tests.target.openapi import FORMATS, OPERATIONS, SPEC, find_operation, resolved
+
+
+@cache
+def validator(operation_id: str | None, status: str) -> Draft202012Validator:
+    """Return the validator of a response's body."""
+    (content,) = response_object(operation_id, status)["content"].values()
+    return Draft202012Validator(content["schema"], format_checker=FORMATS)
+
+
+def response_object(operation_id: str | None, status: str) -> dict[str, Any]:
+    """Return what the spec says of this answer; None stands for no operation."""
+    if operation_id is None:
+        return resolved(SPEC["components"]["responses"]["OtherProblem"])
+    responses = OPERATIONS[operation_id].responses
+    assert status in responses, f"{operation_id} does not declare {status}"
+    return responses[status]
+
+
+Headers = Mapping[str, str] | Message
+HEADERS: dict[str, Any] = resolved(SPEC["components"]["headers"])
+
+
+def check(method: str, path: str, status: int, headers: Headers, body: bytes) -> dict[str, Any] | None:
+    """Raise AssertionError unless the spec allows this answer; return its problem, if it is one.
+
+    `path` is as sent; `headers` ignore case.
+    """
+    operation = find_operation(method, path.partition("?")[0])
+    if method == "OPTIONS" and status == 204:  # a preflight, which is CORS and no operation
+        declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in ("X-Request-Id", "Cache-Control")}}
+    else:
+        declared = response_object(operation.id if operation else None, str(status))
+    check_headers(declared.get("headers", {}), headers)
+    if operation is None and status != 204:
+        assert (status == 405) == ("Allow" in headers), "Allow belongs to 405"
+    if "content" not in declared:
+        assert body == b"", f"{status} has no body"
+        return None
+    (media_type,) = declared["content"]
+    sent = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    assert sent == media_type, f"Content-Type is {sent}, not {media_type}"
+    if method == "HEAD":
+        assert body == b"", "HEAD has no body"
+        return None
+    document: Any = json.loads(body) if media_type.endswith("json") else body.decode()
+    schema = validator(operation.id if operation else None, str(status))
+    errors = [error.message[:200] for error in schema.iter_errors(document)]
+    assert not errors, errors
+    if media_type != "application/problem+json":
+        return None
+    check_problem(declared["content"][media_type], document, status, of_operation=operation is not None)
+    return document
+
+
+def check_headers(declared: Mapping[str, Any], headers: Headers) -> None:
+    """Raise AssertionError unless the headers that the spec knows are there if they must be, declared and valid."""
+    for name in HEADERS.keys() | declared.keys():
+        header = declared.get(name, {})
+        if name not in headers:
+            assert not header.get("required"), f"{name} is missing"
+            continue
+        assert header, f"{name} is not declared here"
+        value: str | int = headers[name]
+        if header["schema"]["type"] == "integer":
+            assert re.fullmatch("[0-9]+", headers[name]), f"{name} is not a number"
+            value = int(headers[name])
+        Draft202012Validator(header["schema"]).validate(value)
+    assert headers["Cache-Control"] == "no-store"
+
+
+def check_problem(content: Mapping[str, Any], problem: Mapping[str, Any], status: int, *, of_operation: bool) -> None:
+    """Raise AssertionError unless a problem repeats its status, and the spec shows its code for this answer."""
+    assert problem["status"] == status
+    if of_operation:
+        codes = {example["value"]["code"] for example in content["examples"].values()}
+        assert problem["code"] in codes, f"{problem['code']} is not one of {codes}"

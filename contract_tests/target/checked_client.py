@@ -1,0 +1,60 @@
+"""The reference client, with each answer held against openapi.yaml."""
+
+import os
+import secrets
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from clients.python.backup_client import BackupClient, Keys
+from contract_tests.target.exchanges import Exchange, headers_of
+from contract_tests.target.observer import Observer, Server
+
+
+class CheckedSession(requests.Session):
+    """Holds each answer against openapi.yaml, and keeps it for the report of a failing test."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self.observer = observer
+        self.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # `send` alone does not look there
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        assert request.method and request.url
+        path = urlsplit(request.url).path or "/"
+        self.observer.skip_without_answerer(request.method, path)
+        response = None
+        try:
+            response = super().send(request, **options)
+        finally:
+            self.observer.record(exchange_of(request, response))
+        self.answered(request, response)
+        self.observer.check(request.method, path, response.status_code, response.headers, response.content)
+        return response
+
+    def answered(self, request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Take note of an answer, before it is checked."""
+
+
+def exchange_of(request: requests.PreparedRequest, response: requests.Response | None) -> Exchange:
+    """Return the exchange that a request and its response, if there is one, make."""
+    assert request.method and request.url
+    body = request.body or b""
+    answer = None
+    if response is not None:
+        answer = (response.status_code, headers_of(response.headers.items()), response.content)
+    headers = headers_of(request.headers.items())
+    return Exchange(request.url, request.method, headers, body.encode() if isinstance(body, str) else body, answer)
+
+
+def checked_client(server: Server, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
+    """Return a client of a server; its user is made up unless `credentials` are given. `options` are BackupClient's."""
+    options = {
+        "secret": server.secret,
+        "keyid": server.keyid,
+        "clock": server.now,
+        "session": CheckedSession(server.observer),
+    } | options
+    credentials = credentials or (secrets.token_hex(32), secrets.token_hex(32))
+    return BackupClient(server.base_url, credentials=credentials, **options)

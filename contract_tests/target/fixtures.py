@@ -1,0 +1,152 @@
+"""The fixtures: the target, a user of it, and what a test may need beside HTTP.
+
+That is an admin key, an allowed origin, a second keyid, or a server process of the test's own with a clock, faults and
+settings. A test that needs what the run was not given is not run, which is not the same as passed.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from clients.python.backup_client import BackupClient, Keys
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target.observer import Observer
+from contract_tests.target.openapi import left_out
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import (
+    ALLOWED_ORIGIN,
+    RAISED_LIMITS,
+    Credentials,
+    Target,
+    app_secrets,
+    check_target,
+    given_target,
+)
+from contract_tests.target.used_servers import SERVERS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the run here if the target cannot be tested."""
+    config = session.config
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist
+    base_url = config.getoption("--base-url")
+    if base_url and not is_worker and not config.getoption("collectonly"):
+        check_target(base_url, config.getoption("--profile"))
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """The server that most tests use, with raised limits. If it is started here, it has all that a test may need."""
+    if base_url := request.config.getoption("--base-url"):
+        target = given_target(base_url, request.config.getoption("--profile"))
+        target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
+        request.config.stash[SERVERS].add(target, shared=True)
+        yield target
+        return
+    is_public = request.config.getoption("--profile") == "public"
+    settings: dict[str, Any] = {
+        "APP_SECRET_KEY": f"app:{secrets.token_hex(32)},next-app_2:{secrets.token_hex(32)}",
+        "ALLOWED_ORIGINS": ALLOWED_ORIGIN,
+    } | ({} if is_public else RAISED_LIMITS)
+    with ServerProcess(tmp_path_factory.mktemp("target"), **settings) as process:
+        request.config.stash[SERVERS].add(process, shared=True)
+        (_, second) = app_secrets(process.environ["APP_SECRET_KEY"])
+        yield Target(
+            process.base_url,
+            process.secret,
+            now=process.now,
+            is_public=is_public,
+            process=process,
+            observer=process.observer,
+            admin_key=process.admin_key,
+            allowed_origin=ALLOWED_ORIGIN,
+            second_keyid=second,
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Deletes the test's users from the target, also when the test failed."""
+    if "target" not in request.fixturenames:
+        yield
+        return
+    target = request.getfixturevalue("target")
+    yield
+    target.delete_users()
+
+
+@pytest.fixture
+def new_user(target: Target) -> Callable[..., BackupClient]:
+    """`new_user()` is the client of a user who has just registered; it takes what `target.client` takes."""
+
+    def register(credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
+        client = target.client(credentials, **options)
+        response = client.register_user()
+        assert response.status_code == 201, response.text
+        return client
+
+    return register
+
+
+# ---- What a test may need beside HTTP ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def admin_key(target: Target) -> str:
+    """The operator's key."""
+    target.skip_without("getAdminStats")
+    return target.admin_key or not_run("needs the target's admin key in ADMIN_SECRET_KEY")
+
+
+@pytest.fixture
+def allowed_origin(target: Target) -> str:
+    """An origin that the target allows."""
+    return target.allowed_origin or not_run("needs an origin of the target's ALLOWED_ORIGINS in CONTRACT_ORIGIN")
+
+
+@pytest.fixture
+def second_keyid(target: Target) -> tuple[str, str]:
+    """Another keyid and its secret."""
+    return target.second_keyid or not_run("needs two secrets, keyid:secret,keyid:secret, in APP_SECRET_KEY")
+
+
+NO_PROCESS = "needs a server of its own, with its clock, faults and settings, and --base-url names another's"
+
+
+@pytest.fixture
+def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """`start_server(**environ)` is a server of the test's own, with the contract's limits unless given."""
+    if request.config.getoption("--base-url"):
+        not_run(NO_PROCESS)
+    with ExitStack() as stack:
+        count = iter(range(1000))
+
+        def start(directory: Path | None = None, **options: Any) -> ServerProcess:
+            process = ServerProcess(directory or tmp_path / f"server{next(count)}", **options)
+            request.config.stash[SERVERS].add(process)
+            return stack.enter_context(process)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., ServerProcess]]:
+    """The same, for a server that the tests of a module share."""
+    if request.config.getoption("--base-url"):
+        not_run(NO_PROCESS)
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> ServerProcess:
+            process = ServerProcess(tmp_path_factory.mktemp("server"), **options)
+            request.config.stash[SERVERS].add(process, shared=True)
+            return stack.enter_context(process)
+
+        yield start

@@ -1,0 +1,109 @@
+"""Requests as bytes on a socket, for what no HTTP library would send. The spec checks these answers too."""
+
+import http.client
+import json
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+from urllib.parse import urlsplit
+
+from clients.python.backup_client import authorization, sign
+from contract_tests.target.exchanges import Exchange, headers_of
+from contract_tests.target.observer import Server
+
+TIMEOUT = 30  # seconds
+HOST = b"Host: backup.example\r\n"  # stands for the target's own
+
+
+@dataclass
+class Answer:
+    """An answer: its status, its headers (found in any case), its body."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+def host(target: Server) -> bytes:
+    """Return the header line that names the target (RFC 9110 section 7.2)."""
+    return f"Host: {urlsplit(target.base_url).netloc}\r\n".encode("ascii")
+
+
+@contextmanager
+def connected(target: Server) -> Iterator[socket.socket]:
+    """Open a connection to the target, by TLS if its URL says so."""
+    url = urlsplit(target.base_url)
+    is_secure = url.scheme == "https"
+    address = (url.hostname, url.port or (443 if is_secure else 80))
+    with socket.create_connection(address, TIMEOUT) as connection:
+        if not is_secure:
+            yield connection
+            return
+        with ssl.create_default_context().wrap_socket(connection, server_hostname=url.hostname) as secure:
+            yield secure
+
+
+def receive(
+    target: Server, connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b""
+) -> Answer:
+    """Read the target's next answer on a connection, skip interim ones, and hold it against the spec."""
+    answer = None
+    try:
+        response = http.client.HTTPResponse(connection, method=method)
+        response.begin()
+        answer = Answer(response.status, response.headers, response.read())
+    finally:
+        parts = None if answer is None else (answer.status, headers_of(answer.headers.items()), answer.body)
+        request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
+        target.observer.record(Exchange("the target", method, (), b"", parts, request))
+    target.observer.check(method, path, answer.status, answer.headers, answer.body)
+    return answer
+
+
+def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
+    """Send a request, given as bytes, on a connection of its own; HOST becomes the target's, unless `is_exact`."""
+    method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
+    path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
+    target.observer.skip_without_answerer(method, path)
+    request = request if is_exact else request.replace(HOST, host(target), 1)
+    with connected(target) as connection:
+        try:
+            connection.sendall(request)
+        except (ConnectionError, ssl.SSLError):  # refused before it was sent whole: the answer is there all the same
+            pass
+        return receive(target, connection, method, path, request)
+
+
+def request(
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: tuple[str, ...] = (),
+    version: str = "HTTP/1.1",
+) -> bytes:
+    """Return a request: these header lines, Host, and Content-Length if there is a body."""
+    lines = [f"{method} {path} {version}", HOST.decode().strip(), *headers]
+    if body is not None and not any(line.lower().startswith("transfer-encoding") for line in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def signed(
+    target: Server, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
+) -> tuple[str, ...]:
+    """Return the header lines that prove a request; `change` goes to `client.sign`."""
+    options: dict[str, Any] = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change
+    headers = sign(method, path, body, authorization(*credentials), **options)
+    return tuple(f"{name}: {value}" for name, value in headers.items())

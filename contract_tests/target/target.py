@@ -1,0 +1,260 @@
+"""The target: the server under test as the tests see it, and whether it can be tested at all.
+
+It is a server that was started here, or any other that --base-url names.
+"""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from clients.python.backup_client import BackupClient, Keys
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import exchanges, openapi
+from contract_tests.target.calls import sha256
+from contract_tests.target.checked_client import CheckedSession, checked_client
+from contract_tests.target.observer import Observer
+from contract_tests.target.process import ServerProcess
+
+# Limits so high that tests on one server do not meet them.
+RAISED_LIMITS = {
+    "REGISTRATIONS_PER_HOUR": 1_000_000,
+    "FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000,
+    "BACKUPS_PER_HOUR": 1000,
+    "BACKUPS_PER_DAY": 1000,
+}
+ALLOWED_ORIGIN = "https://app.example"
+KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
+UPLOADS_NEEDED = 100  # of one account in an hour, by the full profile
+PROBES = 32  # one more, and a few, than are allowed if the limits per address were not raised
+
+Credentials = tuple[str, str]
+
+
+@dataclass
+class Target:
+    """The server under test. `process` is None if it was not started here, and what was not given is None."""
+
+    base_url: str
+    secret: str = field(repr=False)
+    keyid: str = "app"
+    now: Callable[[], float] = time.time
+    is_public: bool = False
+    process: ServerProcess | None = None
+    observer: Observer = field(default_factory=Observer)
+    admin_key: str | None = field(default=None, repr=False)
+    allowed_origin: str | None = None
+    second_keyid: tuple[str, str] | None = field(default=None, repr=False)
+    users: dict[Credentials, bool] = field(default_factory=dict, repr=False)  # and whether they surely registered
+
+    def client(self, credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
+        """Return a client, of a made-up user unless given; what it registers is deleted when the test ends."""
+        client = checked_client(self, credentials, **({"session": TargetSession(self)} | options))
+        if credentials is not None:
+            self.users.setdefault(client.credentials, False)
+        return client
+
+    @property
+    def secrets(self) -> set[str]:
+        """All that nobody may see of what the run was given."""
+        others = {self.second_keyid[1]} if self.second_keyid else set()
+        return {self.secret} | others | ({self.admin_key} if self.admin_key else set())
+
+    def skip_without(self, *operation_ids: str) -> None:
+        """Skip the test if the target declares that it does not have one of these operations."""
+        self.observer.skip_without(*operation_ids)
+
+    def delete_users(self) -> None:
+        """Delete the users that registered since the last call. Raises AssertionError if one is still there."""
+        users, self.users = self.users, {}
+        if "deleteUser" in self.observer.lacking:
+            return
+        left = 0
+        for credentials, is_registered in users.items():
+            if is_registered or not self.is_public:  # a wrong guess would be a failure that a public target counts
+                client = BackupClient(self.base_url, self.secret, credentials, keyid=self.keyid, clock=self.now)
+                try:
+                    left += client.delete_user().status_code not in (204, 401)
+                except requests.RequestException:
+                    left += 1
+        assert not left, f"{left} of the test's users could not be deleted"
+
+
+class TargetSession(CheckedSession):
+    """Learns from the exchanges which users there are; `meets_limits` says that an account's are met on purpose."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target.observer)
+        self._target = target
+        self.meets_limits = False
+
+    def answered(self, request: requests.PreparedRequest, response: requests.Response) -> None:
+        path = urlsplit(request.url or "").path
+        credentials = exchanges.credentials_of(request.headers.get("Authorization", ""))
+        match request.method, path, response.status_code:
+            case _ if not credentials:
+                pass
+            case "POST", "/api/register", 200 | 201:
+                self._target.users[credentials] = True
+            case "PUT", "/api/user/storage-key", 200:
+                self._target.users.pop(credentials, None)
+                new_key = exchanges.member_of(request.body, "storageKey")
+                self._target.users[credentials[0], str(new_key)] = True
+            case "DELETE", "/api/user", 204:
+                self._target.users.pop(credentials, None)
+            case method, _, 429 if method and not (self.meets_limits and "RateLimit" in response.headers):
+                limit_met(self._target, method, path)
+
+
+def limit_met(target: Target, method: str, path: str) -> None:
+    """End a test that met a limit which it should not have met."""
+    operation = openapi.find_operation(method, path)
+    names = ["FAILED_CREDENTIALS_PER_5_MINUTES"]
+    if operation and operation.id == "registerUser":
+        names.append("REGISTRATIONS_PER_HOUR")
+    if operation and operation.id in ("storeBackup", "changeStorageKey"):
+        names += ["BACKUPS_PER_HOUR", "BACKUPS_PER_DAY"]
+    if target.is_public:
+        not_run(f"the target's limits are spent for now: {' or '.join(names)}")
+    pytest.fail(f"the target's limits are too low for the full profile: raise {' or '.join(names)}", pytrace=False)
+
+
+# ---- A target that was given -------------------------------------------------------------------------------
+
+
+def app_secrets(text: str) -> list[tuple[str, str]]:
+    """Return (keyid, secret) for each secret in APP_SECRET_KEY."""
+    entries = [entry.rpartition(":") for entry in text.split(",")]
+    return [(keyid or "app", secret) for keyid, _, secret in entries]
+
+
+def given_target(base_url: str, profile: str) -> Target:
+    """Return the target that --base-url names, with what the environment gives. Raises UsageError."""
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query or url.username:
+        raise pytest.UsageError("--base-url must be http://… or https://…, with a host and without path or user")
+    if not os.environ.get("APP_SECRET_KEY"):
+        raise pytest.UsageError("--base-url needs the app's secret in APP_SECRET_KEY")
+    (keyid, secret), *more = app_secrets(os.environ["APP_SECRET_KEY"])
+    target = Target(
+        base_url.rstrip("/"),
+        secret,
+        keyid,
+        is_public=profile == "public",
+        admin_key=os.environ.get("ADMIN_SECRET_KEY") or None,
+        allowed_origin=os.environ.get("CONTRACT_ORIGIN") or None,
+        second_keyid=more[0] if more else None,
+    )
+    return target
+
+
+def check_target(base_url: str, profile: str) -> None:
+    """Raise UsageError unless the target can be reached, proven to, and tested as much as the profile wants."""
+    target = given_target(base_url, profile)
+    try:
+        document = requests.get(f"{target.base_url}/openapi.json", timeout=30, allow_redirects=False)
+        if document.status_code != 200:
+            raise pytest.UsageError(f"the target's /openapi.json answers {document.status_code}: it has to be there")
+        target.observer = Observer(openapi.left_out(document.json()))
+        check_secrets(target)
+        check_admin_key_and_origin(target)
+        if profile == "full" and not {"registerUser", "deleteUser"} & target.observer.lacking:
+            check_raised_limits(target)
+    except requests.RequestException as error:
+        raise pytest.UsageError(f"the target cannot be reached at {base_url}: {type(error).__name__}") from None
+    except (ValueError, LookupError, TypeError):
+        raise pytest.UsageError("the target's answers are not those of openapi.yaml: is it a backup server?") from None
+
+
+def a_client(target: Target, **options: Any) -> BackupClient:
+    """Return a client of a made-up user, whose answers are not held against the spec."""
+    options = {"keyid": target.keyid, "secret": target.secret} | options
+    return BackupClient(target.base_url, credentials=(secrets.token_hex(32), secrets.token_hex(32)), **options)
+
+
+def check_secrets(target: Target) -> None:
+    for keyid, secret in [(target.keyid, target.secret), *([target.second_keyid] if target.second_keyid else [])]:
+        # A signature is looked at before anything else of a request to a path that is there.
+        there = [each for each in openapi.OPERATIONS.values() if each.id not in target.observer.lacking]
+        signed = next((each for each in there if each.signed), None)
+        if signed is None:
+            return
+        client = a_client(target, keyid=keyid, secret=secret)
+        answer = client.request(signed.method, signed.path.replace("{version}", "1"), body=b"x")
+        problem = answer.json()
+        match problem.get("code"):
+            case "signature_invalid" | "signature_missing":
+                raise pytest.UsageError(f"APP_SECRET_KEY is not the target's: keyid {keyid} gets {problem['code']}")
+            case "signature_expired":
+                raise pytest.UsageError("the clocks of the target and of this machine are more than 300 s apart")
+            case "rate_limited":
+                wait = answer.headers.get("Retry-After")
+                raise pytest.UsageError(f"FAILED_CREDENTIALS_PER_5_MINUTES is spent for this address: wait {wait} s")
+
+
+def check_admin_key_and_origin(target: Target) -> None:
+    if target.admin_key and "getAdminStats" not in target.observer.lacking:
+        if a_client(target).get_admin_stats(target.admin_key).status_code in (401, 404):
+            raise pytest.UsageError("ADMIN_SECRET_KEY is not the target's")
+    if target.allowed_origin:
+        headers = {"Origin": target.allowed_origin}
+        answer = requests.get(f"{target.base_url}/openapi.json", headers=headers, timeout=30)
+        if answer.headers.get("Access-Control-Allow-Origin") != target.allowed_origin:
+            raise pytest.UsageError("CONTRACT_ORIGIN is not among the target's ALLOWED_ORIGINS")
+
+
+def check_raised_limits(target: Target) -> None:
+    """Try whether the limits were raised, those that a header tells first."""
+    clients = [a_client(target) for _ in range(PROBES)]
+    registered = []
+    too_low: list[str] = []
+    try:
+        for client in clients:
+            if client.register_user().status_code == 429:
+                too_low.append("REGISTRATIONS_PER_HOUR")
+                break
+            registered.append(client)
+            if client is clients[0] and (low := too_low_for_uploads(target, client) or too_few_kept(target, client)):
+                too_low += low
+                break
+        if not too_low:
+            answers = [a_client(target).delete_user().status_code for _ in range(PROBES)]
+            too_low += ["FAILED_CREDENTIALS_PER_5_MINUTES"] if 429 in answers else []
+    finally:
+        for client in registered:
+            client.delete_user()
+    if too_low:
+        raise pytest.UsageError(
+            f"the full profile needs a target with raised limits; {', '.join(too_low)} "
+            f"{'is' if len(too_low) == 1 else 'are'} not. Give it "
+            + " ".join(f"{name}={number}" for name, number in (RAISED_LIMITS | KEPT).items())
+            + ", or use --profile public."
+        )
+
+
+def too_low_for_uploads(target: Target, client: BackupClient) -> list[str]:
+    if "storeBackup" in target.observer.lacking:
+        return []
+    policy = client.store_backup(b"a probe").headers.get("RateLimit-Policy", "")
+    quotas = dict(re.findall(r'"(hour|day)";q=([0-9]+)', policy))
+    return [f"BACKUPS_PER_{name.upper()}" for name, quota in quotas.items() if int(quota) < UPLOADS_NEEDED]
+
+
+def too_few_kept(target: Target, client: BackupClient) -> list[str]:
+    """Stores, after the probe, as many versions as the contract's last ones, and counts those that are listed."""
+    if {"storeBackup", "listBackupVersions"} & target.observer.lacking:
+        return []
+    last = int(KEPT["KEEP_VERSIONS"].partition(",")[0])
+    base = b"a probe"
+    for number in range(1, last):
+        blob = b"probe %d" % number
+        client.store_backup(blob, sha256(base))
+        base = blob
+    return [] if len(client.list_backup_versions().json()["versions"]) >= last else ["KEEP_VERSIONS"]

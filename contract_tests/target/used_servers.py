@@ -1,0 +1,92 @@
+"""The servers that a run uses, and what a failing test shows of them: the last exchanges, and what they logged.
+
+Nothing that is made here holds a secret of these servers, a key, a signature or a blob.
+"""
+
+import json
+
+import pytest
+
+from contract_tests.target.observer import KEPT
+from contract_tests.target.openapi import REPOSITORY
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.redaction import redacted
+from contract_tests.target.target import Target
+
+SHOWN_REQUESTS = 20  # the last lines about requests; what else is logged is rare and shown in full
+SHOWN_CHARACTERS = 20_000  # of what one server logged, the last ones
+
+
+class UsedServers:
+    """The servers of one pytest session. Those of the test that runs are told apart from those that tests share."""
+
+    def __init__(self) -> None:
+        self._shared: list[Target | ServerProcess] = []
+        self._own: list[Target | ServerProcess] = []
+        self._secrets: set[str] = set()
+
+    def add(self, server: Target | ServerProcess, *, shared: bool = False) -> None:
+        """Take in a server, which several tests share or only the one that runs has."""
+        (self._shared if shared else self._own).append(server)
+
+    def begin_test(self) -> None:
+        """Forget what happened in the test before."""
+        self._secrets |= self._current_secrets()
+        self._own.clear()
+        for server in self._shared:
+            server.observer.forget()
+            if isinstance(server, ServerProcess):
+                server.mark()
+
+    def exchanges(self) -> list[dict[str, str]]:
+        """Return the last exchanges since the test began, the very last one first: "request" and "answer" as texts."""
+        exchanges = [exchange for server in self._shared + self._own for exchange in server.observer.last]
+        exchanges.sort(key=lambda exchange: -exchange.at)
+        secrets = self._secrets | self._current_secrets()
+        return [
+            {"request": exchange.request_text(secrets), "answer": exchange.answer_text(secrets)}
+            for exchange in exchanges[:KEPT]
+        ]
+
+    def log(self) -> str:
+        """Return what the processes have logged and written to stderr since the test began."""
+        processes = [server for server in self._shared + self._own if isinstance(server, ServerProcess)]
+        texts = [(process, log_text(process)) for process in processes]
+        return "\n".join(self.redacted(f"{process.base_url}\n{text}") for process, text in texts if text)
+
+    def redacted(self, text: str) -> str:
+        """Return the text without secrets of any server of the session."""
+        return redacted(text, self._secrets | self._current_secrets())
+
+    def _current_secrets(self) -> set[str]:
+        return {secret for server in self._shared + self._own for secret in server.secrets}
+
+
+SERVERS = pytest.StashKey[UsedServers]()
+
+
+def log_text(process: ServerProcess) -> str:
+    """Return what a process has logged since its mark: the errors with their tracebacks, the last requests."""
+    log, errors = process.since_mark()
+    lines = log.splitlines()
+    requests = [number for number, line in enumerate(lines) if '"event":"request"' in line.replace(" ", "")]
+    left_out = set(requests[:-SHOWN_REQUESTS])
+    shown = [readable(line) for number, line in enumerate(lines) if number not in left_out]
+    if left_out:
+        shown.insert(0, f"… ({len(left_out)} requests before)")
+    if errors.strip():
+        shown += ["stderr:", errors.rstrip()]
+    return "\n".join(shown)[-SHOWN_CHARACTERS:]
+
+
+def readable(line: str) -> str:
+    """Return a line of the log, its traceback, if it has one, below it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return line
+    traceback = event.pop("traceback", None) if isinstance(event, dict) else None
+    if not traceback:
+        return line
+    traceback = "".join(traceback) if isinstance(traceback, list) else str(traceback)
+    return f"{json.dumps(event)}\n{traceback.rstrip()}".replace(f"{REPOSITORY}/", "")

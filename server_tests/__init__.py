@@ -1,0 +1,1 @@
+"""Tests of this server alone, its launcher, and the gallery of broken servers."""

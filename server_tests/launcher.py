@@ -1,0 +1,154 @@
+"""Starts the real server for a test: with a clock that can be moved and, if asked, with a fault.
+
+It is the command that contract_tests/target/process.py describes. The server's code is not changed: its one clock,
+`server.clock.now()`, is replaced, and the faults go into `dbm.sqlite3` beneath it. `backup_server` is imported from the
+first folder of PYTHONPATH that has it.
+"""
+
+import argparse
+import contextlib
+import dbm.sqlite3
+import functools
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+LENGTH = 100  # bytes that a file that steers the server has at most
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clock", type=Path, help="file with the offset in seconds, read at each call")
+    parser.add_argument("--frozen", type=float, help="Unix seconds at which time stands still, but for the offset")
+    parser.add_argument("--fault", type=Path, help=f"file with a fault's name, or none: {', '.join(FAULTS)}")
+    parser.add_argument("--damage", type=Path, help="damage the stored backup that has this file's bytes, and exit")
+    parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
+    parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for what is in flight")
+    parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
+    arguments = parser.parse_args()
+    if arguments.damage:
+        damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
+        return 0
+    import backup_server  # only now, as nothing else needs it
+    from server import clock, http_server
+
+    if arguments.broken:
+        from server_tests.broken import FAULTS as BROKEN_SERVERS
+
+        BROKEN_SERVERS[arguments.broken].put_in()
+    if arguments.drain_seconds is not None:
+        mock.patch.object(http_server, "DRAIN_SECONDS", arguments.drain_seconds).start()
+    if arguments.slow_reads:
+        slow_reads_down()
+    if arguments.clock:
+        mock.patch.object(clock, "now", settable_clock(arguments.clock, arguments.frozen)).start()
+    if arguments.fault:
+        put_in_faults(arguments.fault, backup_server.HANDLERS)
+    return backup_server.main([])
+
+
+# ---- The clock ---------------------------------------------------------------------------------------------
+
+
+def settable_clock(file: Path, frozen: float | None) -> Callable[[], int]:
+    """Return a `now()` in milliseconds: the real time, or the frozen one, moved by the seconds that `file` holds."""
+    descriptor = os.open(file, os.O_RDONLY)
+
+    def now() -> int:
+        offset = float(os.pread(descriptor, LENGTH, 0))
+        return int(((time.time() if frozen is None else frozen) + offset) * 1000)
+
+    return now
+
+
+# ---- Faults ------------------------------------------------------------------------------------------------
+
+
+def storage_full() -> None:
+    """Raise what dbm.sqlite3 raises when the disk is full: SQLite's own error."""
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA max_page_count = 1")
+    try:
+        database.execute("CREATE TABLE fills_the_second_page (x)")
+    except sqlite3.Error as exception:
+        raise dbm.sqlite3.error(str(exception))  # noqa: B904 - just as dbm.sqlite3 does it
+
+
+def unavailable() -> None:
+    """Raise what dbm.sqlite3 raises when the file cannot be used: SQLite's own error, from a directory."""
+    try:
+        sqlite3.connect("/")
+    except sqlite3.Error as exception:
+        raise dbm.sqlite3.error(str(exception))  # noqa: B904 - just as dbm.sqlite3 does it
+
+
+def internal_error() -> None:
+    """Raise what nobody foresaw."""
+    raise ZeroDivisionError("a fault put in on purpose")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, and before which methods of a database's handle; "handler" stands for each operation."""
+
+    strike: Callable[[], None]
+    before: tuple[str, ...]
+
+
+ALL = ("__getitem__", "__setitem__", "__delitem__")
+FAULTS = {
+    "storage_full": Fault(storage_full, ("__setitem__",)),
+    "unavailable": Fault(unavailable, ALL),
+    "internal_error": Fault(internal_error, (*ALL, "handler")),
+    "uncountable": Fault(unavailable, ("__iter__",)),
+}
+
+
+def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
+    """Make the database's handles and the operations fail as `file` says at each call: as in FAULTS, or not at all."""
+    descriptor = os.open(file, os.O_RDONLY)
+    handle = dbm.sqlite3._Database
+
+    def faulty(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)  # the server reads from its signature what a handler needs
+        def call(*arguments: Any, **options: Any) -> Any:
+            fault = os.pread(descriptor, LENGTH, 0).decode().strip()
+            if fault and name in FAULTS[fault].before:
+                FAULTS[fault].strike()
+            return method(*arguments, **options)
+
+        return call
+
+    for name in (*ALL, "__iter__"):
+        mock.patch.object(handle, name, faulty(name, getattr(handle, name))).start()
+    mock.patch.dict(handlers, {name: faulty("handler", handler) for name, handler in handlers.items()}).start()
+
+
+def slow_reads_down() -> None:
+    """Wait before each blob is read: time enough for its slot to be overwritten."""
+    handle = dbm.sqlite3._Database
+    read = handle.__getitem__
+
+    def slow(self: Any, key: bytes) -> bytes:
+        time.sleep(0.01 if key.startswith(b"blob/") else 0)
+        return read(self, key)
+
+    mock.patch.object(handle, "__getitem__", slow).start()
+
+
+def damage(database: Path, blob: bytes) -> None:
+    """Flip the lowest bit of a stored blob's last byte, wherever the file has it."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        ((key, value),) = connection.execute("SELECT key, value FROM Dict WHERE instr(value, ?)", (blob,)).fetchall()
+        value = value.replace(blob, blob[:-1] + bytes([blob[-1] ^ 1]))
+        connection.execute("UPDATE Dict SET value = ? WHERE key = ?", (value, key))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

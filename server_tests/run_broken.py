@@ -1,0 +1,196 @@
+"""Shows that the tests find what they are for: runs them against servers that are broken on purpose.
+
+For each fault of broken/, and each requirement that it breaks, the tests that name this requirement run against a
+server with this fault until one of them fails. Prints a table of what was caught by which test. The exit code is 1
+if anything was not caught, or if one of those tests fails on the healthy server, too.
+
+--quick takes a fault of each category and only the test that is known to catch it.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract_tests.suite import requirement_ids
+from contract_tests.target.process import COMMAND
+from server_tests.broken import FAULTS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
+LONGEST = 300  # seconds that the tests of one requirement may take
+OF_THIS_SERVER = "of this server"  # the category of faults that break no requirement
+# A fault of each category, and the test that is known to catch it.
+QUICK = {
+    "any-signature-is-accepted": "contract_tests/test_signature.py::test_no_other_profile_is[the wrong secret]",
+    "anyone-reads": "contract_tests/test_isolation.py::test_a_stranger_can_do_nothing",
+    "one-bit-is-flipped": "contract_tests/test_durability.py::test_versions_outlive_a_restart[False]",
+    "deletion-does-nothing": "contract_tests/test_operations.py::test_a_deleted_user_may_register_after_601_seconds",
+    "history-is-one-short": "contract_tests/test_history.py::test_what_is_kept[the last 4 of one day]",
+    "one-more-upload-an-hour": "contract_tests/test_limits.py::test_5_an_hour",
+    "problem-has-no-code": "contract_tests/test_problems.py::test_nothing_of_the_request_is_repeated[Zebra7-/health]",
+    "json-document-is-another": "contract_tests/test_operations.py::test_the_documents_say_what_the_server_does",
+    "any-origin-is-reflected": "contract_tests/test_http.py::test_any_other_options_is_405[lines7]",
+    "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
+    "restart-forgets-the-limits": "contract_tests/test_limits.py::test_both_windows_survive_a_restart",
+    "credentials-are-logged": "server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret",
+}
+
+
+class Collector:
+    """A pytest plugin that keeps which tests name which requirement."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, list[str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in sorted(items, key=lambda item: item.path.name in LAST):
+            for requirement in requirement_ids.named_by(item):
+                self.tests.setdefault(requirement, []).append(item.nodeid)
+
+
+def collect() -> dict[str, list[str]]:
+    """Return the node ids of the contract's tests, by requirement."""
+    collector, output = Collector(), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = pytest.main(["--collect-only", "-q", str(REPOSITORY / "contract_tests")], plugins=[collector])
+    if status != pytest.ExitCode.OK:
+        sys.exit(f"the tests cannot be collected:\n{output.getvalue()}")
+    return collector.tests
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
+    """This file as a plugin of the runs that it starts: the first test that fails ends the run.
+
+    A test whose set-up or tear-down fails has not found anything, nor one that was about another requirement then.
+    """
+    from contract_tests.suite.plugin import ABOUT  # which pytest has loaded by now
+
+    report = yield
+    requirement = os.environ.get("CONTRACT_REQUIREMENT")
+    if report.when == "call" and report.failed and requirement in [None, *item.stash.get(ABOUT, [requirement])]:
+        item.session.shouldstop = f"failed: {item.nodeid}"  # which pytest prints between exclamation marks
+    return report
+
+
+def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
+    """Run tests, by node id, until one fails; return pytest's exit code, the test that failed, and the output."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTRACT_")} | environ
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest starts four times as fast
+    with tempfile.NamedTemporaryFile("w") as arguments:
+        arguments.write("\n".join(tests))
+        arguments.flush()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "server_tests.run_broken", "-p", "no:cacheprovider"]
+        command.append(f"@{arguments.name}")
+        try:
+            done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            return -1, "", f"took more than {LONGEST} s"
+    failed = re.search("failed: (.+) !+$", done.stdout, re.MULTILINE)
+    return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
+
+
+@dataclass
+class Trial:
+    """A fault, and one of the requirements that it breaks; then what became of it."""
+
+    fault: str
+    requirement: str
+    tests: list[str]
+    caught_by: str = ""
+    seconds: float = 0
+    output: str = ""
+
+    def run(self) -> "Trial":
+        if self.tests:
+            started = time.monotonic()
+            _, self.caught_by, self.output = run(
+                self.tests,
+                CONTRACT_SERVER_COMMAND=shlex.join([*COMMAND, "--broken", self.fault]),
+                CONTRACT_REQUIREMENT=self.requirement,
+            )
+            self.seconds = time.monotonic() - started
+        else:
+            self.output = f"no test names {self.requirement}"
+        return self
+
+
+def category(fault: str) -> str:
+    """Return the category of a fault: that of the first requirement that it breaks."""
+    requirements = FAULTS[fault].requirements
+    return requirement_ids.category(requirements[0]) if requirements else OF_THIS_SERVER
+
+
+def quick_trial(fault: str) -> Trial:
+    """Return the trial of one of QUICK."""
+    requirement, *_ = *FAULTS[fault].requirements, OF_THIS_SERVER
+    return Trial(fault, requirement, [QUICK[fault]])
+
+
+def trials(faults: Iterable[str]) -> list[Trial]:
+    """Return a trial for each requirement that these faults break."""
+    tests = collect()
+    result = []
+    for name in faults:
+        fault = FAULTS[name]
+        result += [Trial(name, requirement, tests.get(requirement, [])) for requirement in fault.requirements]
+        if fault.test:
+            result.append(Trial(name, OF_THIS_SERVER, [fault.test]))
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="run these faults alone, and show how they fail")
+    parser.add_argument("--quick", action="store_true", help="a fault of each category, by the test that catches it")
+    parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many run at a time (2)")
+    parser.add_argument("--list", action="store_true", help="say what the faults are, and run nothing")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.faults) - set(FAULTS):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list shows them")
+    if arguments.list:
+        for name, fault in FAULTS.items():
+            print(f"{name}: {fault.description} ({', '.join(fault.requirements) or fault.test})")
+        return 0
+
+    started, done = time.monotonic(), []
+    with ThreadPoolExecutor(arguments.n) as pool:
+        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(arguments.faults or FAULTS)
+        for trial in pool.map(Trial.run, waiting):
+            done.append(trial)
+            outcome = f"caught in {trial.seconds:.1f} s" if trial.caught_by else "NOT CAUGHT"
+            print(f"{len(done)}/{len(waiting)} {trial.fault}, {trial.requirement}: {outcome}", flush=True)
+            if arguments.faults or not trial.caught_by:
+                print(trial.output)
+
+    width, other = (max(len(getattr(trial, column)) for trial in done) for column in ("fault", "requirement"))
+    print(f"\n{'fault':{width}}  {'requirement':{other}}  seconds  caught by")
+    for trial in done:
+        row = f"{trial.fault:{width}}  {trial.requirement:{other}}  {trial.seconds:7.1f}"
+        print(f"{row}  {trial.caught_by.removeprefix('contract_tests/') or 'NOT CAUGHT'}")
+
+    caught = [trial for trial in done if trial.caught_by]
+    print(f"\n{len(caught)} of {len(done)} caught; {time.monotonic() - started:.0f} s")
+    if not caught:
+        return 1
+    status, failed, output = run(dict.fromkeys(trial.caught_by for trial in caught))
+    print(f"the healthy server fails {failed}:\n{output}" if status else "the healthy server passes those tests")
+    return int(bool(status) or len(caught) < len(done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The quick form of the gallery: a broken server of each category is caught, so that nobody refactors past it.
+
+`python -m server_tests.run_broken` tries all of them, by all tests of the requirements that they break.
+"""
+
+import pytest
+
+from server_tests.broken import FAULTS
+from server_tests.run_broken import QUICK, category, quick_trial
+
+
+@pytest.mark.parametrize("fault", QUICK)
+def test_a_broken_server_is_caught(request, fault):
+    if request.config.getoption("--base-url"):
+        pytest.skip("not run: it is about servers started here, and --base-url names another's")
+    trial = quick_trial(fault).run()
+    assert trial.caught_by.startswith(QUICK[fault]), trial.output
+
+
+def test_each_category_has_a_quick_fault():
+    assert {category(fault) for fault in QUICK} == {category(fault) for fault in FAULTS}
