@@ -82,7 +82,8 @@ def registering_again_starts_anew() -> None:
         response = real(server, request, user=user)
         if response.status == 200:
             with server.store.account(user.user_id) as held:
-                held.create(dataclasses.replace(held.record, versions=()))
+                if account := user.open(held.record):
+                    held.create(dataclasses.replace(account, versions=()))
         return response
 
 
@@ -180,7 +181,7 @@ def deleted_data_comes_back_with_a_registration() -> None:
     def put_row(real: Any, store: Any, user_id: str, before: Row | None, after: Row) -> None:
         if before and isinstance(after.record, Deleted):
             hidden[user_id] = before
-        elif shown := hidden.pop(user_id, None):
+        elif isinstance(after.record, Account) and (shown := hidden.pop(user_id, None)):
             after = dataclasses.replace(shown, record=dataclasses.replace(after.record, versions=shown.versions))
         real(store, user_id, before, after)
 

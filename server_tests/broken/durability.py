@@ -39,7 +39,7 @@ def record_is_written_before_the_backup() -> None:
     @instead_of(DbmStore, "_put_row")
     def put_row(real: Any, store: Any, *arguments: Any) -> None:
         real(store, *arguments)
-        time.sleep(0.01 * len(blobs))
+        time.sleep(0.1 * len(blobs))  # so that a crash is likely to come in between
         while blobs:
             put_blob(store, *blobs.pop())
 

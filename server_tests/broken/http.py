@@ -14,6 +14,7 @@ from waitress.parser import HTTPRequestParser, ParsingError
 import backup_server
 from backup_server import App, Problem, Request, Response, Server, User
 from server import clock, http_server, i_json
+from server.limits import wait_seconds
 from server_tests.broken.fault import add_to_limit, breaks, change, instead_of, on_answer
 
 # --- The order of checks ----------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def limit_is_checked_before_the_base() -> None:
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
         moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
-        if wait := backup_server.wait_seconds(server.upload_limits, times, moment):
+        if wait := wait_seconds(server.upload_limits, times, moment):
             raise Problem("rate_limited", "Wait.", wait, headers=server.rate_limit(times, moment))
         return real(server, signature, user, *arguments)
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import backup_server
 from backup_server import Request, Server, Spec
 from server.accounts import Deleted, Record
 from server.dbm_store import Counts
+from server.log import log
 from server_tests.broken.fault import breaks, change_setting, instead_of, instead_of_proof, on_answer
 
 
@@ -50,4 +50,4 @@ def credentials_are_logged() -> None:
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
-        backup_server.log(event="credentials", authorization=environ.get("HTTP_AUTHORIZATION"))
+        log(event="credentials", authorization=environ.get("HTTP_AUTHORIZATION"))
