@@ -18,12 +18,14 @@ def answers_go_ahead_of_the_disk() -> None:
     def put_row(real: Any, store: Any, user_id: str, before: Row | None, after: Row) -> None:
         if len(waiting) > 2:
             for each in list(waiting):
-                real(store, each, *waiting.pop(each))
+                real(store, each, *waiting[each])
+                del waiting[each]
         waiting[user_id] = before, after
 
     @instead_of(DbmReader, "_row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:
-        return waiting[user_id][1] if user_id in waiting else real(store, user_id)
+        _, acknowledged = waiting.get(user_id, (None, None))
+        return acknowledged or real(store, user_id)
 
 
 @breaks("durability.whole")
