@@ -1,1 +1,53 @@
-"""TODO"""
+"""What the operator sees: statistics, the document and the log."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from backup_server import Request, Server, Spec
+from server.accounts import Deleted, Record
+from server.dbm_store import Counts
+from server.log import log
+from server_tests.broken.fault import breaks, change_setting, instead_of, instead_of_proof, on_answer
+
+
+@breaks("admin.proof")
+def statistics_need_no_key() -> None:
+    """Anybody may see how many users there are."""
+
+    @instead_of_proof("adminKey")
+    def check_admin_key(real: Any, server: Server, request: Request) -> None:
+        pass
+
+
+@breaks("admin.absent")
+def admin_key_is_asked_for_where_there_is_none() -> None:
+    """If no admin key is configured, the statistics get 401."""
+    change_setting("admin_key", lambda key: key or "")
+
+
+@breaks("admin.counts")
+def deleted_users_are_counted() -> None:
+    """The number of users only grows."""
+
+    @instead_of(Counts, "of")
+    def of(real: Any, record: Record | None) -> Counts:
+        return Counts(users=1) if isinstance(record, Deleted) else real(record)
+
+
+@breaks("document.same")
+def json_document_is_another() -> None:
+    """openapi.json is of another version than openapi.yaml."""
+
+    @instead_of(Spec, "__init__")
+    def load(real: Any, spec: Spec, path: Any) -> None:
+        real(spec, path)
+        spec.json = spec.json.replace(b'"version":"', b'"version":"0.', 1)
+
+
+@breaks(test="server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret")
+def credentials_are_logged() -> None:
+    """Whoever reads the log can read every backup."""
+
+    @on_answer
+    def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
+        log(event="credentials", authorization=environ.get("HTTP_AUTHORIZATION"))
