@@ -13,7 +13,7 @@ from typing import Any
 
 import backup_server
 from backup_server import Problem, Request, Response, Server, User
-from server import accounts, clock, i_json
+from server import accounts, clock, i_json, json_schema
 from server.accounts import Account, Damaged, Record, Upload, Version
 from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import (
@@ -48,7 +48,7 @@ def backup_is_cut_off_at_a_mebibyte() -> None:
 
 
 def change_data(change_bytes: Callable[[bytes], bytes]) -> None:
-    @instead_of(backup_server, "decode_base64")
+    @instead_of(json_schema, "decode_base64")
     def decode_base64(real: Function, text: str) -> bytes | None:
         data = real(text)
         return change_bytes(data) if data else data
@@ -122,7 +122,7 @@ def unused_bits_are_unchecked() -> None:
 
 
 def decode_by(decode: Callable[[str], bytes | None]) -> None:
-    @instead_of(backup_server, "decode_base64")
+    @instead_of(json_schema, "decode_base64")
     def decode_base64(real: Function, text: str) -> bytes | None:
         with contextlib.suppress(binascii.Error):
             return decode(text)

@@ -13,7 +13,7 @@ from waitress.parser import HTTPRequestParser, ParsingError
 
 import backup_server
 from backup_server import App, Problem, Request, Response, Server, User
-from server import clock, http_server, i_json
+from server import clock, http_server, i_json, json_schema
 from server.limits import wait_seconds
 from server_tests.broken.fault import add_to_limit, breaks, change, instead_of, on_answer
 
@@ -174,9 +174,9 @@ def last_of_two_members_counts() -> None:
 def unknown_members_are_ignored() -> None:
     """A misspelt baseSha256 counts as none."""
 
-    @instead_of(backup_server, "validation_errors")
-    def validation_errors(real: Any, *arguments: Any) -> list[dict[str, str]]:
-        unknown = backup_server.VALIDATION_DETAILS["additionalProperties"]
+    @instead_of(json_schema, "errors_of")
+    def errors_of(real: Any, *arguments: Any) -> list[dict[str, str]]:
+        unknown = json_schema.DETAILS["additionalProperties"]
         return [error for error in real(*arguments) if error["detail"] != unknown]
 
 
