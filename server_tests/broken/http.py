@@ -40,10 +40,14 @@ def limit_is_checked_before_the_base() -> None:
 
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
-        moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
-        if wait := wait_seconds(server.upload_limits, times, moment):
-            raise Problem("rate_limited", "Wait.", wait, headers=server.rate_limit(times, moment))
-        return real(server, signature, user, *arguments)
+        try:
+            return real(server, signature, user, *arguments)
+        except Problem as problem:
+            moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
+            wait = wait_seconds(server.upload_limits, times, moment)
+            if problem.code != "version_conflict" or not wait:
+                raise
+            raise Problem("rate_limited", "Wait.", wait, headers=server.rate_limit(times, moment)) from None
 
 
 # --- Problems ---------------------------------------------------------------------------------------------------------
@@ -237,7 +241,7 @@ def head_is_not_allowed() -> None:
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
-        if environ["REQUEST_METHOD"] == "HEAD":
+        if environ["REQUEST_METHOD"] == "HEAD" and answer.status == 200:
             answer.status, answer.headers["Allow"] = 405, "GET"
 
 
