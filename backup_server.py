@@ -39,6 +39,7 @@ from server.accounts import (
     DamagedData,
     Deleted,
     Record,
+    StorageError,
     StorageFull,
     StorageUnavailable,
     Store,
@@ -597,10 +598,13 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
             if free_at > moment:
                 detail = "This userId can be registered again after Retry-After seconds."
                 raise Problem("recently_deleted", detail, math.ceil((free_at - moment) / 1000))
-        if wait := server.registrations.wait(request.address, moment):
+        if wait := server.registrations.count(request.address, moment):
             raise too_many(server.registrations, wait)
-        held.create(Account(created_at=moment, key_sha256=user.key_sha256))
-        server.registrations.count(request.address, moment)
+        try:
+            held.create(Account(created_at=moment, key_sha256=user.key_sha256))
+        except StorageError:
+            server.registrations.give_back(request.address, moment)
+            raise
     return answer(201, {"createdAt": rfc3339(moment)})
 
 

@@ -268,6 +268,16 @@ def test_registrations_refused_or_repeated_do_not_count(server, user):
     assert client_at(server, STRANGER).register_user().status_code == 429
 
 
+@pytest.mark.requirement("address.registrations", "registerUser.507")
+def test_registrations_refused_for_space_do_not_count(server):
+    server.fault = "storage_full"
+    refused = [client_at(server, STRANGER).register_user() for _ in range(25)]
+    assert {outcome(answer) for answer in refused} == {"507 storage_full"}
+    server.fault = None
+    assert {client_at(server, STRANGER).register_user().status_code for _ in range(20)} == {201}
+    assert client_at(server, STRANGER).register_user().status_code == 429
+
+
 @pytest.mark.requirement("address.registrations", "address.failures")
 def test_no_more_by_asking_at_once(server):
     """What is counted is counted once, however the requests race."""

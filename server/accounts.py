@@ -174,7 +174,7 @@ class Store(StoreReader):
                 account.append(changed, data)
 
         The block decides by `account.record`. An error that it raises before the change leaves everything as it was.
-        Raise StorageUnavailable or Damaged.
+        Do not nest such blocks: a store may hold all accounts at once. Raise StorageUnavailable or Damaged.
         """
 
     @abstractmethod

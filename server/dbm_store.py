@@ -117,6 +117,7 @@ class DbmReader(StoreReader):
     def check(self) -> None:
         with self._database() as database:
             if database.get(b"format") not in (FILE_FORMAT, FORMER_FORMAT):
+                log(event="storage_error", reason=UNKNOWN_FORMAT)
                 raise StorageUnavailable(UNKNOWN_FORMAT)
 
     def find(self, user_id: str) -> Record | None:

@@ -1,5 +1,6 @@
 """Limits as sliding windows. Times are Unix milliseconds; what a caller gets back are whole seconds to wait."""
 
+import contextlib
 import math
 import threading
 from bisect import bisect_right
@@ -63,3 +64,8 @@ class AddressLimit:
             if len(self._times) > self.MOST_ADDRESSES:
                 self._times.popitem(last=False)
             return 0
+
+    def give_back(self, address: str, moment: int) -> None:
+        """Count an event of this moment no longer: it came to nothing."""
+        with self._lock, contextlib.suppress(KeyError, ValueError):  # the address may have been forgotten
+            self._times[address].remove(moment)
