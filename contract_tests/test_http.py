@@ -440,7 +440,7 @@ def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
     """Skip the test if the target does not have all that this path has."""
     target = request.getfixturevalue("target")
     target.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
-    if path == "/admin/stats":  # which is not there where no admin key is configured
+    if path == "/admin/stats":  # which is not there if no admin key is configured
         request.getfixturevalue("admin_key")
 
 

@@ -15,7 +15,7 @@ from contract_tests.target.openapi import RESERVED
 
 pytestmark = pytest.mark.public
 
-MOST_UPLOADS = 20  # that a test makes to meet a limit; where it is higher, it is not met
+MOST_UPLOADS = 20  # that a test makes to meet a limit; a higher limit is not met
 
 
 def again(client: BackupClient, exchange: requests.Response) -> requests.Response:

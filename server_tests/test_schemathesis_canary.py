@@ -1,4 +1,4 @@
-"""A canary: where the requests that schemathesis generates are not signed right, its run fails."""
+"""A canary: if the requests that Schemathesis generates are not signed right, its run fails."""
 
 from contract_tests.generated import run_schemathesis
 

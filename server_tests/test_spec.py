@@ -264,7 +264,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
     assert LIMITS["deletedUserSeconds"] > 2 * LIMITS["signatureSkewSeconds"]
     schemas = SPEC["components"]["schemas"]
     assert schemas["Size"]["maximum"] == openapi.MAX_DECODED_BYTES
-    # A text too long for the schema would be 422 where 413 is due.
+    # A text too long for the schema would be 422, but 413 is due.
     assert schemas["BackupData"]["maxLength"] >= LIMITS["requestBodyBytes"]
 
 
