@@ -88,7 +88,7 @@ def suite(tmp_path: Path) -> Suite:
     for source in CONTRACT_TESTS.glob("*"):
         if source.is_file() and not source.name.startswith("test_"):
             shutil.copy(source, directory)
-    shutil.copy(REPOSITORY / "tox.ini", tmp_path)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
 
     def run(tests: str, *arguments: Any, narrowed: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         (directory / "test_some.py").write_text(HEAD + tests)
