@@ -216,7 +216,7 @@ def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
 
 
 def installed_tools() -> Path:
-    """Return the node_modules that package-lock.json asks for. The first call, and one after a change, installs them."""
+    """Return the node_modules that package-lock.json asks for; install them if they are missing or out of date."""
     tools = TYPESCRIPT / "node_modules"
     installed = tools / ".package-lock.json"  # npm writes it last
     if not installed.exists() or installed.stat().st_mtime < (TYPESCRIPT / "package-lock.json").stat().st_mtime:
