@@ -1,4 +1,4 @@
-# The reference page takes Node to build, and nothing to be served.
+# Build the reference page. It needs Node only here: the server sends the finished files.
 FROM node:24-slim AS reference
 WORKDIR /reference
 COPY reference/ ./
@@ -6,28 +6,31 @@ RUN npm ci && node build.mjs
 
 FROM python:3.13-slim
 
-# A user without rights. /data is where the volume is mounted; Fly gives the mount's root to its owner in the image.
+# The server runs as a user without rights. Fly mounts the volume at /data and gives its root directory to the user
+# who owns /data in the image.
 RUN useradd --uid 10001 --no-create-home server \
     && install --directory --owner=server --mode=0700 /data
 
 WORKDIR /app
 
-# The base image comes without the standard library's bytecode, and the server's user could not write any:
-# compiled here once, or else at every start.
-COPY requirements.txt .
-RUN pip install --no-cache-dir --require-hashes -r requirements.txt \
+# The base image has no bytecode of the standard library, and the server's user cannot write any. Compile it here,
+# or Python compiles it again at each start.
+COPY requirements/server.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/server.txt \
     && python -m compileall -q /usr/local/lib/python3.13
 
 COPY backup_server.py openapi.yaml ./
+COPY server/ server/
+RUN python -m compileall -q server
 COPY --from=reference /reference/dist reference/dist
 
-# HOST: the proxy outside the container has to reach the port.
+# HOST: the proxy reaches the port from outside the container.
 ENV DATABASE_PATH=/data/backup.db \
     HOST=0.0.0.0 \
     PORT=8080
 
 EXPOSE 8080
-# By number, which needs no look-up; it is `server`.
+# The user `server`, by number: a number needs no look-up.
 USER 10001
-# Exec form: the server itself is the process that gets SIGTERM.
+# The exec form starts no shell, so the server itself gets SIGTERM.
 CMD ["python", "backup_server.py"]

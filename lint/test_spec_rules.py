@@ -1,4 +1,4 @@
-"""The linters' silence means something: each finds the faults that are put into copies of openapi.yaml."""
+"""Test that the linters find the faults that these tests put into copies of openapi.yaml."""
 
 import configparser
 import copy
@@ -15,7 +15,7 @@ import yaml
 
 LINT = Path(__file__).resolve().parent
 ROOT = LINT.parent
-# By way of JSON, what YAML's aliases share becomes a copy at each place: a fault stands in one place alone.
+# JSON has no aliases. What YAML's aliases share becomes a copy at each place, so a fault is in one place only.
 SPEC = json.loads(json.dumps(yaml.safe_load((ROOT / "openapi.yaml").read_text())))
 SPECTRAL_RULES = yaml.safe_load((LINT / "spectral.yaml").read_text())
 REDOCLY_RULES = yaml.safe_load((LINT / "redocly.yaml").read_text())
@@ -51,10 +51,10 @@ def reference(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-# By rule: where (JSON Pointer) what is put to break it.
+# For each rule: where (JSON Pointer) a value breaks it, and which value.
 REDOCLY_FAULTS: dict[str, list[tuple[str, Any]]] = {
     "struct": [("/info/version", ABSENT)],
-    "info-license": [("/info/license", ABSENT)],  # only a warning, were it not for recommended-strict
+    "info-license": [("/info/license", ABSENT)],  # without recommended-strict it would be a warning
     "no-unused-components": [(f"{SCHEMAS}/Unused", {"type": "object"})],
     "operation-description": [(f"{FETCH}/description", ABSENT)],
     "scalar-property-missing-example": [(f"{SCHEMAS}/Health/properties/status/examples", ABSENT)],
@@ -134,7 +134,7 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
         (f"{RESPONSES}/VersionConflict/headers/RateLimit", A_HEADER),
     ],
 }
-# One fault for each command; for Spectral also one that it takes for nothing but a piece of information.
+# One fault for each command. For Spectral also a fault that it reports only as information.
 FAILING = [
     (VALIDATOR, "/info/version", ABSENT),
     (REDOCLY, "/info/license", ABSENT),
@@ -144,7 +144,7 @@ FAILING = [
 
 
 def with_fault(pointer: str, value: Any) -> Any:
-    """A copy of the spec with `value` at this JSON Pointer (RFC 6901)."""
+    """Return a copy of the spec with `value` at this JSON Pointer (RFC 6901); ABSENT removes what is there."""
     spec = copy.deepcopy(SPEC)
     *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
     at = spec
@@ -160,7 +160,7 @@ def with_fault(pointer: str, value: Any) -> Any:
 
 
 def write(spec: Any, directory: Path) -> Path:
-    """Write a copy under the name that the exceptions in the lint's configuration go by. (JSON is YAML.)"""
+    """Write a copy into a new directory, under the name that the linters' exceptions use. (JSON is YAML.)"""
     directory.mkdir()
     path = directory / "openapi.yaml"
     path.write_text(json.dumps(spec))
@@ -168,14 +168,14 @@ def write(spec: Any, directory: Path) -> Path:
 
 
 def run(command: list[str], *paths: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of tox.ini from where tox runs it, on these files instead of openapi.yaml."""
+    """Run a command of tox.ini in the directory where tox runs it, on these files instead of openapi.yaml."""
     at = command.index("openapi.yaml")
     command = [*command[:at], *map(str, paths), *command[at + 1 :]]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def redocly(*paths: Path) -> Iterator[tuple[Path, str]]:
-    """Each finding of Redocly: its file and rule."""
+    """Yield the file and the rule of each finding of Redocly."""
     rest = run([*REDOCLY, "--format", "json", "--max-problems", "1000"], *paths).stdout
     while rest:  # one document for each file
         report, end = json.JSONDecoder().raw_decode(rest)
@@ -185,7 +185,7 @@ def redocly(*paths: Path) -> Iterator[tuple[Path, str]]:
 
 
 def spectral(*paths: Path, ruleset: str = "lint/spectral.yaml") -> Iterator[tuple[Path, str, str]]:
-    """Each finding of Spectral: its file, rule and JSON Pointer."""
+    """Yield the file, the rule and the JSON Pointer of each finding of Spectral."""
     command = [ruleset if word == "lint/spectral.yaml" else word for word in SPECTRAL]
     for finding in json.loads(run([*command, "--format", "json", "--quiet"], *paths).stdout):
         steps = [str(step).replace("~", "~0").replace("/", "~1") for step in finding["path"]]
@@ -198,7 +198,7 @@ def test_each_fault_is_found(tmp_path, linter, faults):
     directory = tmp_path.resolve()
     copies = [write(with_fault(at, value), directory / str(index)) for index, (_, at, value) in enumerate(cases)]
     sound = write(SPEC, directory / "sound")
-    with ThreadPoolExecutor() as pool:  # a linter takes one CPU, and half a second for a copy
+    with ThreadPoolExecutor() as pool:  # a linter needs one CPU, and half a second per copy
         runs = pool.map(lambda paths: list(linter(*paths)), [[sound, *copies[::2]], [sound, *copies[1::2]]])
         found = {(path, rule) for findings in runs for path, rule, *_ in findings}
     assert sound not in {path for path, _ in found}
@@ -226,10 +226,10 @@ def test_the_commands_of_tox_fail_without_the_file_and_pass_with_it(tmp_path, co
 
 
 def test_each_exception_is_needed_and_there_is_no_other(tmp_path):
-    """What the rulesets find without the exceptions is exactly what is excepted, place by place."""
+    """Without the exceptions, the rulesets find exactly the places that the exceptions name."""
     rules = SPECTRAL_RULES["rules"]
     switched_off = {rule for rule in rules if rules[rule] == "off"}
-    assert switched_off == {"owasp:api4:2023-rate-limit"}  # two of our own stand for it
+    assert switched_off == {"owasp:api4:2023-rate-limit"}  # two of our own replace it
 
     excepted = set()
     for override in SPECTRAL_RULES["overrides"]:

@@ -89,7 +89,7 @@ def suite(tmp_path: Path) -> Suite:
     """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, within a copy of the harness."""
     directory = tmp_path / "contract_tests"
     shutil.copytree(CONTRACT_TESTS, directory, ignore=shutil.ignore_patterns("test_*.py", "__pycache__"))
-    shutil.copy(REPOSITORY / "tox.ini", tmp_path)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     (tmp_path / "clients").symlink_to(REPOSITORY / "clients")
     own = {"BACKUP_SERVER": str(SERVER), "CONTRACT_SERVER_COMMAND": shlex.join(COMMAND)}
 

@@ -24,15 +24,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ["requirements.txt", "requirements-dev.txt", "requirements-lint.txt", "requirements-browser.txt"]
+REQUIREMENTS = ROOT / "requirements"
+LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt"]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
-SERVER = (ROOT / "backup_server.py").read_text()
+SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())
 SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 TOX = configparser.ConfigParser(interpolation=None)
 TOX.read(ROOT / "tox.ini")
 SET_BY_FLY = {"FLY_APP_NAME"}
+NOT_OF_THE_CONTRACT = {"DEBUG"}  # what the server logs is its own business
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -57,7 +59,8 @@ def copied_files() -> list[str]:
 
 
 def image_files() -> list[str]:
-    return [name for name in copied_files() if not name.endswith("/")]
+    """Return the files and directories/ of the checkout that the image itself holds."""
+    return [name for name in copied_files() if name != "reference/"]
 
 
 # ---- The image ---------------------------------------------------------------------------------------------
@@ -71,14 +74,15 @@ def test_the_image_runs_the_python_that_the_tests_ran():
 
 
 def test_the_image_holds_the_server_and_nothing_else():
-    assert image_files() == ["requirements.txt", "backup_server.py", "openapi.yaml"]
-    assert all((ROOT / name).is_file() for name in image_files())
+    assert image_files() == ["requirements/server.txt", "backup_server.py", "openapi.yaml", "server/"]
+    assert all((ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file() for name in image_files())
     ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
     kept = [line.removeprefix("!") for line in ignore if line.startswith("!")]
     assert sorted(kept) == sorted(copied_files())
     left_out = [line for line in ignore if not line.startswith("!")]
-    assert left_out == ["*", "reference/dist/", "reference/node_modules/"]
-    assert set(left_out[1:]) - {"reference/node_modules/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+    assert left_out == ["*", "**/__pycache__/", "reference/dist/", "reference/node_modules/"]
+    ignored = set((ROOT / ".gitignore").read_text().splitlines())
+    assert {"__pycache__/", "node_modules/", "reference/dist/"} <= ignored
 
 
 def test_the_image_holds_the_reference_page_that_it_builds_from_what_is_pinned():
@@ -89,7 +93,7 @@ def test_the_image_holds_the_reference_page_that_it_builds_from_what_is_pinned()
 
 def test_the_image_installs_only_what_is_pinned_by_hash():
     (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
-    assert "pip install --no-cache-dir --require-hashes -r requirements.txt" in install
+    assert "pip install --no-cache-dir --require-hashes -r requirements/server.txt" in install
 
 
 def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():
@@ -112,7 +116,10 @@ def test_the_image_sets_documented_variables_and_no_secret():
 def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
     """The image without Docker: its files in an empty directory, its CMD, its ENV but path and address."""
     for name in image_files():
-        shutil.copy(ROOT / name, tmp_path)
+        if name.endswith("/"):
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path)
     (command,) = arguments("CMD")
     program, *rest = json.loads(command)  # the exec form is JSON; the shell form would fail here
     assert program == "python"
@@ -187,7 +194,7 @@ def test_fly_leaves_time_for_a_graceful_stop():
 def requirements(lock: str) -> dict[str, str]:
     """Return {name: version} of a lock; a line that is neither pin nor hash nor comment fails."""
     pins, hashed = {}, set()
-    for line in (ROOT / lock).read_text().splitlines():
+    for line in (REQUIREMENTS / lock).read_text().splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if pin := re.fullmatch(r"([a-z0-9-]+)==([0-9][\w.]*) \\", line):
@@ -201,7 +208,7 @@ def requirements(lock: str) -> dict[str, str]:
 
 def wanted(name: str) -> set[str]:
     """Return the requirements that a .in file names, in the lower case of the locks."""
-    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    lines = [line.partition("#")[0].strip() for line in (REQUIREMENTS / name).read_text().splitlines()]
     return {re.split(r"[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith("-")}
 
 
@@ -211,19 +218,28 @@ def test_each_requirement_is_pinned_with_hashes(lock: str):
 
 
 def test_the_tests_run_on_the_servers_own_versions():
-    assert requirements("requirements.txt").items() <= requirements("requirements-dev.txt").items()
+    assert requirements("server.txt").items() <= requirements("tests.txt").items()
+
+
+def test_the_linter_is_one_version_everywhere():
+    assert requirements("lint.txt")["ruff"] == requirements("tests.txt")["ruff"]
+
+
+def test_waitress_is_pinned_where_a_person_chooses_its_version():
+    """The server builds on parts of it that may change without notice."""
+    assert re.search(r"^waitress==[\d.]+$", (REQUIREMENTS / "server.in").read_text(), re.MULTILINE)
 
 
 def test_the_server_imports_what_it_requires_and_requires_nothing_else():
     imported = set()
-    for node in ast.walk(ast.parse(SERVER)):
+    for node in (node for path in SERVER for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             imported.add(node.module.partition(".")[0])
     distributions = packages_distributions()
-    third_party = {distributions[name][0].lower() for name in imported - sys.stdlib_module_names}
-    assert third_party == wanted("requirements.in") == {"bottle", "jsonschema", "pyyaml", "waitress"}
+    third_party = {distributions[name][0].lower() for name in imported - sys.stdlib_module_names - {"server"}}
+    assert third_party == wanted("server.in") == {"bottle", "jsonschema", "pyyaml", "waitress"}
 
 
 @pytest.mark.parametrize("directory", NPM_LOCKS)
@@ -237,8 +253,9 @@ def test_each_package_in_javascript_is_pinned_with_hashes(directory: str):
 
 
 def test_the_locks_record_no_registry_and_no_path_of_the_machine_that_made_them():
+    assert sorted(path.name for path in REQUIREMENTS.glob("*.txt")) == sorted(LOCKS)
     for lock in LOCKS:
-        text = (ROOT / lock).read_text()
+        text = (REQUIREMENTS / lock).read_text()
         assert "/" not in text and "--index-url" not in text and "--find-links" not in text, lock
     for directory in NPM_LOCKS:
         packages = json.loads((ROOT / directory / "package-lock.json").read_text())["packages"]
@@ -276,24 +293,25 @@ def test_ci_runs_the_readmes_second_command():
 
 
 def test_plain_tox_checks_everything_there_is_to_check():
-    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["style", "spec", "vectors", "browser", "test"]
+    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["style", "types", "spec", "vectors", "browser", "coverage"]
 
 
 def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
     environments = {name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")}
-    documents = [README, *(path.read_text() for path in ROOT.glob("requirements*.in"))]
+    documents = [path.read_text() for path in [*ROOT.glob("*.md"), ROOT / "pyproject.toml", *REQUIREMENTS.glob("*.in")]]
     assert {name for text in documents for name in re.findall(r"tox run -e (\w+)", text)} <= environments
     assert set(re.split(r"[,\s]+", TOX["tox"]["env_list"])) <= environments
     assert all(TOX[f"testenv:{name}"].get("description") for name in environments)
 
 
 def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_round():
-    (settings,) = [node for node in ast.parse(SERVER).body if getattr(node, "name", "") == "Settings"]
+    text = "".join(path.read_text() for path in SERVER)
+    (settings,) = [node for node in ast.parse(SERVER[0].read_text()).body if getattr(node, "name", "") == "Settings"]
     texts = {node.value for node in ast.walk(settings) if isinstance(node, ast.Constant)}
     names = {text for text in texts if isinstance(text, str) and re.fullmatch("[A-Z]+(_[A-Z0-9]+)*", text)}
     specified = SPEC["x-settings"].keys() | SPEC["x-configurable-limits"].keys()
-    assert names - SET_BY_FLY == documented_variables() == specified
-    assert SERVER.count("os.environ") == 1 and "getenv" not in SERVER  # nothing reads it but Settings
+    assert names - SET_BY_FLY == documented_variables() == specified | NOT_OF_THE_CONTRACT
+    assert text.count("os.environ") == 1 and "getenv" not in text  # nothing reads it but Settings
     assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
 
 
@@ -304,3 +322,12 @@ def test_the_layout_in_the_readme_is_the_one_on_disk():
     directories = tuple(name for name in listed if name.endswith("/"))
     unlisted = {path for path in tracked.splitlines() if not path.startswith(directories)} - listed
     assert unlisted <= {"README.md", ".gitignore"}
+
+
+def test_the_documents_name_files_that_exist():
+    """A path in backticks or a link in CONTRIBUTING.md, SECURITY.md or CHANGELOG.md leads somewhere."""
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text()
+        paths = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|yaml|toml|ini))`", text)
+        paths += [link.partition("#")[0] for link in re.findall(r"\]\(([^)#:]+)", text)]
+        assert [path for path in paths if not (ROOT / path).exists()] == [], name
