@@ -3,6 +3,7 @@
 Each run is pytest in a process of its own, on a copy of the harness with a few small tests, or on the tests themselves.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from contract_tests.suite.requirement_ids import REQUIREMENTS
 from contract_tests.target.openapi import REPOSITORY, SERVER, is_timestamp
 from contract_tests.target.process import COMMAND
 from contract_tests.target.target import RAISED_LIMITS
+from contract_tests.target.used_servers import readable
 from server_tests.this_server import copy_server
 
 CONTRACT_TESTS = REPOSITORY / "contract_tests"
@@ -360,3 +362,9 @@ def test_a_failing_test_shows_the_servers_side(suite, workers):
     assert "curl --include --path-as-is --request GET" in exchanges and "internal_error" in exchanges
     assert "ZeroDivisionError" in log and "/health" in log
     assert "/api/register" not in log  # it was in the test before
+
+
+def test_a_traceback_stands_below_its_line():
+    line = json.dumps({"event": "error", "error": "KeyError", "traceback": ["Traceback\n", f"  {REPOSITORY}/a.py\n"]})
+    assert readable(line) == '{"event": "error", "error": "KeyError"}\nTraceback\n  a.py'
+    assert readable("no JSON") == "no JSON"

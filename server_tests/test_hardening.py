@@ -57,7 +57,7 @@ def test_of_requests_sent_ahead_two_are_answered(target, more):
     with raw.connected(target) as connection:
         connection.sendall(health + register + delete + more * health)
         received = to_the_end(connection)
-    answers = [raw.receive(target, received, "GET", "/health"), raw.receive(received, "POST", "/api/register")]
+    answers = [raw.receive(target, received, "GET", "/health"), raw.receive(target, received, "POST", "/api/register")]
     assert [outcome(answer) for answer in answers] == ["200", "201"]
     assert [answer.headers["Connection"] for answer in answers] == [None, "close"]
     assert received.read() == b""
