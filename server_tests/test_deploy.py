@@ -329,5 +329,5 @@ def test_the_documents_name_files_that_exist():
     for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text()
         paths = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|yaml|toml|ini))`", text)
-        paths += [link.partition("#")[0] for link in re.findall(r"\]\(([^)#:]+)", text)]
+        paths += [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
         assert [path for path in paths if not (ROOT / path).exists()] == [], name
