@@ -32,7 +32,7 @@ from server_tests.broken import FAULTS
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
 LONGEST = 300  # seconds that the tests of one requirement may take
-OF_THIS_SERVER = "of this server"  # the category of faults that break no requirement
+OF_THIS_SERVER = "of this server"  # stands for the requirement of a fault that no client can see
 # A fault of each category, and the test that is known to catch it.
 QUICK = {
     "any-signature-is-accepted": "contract_tests/test_signature.py::test_no_other_profile_is[the wrong secret]",
@@ -127,12 +127,6 @@ class Trial:
         else:
             self.output = f"no test names {self.requirement}"
         return self
-
-
-def category(fault: str) -> str:
-    """Return the category of a fault: that of the first requirement that it breaks."""
-    requirements = FAULTS[fault].requirements
-    return requirement_ids.category(requirements[0]) if requirements else OF_THIS_SERVER
 
 
 def quick_trial(fault: str) -> Trial:
