@@ -564,6 +564,7 @@ NO_CREDENTIALS = {
     "no scheme": lambda user_id, key: basic(user_id, key).removeprefix("Basic "),
     "nothing behind the scheme": lambda user_id, key: "Basic",
     "not base64": lambda user_id, key: "Basic !",
+    "padding alone": lambda user_id, key: "Basic ====",
     "not UTF-8": lambda user_id, key: "Basic " + base64.b64encode(b"\xff:\xff").decode(),
     "no colon": lambda user_id, key: "Basic " + base64.b64encode((user_id + key).encode()).decode(),
     "no password": lambda user_id, key: basic(user_id, ""),

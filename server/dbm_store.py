@@ -236,8 +236,9 @@ class DbmStore(DbmReader, Store):
     def close(self) -> None:
         self._stopping.set()
         self._housekeeper.join()
-        gc.collect()  # a connection refers to itself; the writer's has to be the last that is closed
-        self._write(super().close)
+        super().close()  # this thread's connection
+        gc.collect()  # those of threads that have ended: a connection refers to itself
+        self._write(super().close)  # the writer's is the last, so that it folds the write-ahead log in
         self._writer.shutdown()
         self._lock_file.close()
 
@@ -262,7 +263,7 @@ class DbmStore(DbmReader, Store):
         """Raise StorageFull if `size` more bytes would use up the reserve."""
         # A blob is written to the write-ahead log and then to the file.
         if shutil.disk_usage(self.path.parent).free < RESERVE_BYTES + 3 * size:
-            raise StorageFull("the reserve is not used up")
+            raise StorageFull("only the reserve is left")
 
     def _put_blob(self, user_id: str, slot: int, data: bytes) -> None:
         with self._database() as database:

@@ -188,6 +188,7 @@ SAME_ADDRESS = {
     "another IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
     "IPv4 mapped into IPv6": ("::ffff:192.0.2.1", "192.0.2.1", True),
     "IPv4 mapped into IPv6, others": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    "no addresses": ("nobody", "[2001:db8::1]", True),  # then it is the connection's
     "two spellings": ("2001:DB8:0:1:0:0:0:1", "2001:db8:0:1::1", True),
 }
 

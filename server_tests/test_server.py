@@ -23,7 +23,7 @@ from clients.python.backup_client import authorization, backup_bytes, content_di
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import outcome
 from contract_tests.target.openapi import SERVER
-from contract_tests.target.process import ServerProcess
+from contract_tests.target.process import COVERAGE, ServerProcess
 from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
@@ -40,6 +40,7 @@ SETTINGS = [
     "FAILED_CREDENTIALS_PER_5_MINUTES",
     "KEEP_VERSIONS",
 ]
+MEASURED = {name: os.environ[name] for name in COVERAGE if name in os.environ}
 pytestmark = pytest.mark.usefixtures("local")
 
 
@@ -54,7 +55,7 @@ def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str)
     return subprocess.run(
         [sys.executable, server, *arguments],
         cwd=directory,
-        env=environ,
+        env=MEASURED | environ,
         capture_output=True,
         text=True,
         timeout=30,
@@ -67,7 +68,7 @@ def serving(
 ) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
     """Run the server's file itself; yield the process, and the line that says where it serves."""
     command = [sys.executable, server]
-    with subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=directory, env=MEASURED | environ, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
             yield process, json.loads(process.stdout.readline())

@@ -42,7 +42,8 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
 # nobody foresaw happens; or, from the start on, what is stored cannot be counted.
 FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
 FROM_THE_START = {"uncountable"}  # the server starts all the same
-INHERITED = ("PATH", "BACKUP_SERVER", "COVERAGE_PROCESS_START", "COVERAGE_BRANCH", "COVERAGE_CORE")
+COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_BRANCH", "COVERAGE_CORE")  # set if a run measures what it reaches
+INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)
 START_SECONDS = 30  # until "serving", on a busy machine
 STOP_SECONDS = 60  # until the exit, with an upload in flight
 LENGTH = 40  # of the files that steer a running server

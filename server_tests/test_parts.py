@@ -1,0 +1,206 @@
+"""The parts that the server stands on, one by one: what cannot be seen from outside, or not for certain."""
+
+import contextlib
+import dbm.sqlite3
+import hashlib
+import json
+import logging
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from server import accounts, clock, dbm_store, i_json
+from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
+from server.dbm_store import DbmReader, DbmStore
+from server.http_server import WaitressLog
+from server.json_schema import ObjectValidator, UnknownKeyword
+from server.limits import AddressLimit, Limit
+
+USER = "a" * 64
+ACCOUNT = Account(created_at=1_795_510_800_000, key_sha256="c" * 64)
+PAGE = 4096  # bytes of SQLite's pages
+
+
+# ---- Limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_tells_the_seconds_to_wait():
+    limit = AddressLimit(Limit("attempts", 2, 60))
+    assert [limit.count("a", 0), limit.count("a", 10_000), limit.count("a", 10_001), limit.wait("a", 59_001)] == [
+        *(0, 0),
+        *(50, 1),
+    ]
+    assert (limit.wait("a", 60_000), limit.wait("b", 0)) == (0, 0)
+
+
+def test_what_is_given_back_does_not_count():
+    limit = AddressLimit(Limit("attempts", 1, 60))
+    assert limit.count("a", 1_000) == 0
+    limit.give_back("a", 1_000)
+    limit.give_back("a", 1_000)  # once more does no harm, nor does an address that is not known
+    limit.give_back("b", 1_000)
+    assert limit.count("a", 2_000) == 0
+    assert limit.count("a", 2_000) == 60
+
+
+def test_the_address_that_was_quiet_longest_is_forgotten():
+    limit = AddressLimit(Limit("attempts", 1, 3600))
+    with mock.patch.object(AddressLimit, "MOST_ADDRESSES", 3):
+        for moment, address in enumerate("abcd"):
+            assert limit.count(address, moment) == 0
+    assert [limit.wait(address, 10) > 0 for address in "abcd"] == [False, True, True, True]
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"a": 1, "a": 1}', "a member name occurs twice"),
+        (b"1e999", "a number is not finite"),
+        (b"NaN", "a number is not finite"),
+        (b'"\xff"', "it is not UTF-8"),
+        (b'"\\ud800"', "it has a lone surrogate"),
+        (b"[1", "at character 2"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b"1" * 5_000, "a number has too many digits"),
+        (b"[" + b"0," * 101 + b"0]", "it has too many values"),
+    ],
+)
+def test_what_is_not_i_json(text, reason):
+    with pytest.raises(i_json.NotIJson, match=reason):
+        i_json.decode(text)
+
+
+def test_what_is_i_json():
+    value = {"text": "ü \U0001f600", "numbers": [1, 1.5, -2e3], "others": [None, True]}
+    assert i_json.decode(i_json.encode(value)) == value
+    assert i_json.decode(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "object", "properties": {"a": {"minLenght": 1}}}, "minLenght"),
+        ({"type": "object", "properties": {"a": {"contentEncoding": "base32"}}}, "contentEncoding"),
+        ({"properties": {"a": {"type": "array", "items": {"contentEncoding": "base64"}}}}, "contentEncoding"),
+    ],
+)
+def test_a_keyword_that_nobody_checks_is_refused(schema, named):
+    with pytest.raises(UnknownKeyword, match=named):
+        ObjectValidator(schema)
+
+
+# ---- The store -----------------------------------------------------------------------------------------------------
+
+
+def version_of(data: bytes, number: int) -> Version:
+    return Version(number, 1_795_510_800_000 + number, len(data), hashlib.sha256(data).hexdigest(), key_version=1)
+
+
+def store_with(path: Path, *blobs: bytes) -> list[Version]:
+    """Make a file with one account that has these versions, and close it."""
+    versions = [version_of(data, number) for number, data in enumerate(blobs, start=1)]
+    with contextlib.closing(DbmStore(path, 601)) as store:
+        with store.account(USER) as account:
+            account.create(ACCOUNT)
+        for number, data in enumerate(blobs, start=1):
+            with store.account(USER) as account:
+                account.append(Account(1, "c" * 64, versions=tuple(versions[:number])), data)
+    return versions
+
+
+def test_a_damaged_page_is_one_versions_damage(tmp_path):
+    """SQLite finds a chain of pages broken. Only the version that it holds is damaged; its right bytes mend it."""
+    path = tmp_path / "backup.db"
+    pattern = b"".join(b"<%06d>" % number for number in range(10_000))
+    first, second = store_with(path, pattern, b"whole")
+    content = bytearray(path.read_bytes())
+    page = content.index(b"<%06d>" % 2_000) // PAGE * PAGE
+    content[page : page + 4] = b"\x7f\xff\xff\xff"  # the number of the chain's next page
+    path.write_bytes(content)
+    with contextlib.closing(DbmStore(path, 601)) as store:
+        with pytest.raises(DamagedData):
+            store.data(USER, first)
+        assert store.data(USER, second) == b"whole"
+
+
+def test_only_one_server_has_the_file(tmp_path):
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)):
+        with pytest.raises(StorageUnavailable, match="another server has it open"):
+            DbmStore(tmp_path / "backup.db", 601)
+
+
+@pytest.mark.parametrize("path", [".", "/dev/null/backup.db"])
+def test_a_path_that_cannot_be_a_file(tmp_path, path):
+    with pytest.raises(StorageUnavailable, match="cannot be used"):
+        DbmStore(tmp_path / path, 601)
+
+
+def test_a_reader_of_what_is_no_store(tmp_path, capsys):
+    with pytest.raises(StorageUnavailable):
+        DbmReader(tmp_path / "missing.db").check()
+    with contextlib.closing(dbm.sqlite3.open(tmp_path / "other.db", "c")) as file:
+        file[b"format"] = b"of another program"
+    reader = DbmReader(tmp_path / "other.db")
+    with pytest.raises(StorageUnavailable, match="format"):
+        reader.check()
+    reader.close()
+    assert capsys.readouterr().out.count('"event": "storage_error"') == 2
+
+
+def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
+    """New accounts and versions leave it to deletions."""
+    usage = namedtuple("usage", "free")
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        with store.account(USER) as account:
+            account.create(ACCOUNT)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(dbm_store.RESERVE_BYTES + 3))
+        with store.account(USER) as account, pytest.raises(StorageFull):
+            account.append(Account(1, "c" * 64, versions=(version_of(b"12", 1),)), b"12")
+        with store.account(USER) as account:
+            account.append(Account(1, "c" * 64, versions=(version_of(b"1", 1),)), b"1")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0))
+        with store.account("b" * 64) as account, pytest.raises(StorageFull):
+            account.create(ACCOUNT)
+        with store.account(USER) as account:
+            account.delete(clock.now())
+        assert isinstance(store.find(USER), Deleted)
+
+
+def test_a_record_of_a_later_format_is_damage(monkeypatch):
+    with mock.patch.object(accounts, "RECORD_FORMAT", 3):
+        later = accounts.to_bytes(USER, ACCOUNT)
+    with pytest.raises(Damaged, match="format"):
+        accounts.from_bytes(USER, later)
+
+
+@pytest.mark.parametrize("stored", [b"{", b"{}", b'{"deletedAt": 1}', b'{"versions": 1}', b'{"versions": [[]]}'])
+def test_a_damaged_record_of_the_former_format(stored):
+    with pytest.raises(Damaged, match="former format"):
+        dbm_store.Row.from_bytes(USER, stored)
+
+
+def test_signatures_and_keys_are_in_no_repr():
+    secret = "5e" * 32
+    account = Account(1, secret, uploads=(Upload(1, secret),))
+    assert secret not in repr(account) + repr(account.uploads)
+
+
+# ---- The log -------------------------------------------------------------------------------------------------------
+
+
+def test_waitress_says_where_and_not_what(capsys):
+    try:
+        raise ValueError("something private")
+    except ValueError as error:
+        exception = (ValueError, error, error.__traceback__)
+    WaitressLog().emit(logging.LogRecord("waitress", logging.ERROR, "task.py", 7, "private: %s", ("x",), exception))
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["event"], first["level"], first["at"]) == ("http_server", "ERROR", "task:7")
+    assert (second["event"], second["error"]) == ("error", "ValueError")
+    assert "private" not in json.dumps([first, second])
