@@ -42,7 +42,8 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
 # nobody foresaw happens; or, from the start on, what is stored cannot be counted.
 FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
 FROM_THE_START = {"uncountable"}  # the server starts all the same
-COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_BRANCH", "COVERAGE_CORE")  # set if a run measures what it reaches
+# Set if a run measures what it reaches.
+COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "COVERAGE_BRANCH", "COVERAGE_CORE")
 INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)
 START_SECONDS = 30  # until "serving", on a busy machine
 STOP_SECONDS = 60  # until the exit, with an upload in flight
