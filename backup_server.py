@@ -1,10 +1,10 @@
-"""The DailyReps backup server: keeps encrypted backups safe, gives them back, and can read nothing of them.
+"""The DailyReps backup server. It keeps encrypted backups safe and gives them back. It cannot read any of them.
 
-`openapi.yaml`, beside this file, is the source of truth, and the server runs on it: it takes routes, validators and
-limits from that file once, at boot. `python backup_server.py --help` lists the settings.
+`openapi.yaml`, beside this file, is the source of truth. The server runs on it: at boot, it takes routes, validators
+and limits from that file. `python backup_server.py --help` lists the settings.
 
-From top to bottom: settings, problems, spec, requests, proofs, operations, app, main. The package `server/` is what
-they stand on: accounts and their store, limits, JSON, HTTP, clock and log.
+This file contains, from top to bottom: settings, problems, spec, requests, proofs, operations, app, main. The package
+`server/` contains what they build on: accounts and their store, limits, JSON, HTTP, clock and log.
 """
 
 from __future__ import annotations
@@ -61,29 +61,29 @@ NEW_SECRET = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 SETTINGS_HELP = """\
 environment variables:
-  APP_SECRET_KEY    required: the app's secret, at least 32 characters, or several that are valid at once:
+  APP_SECRET_KEY    required: the app's secret, at least 32 characters. To accept several secrets at once:
                     keyid:secret,keyid:secret (the keyid of a single secret is "app")
-  ADMIN_SECRET_KEY  bearer key of GET /admin/stats, at least 32 characters; without it the path does not exist
+  ADMIN_SECRET_KEY  bearer key for GET /admin/stats, at least 32 characters; if it is not set, the path does not exist
   ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,https://b.example
-  DATABASE_PATH     the database file (./data/backup.db)
-  HOST, PORT        where to listen (127.0.0.1, 8080); port 0 picks a free port and prints it
+  DATABASE_PATH     database file (./data/backup.db)
+  HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
   BACKUPS_PER_HOUR, BACKUPS_PER_DAY   new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
-  REGISTRATIONS_PER_HOUR              accounts created per client address ({REGISTRATIONS_PER_HOUR})
-  FAILED_CREDENTIALS_PER_5_MINUTES    per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
-  KEEP_VERSIONS     last versions, days, weeks and months to keep ({KEEP_VERSIONS})
+  REGISTRATIONS_PER_HOUR              new accounts per client address ({REGISTRATIONS_PER_HOUR})
+  FAILED_CREDENTIALS_PER_5_MINUTES    wrong credentials per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
+  KEEP_VERSIONS     how many last versions, days, weeks and months to keep ({KEEP_VERSIONS})
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
-a new secret:  {NEW_SECRET}
+to make a new secret:  {NEW_SECRET}
 """
 
 
 class StartupError(Exception):
-    """Says why the server cannot start, and what to do about it."""
+    """The server cannot start. The message gives the reason and says what to do about it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a deployment chooses, read from the environment once. Secrets are left out of the repr."""
+    """The settings of a deployment, read from the environment once. The repr leaves out secrets."""
 
     app_secrets: Mapping[str, bytes] = field(repr=False)  # keyid -> HMAC key
     admin_key: str | None = field(repr=False)
@@ -101,7 +101,10 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Settings:
-        """Cast the environment's strings. `defaults` are the spec's. Raise StartupError, which names the variable."""
+        """Read the settings from the environment. `defaults` are the defaults from the spec, by variable.
+
+        Raise StartupError if a value is missing or invalid. The message names the variable.
+        """
 
         def read(name: str, default: str = "") -> str:
             return environ.get(name) or str(defaults.get(name, default))
@@ -114,7 +117,7 @@ class Settings:
 
         def strong(name: str, secret: str) -> str:
             if len(secret) < 32 or not secret.isprintable() or secret != secret.strip():
-                what = "each secret needs at least 32 printable characters, without spaces around it"
+                what = "each secret needs at least 32 printable characters, with no spaces around it"
                 raise StartupError(f"{name}: {what}. Make one with: {NEW_SECRET}")
             return secret
 
@@ -127,14 +130,14 @@ class Settings:
             keyid = keyid if colon else "app"
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", keyid) or keyid in app_secrets:
                 what = "must be one secret, or keyid:secret,keyid:secret with different keyids of A-Z a-z 0-9 _ -"
-                raise StartupError(f"APP_SECRET_KEY {what}; a secret contains neither colon nor comma.")
+                raise StartupError(f"APP_SECRET_KEY {what}. A secret must not contain a colon or a comma.")
             app_secrets[keyid] = strong("APP_SECRET_KEY", secret).encode()
 
         origins = frozenset(origin.strip() for origin in read("ALLOWED_ORIGINS").split(",") if origin.strip())
         if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in origins):
             raise StartupError("ALLOWED_ORIGINS must be origins such as https://app.example, separated by commas.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
-            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2; the first is at least 1.")
+            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2, the first at least 1.")
         return cls(
             app_secrets=app_secrets,
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
@@ -192,15 +195,16 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
-        """Return the same answer with these headers, too."""
+        """Return a copy of this answer that also has these headers."""
         return replace(self, headers={**self.headers, **headers})
 
 
 class Problem(Exception):
-    """An answer that is a problem. Raise it anywhere in a request.
+    """An error answer (RFC 9457). Any code that handles a request may raise it.
 
-    `code` is a row of PROBLEMS. `detail` says what to do next and repeats nothing of the request. `retry_after` is in
-    seconds. `members` are the extension members (RFC 9457 section 3.2).
+    `code` is a key of PROBLEMS. `detail` says what to do next. It never repeats any part of the request. `retry_after`
+    is in seconds; 0 means that the answer has no Retry-After. `members` are the extension members (RFC 9457 section
+    3.2).
     """
 
     def __init__(
@@ -212,7 +216,7 @@ class Problem(Exception):
 
     @property
     def response(self) -> Response:
-        """The answer. Nothing else writes errors."""
+        """The answer to send. Every error answer is built here."""
         status, title = PROBLEMS[self.code]
         value = {
             "type": PROBLEM_TYPE + self.code,
@@ -222,7 +226,7 @@ class Problem(Exception):
             "code": self.code,
         }
         headers = {"Content-Type": "application/problem+json"}
-        if status == 401:  # RFC 9110 section 15.5.2: with a challenge
+        if status == 401:  # RFC 9110 section 15.5.2 requires a challenge
             headers["WWW-Authenticate"] = "Bearer" if self.code == "admin_key_invalid" else 'Basic realm="backup"'
         if self.retry_after:
             headers["Retry-After"] = str(self.retry_after)
@@ -230,7 +234,7 @@ class Problem(Exception):
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return the problem that an error of a request becomes. Log an error that nobody foresaw, and damage."""
+    """Return the problem to answer with if a request raised this error. Log the error if it is damage or unexpected."""
     match error:
         case Problem():
             return error
@@ -252,13 +256,13 @@ METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 
 class Operation:
-    """One operation of the resolved document, ready to serve."""
+    """One operation of the document, with its references resolved, ready to serve."""
 
     def __init__(self, method: str, path: str, item: Mapping[str, Any]) -> None:
-        """Compile the operation. Raise StartupError if it asks for something that the server does not know."""
+        """Compile the operation. Raise StartupError if it needs something that the server does not have."""
         self.id, self.method, self.path = item["operationId"], method.upper(), path
         if self.id not in HANDLERS:
-            raise StartupError(f"openapi.yaml has an operation that the server does not: {self.id}.")
+            raise StartupError(f"openapi.yaml has an operation that the server does not have: {self.id}.")
         self.handler = HANDLERS[self.id]
         schemes = {scheme for requirement in item["security"] for scheme in requirement}
         if unknown := schemes - set(PROOFS):
@@ -269,7 +273,7 @@ class Operation:
         given = {proof.gives for proof in self.proofs} | ({"value"} if self.body else set())
         self.arguments = set(inspect.signature(self.handler).parameters) - {"server", "request"}
         if missing := self.arguments - given:
-            raise StartupError(f"openapi.yaml does not give {self.id} what the server needs for it: {sorted(missing)}.")
+            raise StartupError(f"openapi.yaml does not give {self.id} what its handler needs: {sorted(missing)}.")
 
 
 class Body:
@@ -280,7 +284,7 @@ class Body:
         self._validator = ObjectValidator(content[1]["schema"])
 
     def read(self, text: bytes) -> dict[str, Any]:
-        """Return the members of a body, those in base64 decoded to bytes.
+        """Return the members of a body. Members in base64 are decoded to bytes.
 
         Raise Problem malformed_request or validation_failed.
         """
@@ -294,12 +298,12 @@ class Body:
 
 
 class Spec:
-    """The document, loaded and compiled once, and what the server takes from it."""
+    """What the server takes from openapi.yaml, loaded and compiled once."""
 
     def __init__(self, path: Path) -> None:
-        """Load the document. Raise StartupError if it cannot be read, or if server and document do not fit.
+        """Load the document at `path`. Raise StartupError if it cannot be read, or if it does not fit the server.
 
-        They do not if the document has an operationId without handler, a security scheme or a schema keyword that the
+        It does not fit if it has an operationId without a handler, a security scheme or a schema keyword that the
         server does not know, or if it lacks an operation that the server has.
         """
         try:
@@ -328,7 +332,7 @@ class Spec:
 
 
 def resolve(node: Any, document: Any) -> Any:
-    """Return `node` with each local $ref replaced by what it points to. Raise KeyError if that does not exist."""
+    """Return `node` with each local $ref replaced by its target. Raise KeyError if a target does not exist."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
             target = functools.reduce(lambda at, name: at[name], node["$ref"].removeprefix("#/").split("/"), document)
@@ -357,31 +361,34 @@ USER_ID_AND_STORAGE_KEY = re.compile(rb"([0-9a-f]{64}):([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class Request:
-    """A request to an operation, as it arrived. Nothing of it is proven."""
+    """A request to an operation, as it arrived. No part of it is proven yet."""
 
     operation: Operation
     method: str
     path: str  # as sent, still percent-encoded
     has_query: bool
-    address: str  # the client's, as the limits count it
-    headers: Mapping[str, str] = field(repr=False)  # by name in small letters
+    address: str  # the client's, in the form that the limits count by (see client_address)
+    headers: Mapping[str, str] = field(repr=False)  # by lowercase name
     body: bytes = field(repr=False)
-    parameters: Mapping[str, str]  # that the path has
+    parameters: Mapping[str, str]  # the values of the path's parameters
 
     def header(self, name: str) -> str | None:
-        """Return a header's value. If it was sent twice, the values are joined by a comma (RFC 9110 section 5.3)."""
+        """Return a header's value, or None if it was not sent.
+
+        If it was sent twice, the values are joined by a comma (RFC 9110 section 5.3).
+        """
         return self.headers.get(name.lower())
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Whom a request names, and the digest of the storage key that it names."""
+    """The user that a request names, and the digest of the storage key that it carries."""
 
     user_id: str = field(repr=False)
     key_sha256: str = field(repr=False)
 
     def open(self, record: Record | None) -> Account | None:
-        """Return the account if it is alive and has this storage key. Compare in constant time."""
+        """Return the account if it exists and has this storage key, else None. Compare in constant time."""
         expected = record.key_sha256 if isinstance(record, Account) else "none" * 16
         is_right = hmac.compare_digest(expected, self.key_sha256)
         return record if is_right and isinstance(record, Account) else None
@@ -389,12 +396,12 @@ class Credentials:
 
 @dataclass(frozen=True)
 class User(Credentials):
-    """Credentials that were right, and the account as it was then."""
+    """Credentials that were right, and the account at the time of the check."""
 
     account: Account = field(repr=False)
 
     def again(self, record: Record | None) -> Account:
-        """Return the account as it is by now.
+        """Check the credentials again, against a newer record. Return the account as it is now.
 
         Raise Problem credentials_invalid if it was deleted, or its key changed, since the request was proven.
         """
@@ -406,8 +413,8 @@ class User(Credentials):
 def check_signature(server: Server, request: Request) -> str:
     """Prove that a request comes from the app (RFC 9421), and that its body is the signed one (RFC 9530).
 
-    Return the signature. Raise Problem malformed_request (for a query), signature_missing, signature_invalid,
-    signature_expired or digest_mismatch.
+    Return the signature. Raise Problem malformed_request (if there is a query string), signature_missing,
+    signature_invalid, signature_expired or digest_mismatch.
     """
     if request.has_query:
         raise Problem("malformed_request", "A signed operation takes no query string.")
@@ -443,8 +450,8 @@ def check_signature(server: Server, request: Request) -> str:
 def check_credentials(server: Server, request: Request) -> Credentials:
     """Prove that a request comes from its user (RFC 7617).
 
-    Return the User; for a registration, which has none yet, the Credentials. Raise Problem rate_limited after too many
-    failures from this address, or credentials_invalid.
+    Return the User. For a registration, which has no account yet, return the Credentials. Raise Problem
+    credentials_invalid, or rate_limited after too many failures from this address.
     """
     if wait := server.failures.wait(request.address, clock.now()):
         raise too_many(server.failures, wait)
@@ -458,7 +465,7 @@ def check_credentials(server: Server, request: Request) -> Credentials:
 
 
 def credentials_of(authorization: str) -> Credentials | None:
-    """Return the credentials that the header holds, or None if it holds none of the contract's form."""
+    """Return the credentials in an Authorization header, or None if it does not have the form of the contract."""
     if not (basic := BASIC.fullmatch(authorization)):
         return None
     try:
@@ -469,7 +476,7 @@ def credentials_of(authorization: str) -> Credentials | None:
 
 
 def count_failure(server: Server, request: Request) -> None:
-    """Count wrong credentials. Raise Problem rate_limited if requests at the same time have spent the quota."""
+    """Count wrong credentials. Raise Problem rate_limited if other requests have just spent the quota."""
     if wait := server.failures.count(request.address, clock.now()):
         raise too_many(server.failures, wait)
 
@@ -492,13 +499,13 @@ def check_admin_key(server: Server, request: Request) -> None:
 
 
 class Proof(NamedTuple):
-    """A security scheme: how it is checked, and the argument of a handler that the check's result becomes."""
+    """A security scheme: the function that checks it, and the name of the handler's argument that gets its result."""
 
     check: Callable[[Server, Request], Any]
     gives: str
 
 
-PROOFS = {  # in the order of checking
+PROOFS = {  # in the order in which they are checked
     "appSignature": Proof(check_signature, "signature"),
     "userCredentials": Proof(check_credentials, "user"),
     "adminKey": Proof(check_admin_key, "operator"),
@@ -506,7 +513,7 @@ PROOFS = {  # in the order of checking
 
 
 def read_body(request: Request) -> dict[str, Any]:
-    """Return the members of the body of a request, none if its operation takes no body.
+    """Return the members of a request's body. If the operation takes no body, there are none.
 
     Raise Problem malformed_request, unsupported_media_type or validation_failed.
     """
@@ -545,7 +552,10 @@ class Server:
         self.failures = AddressLimit(Limit("failed credentials", settings.failed_credentials_per_5_minutes, 300))
 
     def rate_limit(self, times: Sequence[int], moment: int) -> dict[str, str]:
-        """Return RateLimit (draft-ietf-httpapi-ratelimit-headers-10 section 4) for an account's sorted upload times."""
+        """Return the header RateLimit for an account, given its sorted upload times and the time now.
+
+        See draft-ietf-httpapi-ratelimit-headers-10 section 4. Both times are in Unix milliseconds.
+        """
         items = []
         for limit in self.upload_limits:
             counted = limit.counted(times, moment)
@@ -555,13 +565,13 @@ class Server:
         return {"RateLimit": ", ".join(items)}
 
     def rate_limit_policy(self) -> dict[str, str]:
-        """Return RateLimit-Policy (section 3 of the same draft)."""
+        """Return the header RateLimit-Policy (section 3 of the same draft)."""
         policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.upload_limits)
         return {"RateLimit-Policy": ", ".join(policies)}
 
 
-# A handler takes the server, the request, and by name what it needs of it: `signature` and `user`, which the proofs
-# return, and `value`, the members of the body. Operation checks at boot that the document gives it all of them.
+# A handler takes the server, the request and, by name, what it needs: `signature` and `user`, which the proofs return,
+# and `value`, the members of the body. At boot, Operation checks that the document provides all of them.
 Handler = Callable[..., Response]
 HANDLERS: dict[str, Handler] = {}
 
@@ -577,14 +587,14 @@ def operation(operation_id: str) -> Callable[[Handler], Handler]:
 
 
 def answer(status: int, value: Any, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer in JSON. `value` may be JSON already, as bytes."""
+    """Return an answer in JSON. If `value` is bytes, it is JSON already and is sent as it is."""
     body = value if isinstance(value, bytes) else i_json.encode(value)
     return Response(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
 @operation("registerUser")
 def register_user(server: Server, request: Request, user: Credentials) -> Response:
-    """Make an account, or answer a retry by the one that is there."""
+    """Create an account. A retry gets the account that exists."""
     with server.store.account(user.user_id) as held:
         moment = clock.now()
         if account := user.open(held.record):
@@ -610,7 +620,7 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
 
 @operation("storeBackup")
 def store_backup(server: Server, request: Request, signature: str, user: User, value: Mapping[str, Any]) -> Response:
-    """Store a version. A retry of the latest one gets its receipt again."""
+    """Store a version. A retry of the latest version gets its receipt again."""
     return store_version(server, signature, user, value)
 
 
@@ -625,15 +635,16 @@ def change_storage_key(
     return replace(store_version(server, signature, user, value, new_key_sha256), status=200)
 
 
-KEPT_SIGNATURES = 20  # even if they are a day old: a clock that ran ahead may be set back
+KEPT_SIGNATURES = 20  # keep these even if they are over a day old: a clock that ran ahead may be set back
 
 
 def store_version(
     server: Server, signature: str, user: User, value: Mapping[str, Any], new_key_sha256: str | None = None
 ) -> Response:
-    """Store the data as a new version, and with it the new storage key if one is given: both, or neither.
+    """Store the data as a new version, and return its receipt with 201. A retry of the latest version gets 200.
 
-    Raise Problem in the order of openapi.yaml.
+    If `new_key_sha256` is given, replace the storage key in the same step: both happen, or neither. Raise Problem. If
+    several apply, the order is that of openapi.yaml.
     """
     limits, data, base = server.upload_limits, value["data"], value.get("baseSha256")
     if len(data) > server.spec.max_decoded_bytes:
@@ -647,7 +658,7 @@ def store_version(
         if latest and latest.sha256 == digest and new_key_sha256 is None:
             held.mend(latest, data)
             return answer(200, receipt(latest), server.rate_limit(times, moment))
-        # A signature is good for one version: a replay whose base fits again must not take effect.
+        # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
         is_spent = any(upload.signature == signature for upload in account.uploads)
         if base != (latest and latest.sha256) or is_spent:
             detail = "The base is not the latest version: fetch it, merge, store again with its sha256 as baseSha256."
@@ -676,7 +687,11 @@ def store_version(
 
 
 def uploads_that_matter(account: Account, day_ago: int) -> tuple[Upload, ...]:
-    """Return the uploads of the last day, which the limits count, and the last few, whose signatures stay spent."""
+    """Return the uploads to keep on record.
+
+    These are the uploads after `day_ago` (Unix milliseconds), which the limits count, and the last few, whose
+    signatures stay spent.
+    """
     older, last = account.uploads[:-KEPT_SIGNATURES], account.uploads[-KEPT_SIGNATURES:]
     return tuple(upload for upload in older if upload.moment > day_ago) + last
 
@@ -684,8 +699,8 @@ def uploads_that_matter(account: Account, day_ago: int) -> tuple[Upload, ...]:
 def kept_versions(versions: tuple[Version, ...], keep: tuple[int, ...]) -> tuple[Version, ...]:
     """Return the versions to keep, oldest first: the last ones, and the newest of each of the last days, weeks, months.
 
-    Days, weeks and months are UTC's. They are ordered by the newest version they hold and not by date, so that a clock
-    that once ran ahead costs nothing.
+    `keep` has the four numbers. Days, weeks and months are in UTC. They are ordered by the newest version that they
+    hold, not by date, so that a clock that once ran ahead does no harm.
     """
     last, *periods = keep
     chosen = set(versions[-last:])
@@ -706,7 +721,7 @@ PERIODS: tuple[Callable[[date], Any], ...] = (
 
 @operation("fetchBackup")
 def fetch_backup(server: Server, request: Request, user: User) -> Response:
-    """Answer the latest version."""
+    """Return the latest version."""
 
     def latest(account: Account) -> Version:
         if account.latest is None:
@@ -718,11 +733,11 @@ def fetch_backup(server: Server, request: Request, user: User) -> Response:
 
 @operation("fetchBackupVersion")
 def fetch_backup_version(server: Server, request: Request, user: User) -> Response:
-    """Answer the version that the path names."""
+    """Return the version that the path names."""
 
     def named(account: Account) -> Version:
         for version in account.versions:
-            if str(version.number) == request.parameters["version"]:  # which also asks for the canonical form
+            if str(version.number) == request.parameters["version"]:  # compares text: only the canonical form is valid
                 return version
         raise Problem("no_such_version", "This version is not kept: list the versions that are.")
 
@@ -730,7 +745,7 @@ def fetch_backup_version(server: Server, request: Request, user: User) -> Respon
 
 
 def fetch(server: Server, request: Request, user: User, choose: Callable[[Account], Version]) -> Response:
-    """Answer the version that `choose` takes. Raise Problem backup_damaged, or what `choose` raises."""
+    """Return the version that `choose` picks. Raise Problem backup_damaged, or what `choose` raises."""
     version = choose(user.account)
     while True:
         headers = {"ETag": f'"{version.number}-{version.sha256}"'}
@@ -744,9 +759,9 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
             raise Problem("backup_damaged", detail) from None
         if data is not None:
             break
-        # Dropped since the credentials were checked.
+        # The version was dropped since the credentials were checked: choose again.
         version = choose(user.again(server.store.find(user.user_id)))
-    # base64 needs no escaping, so megabytes need not pass through a JSON writer.
+    # base64 needs no escaping, so the megabytes of data need not pass through a JSON writer.
     body = i_json.encode(receipt(version))[:-1] + b',"data":"' + base64.b64encode(data) + b'"}'
     return answer(200, body, headers)
 
@@ -759,7 +774,7 @@ def matches(if_none_match: str | None, etag: str) -> bool:
 
 
 def receipt(version: Version) -> dict[str, Any]:
-    """Return what the contract tells of a version."""
+    """Return the receipt of a version, as the contract defines it."""
     return {
         "version": version.number,
         "updatedAt": rfc3339(version.stored_at),
@@ -771,7 +786,7 @@ def receipt(version: Version) -> dict[str, Any]:
 
 @operation("listBackupVersions")
 def list_backup_versions(server: Server, request: Request, user: User) -> Response:
-    """Answer the receipts of all kept versions, newest first."""
+    """Return the receipts of all kept versions, newest first."""
     return answer(200, {"versions": [receipt(version) for version in reversed(user.account.versions)]})
 
 
@@ -786,14 +801,14 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
 
 @operation("getHealth")
 def get_health(server: Server, request: Request) -> Response:
-    """Answer whether the store can be read."""
+    """Report that the server is healthy, if the store can be read."""
     server.store.check()
     return answer(200, {"status": "ok", "version": server.spec.version})
 
 
 @operation("getAdminStats")
 def get_admin_stats(server: Server, request: Request) -> Response:
-    """Answer the counts."""
+    """Return the counts."""
     stats = server.store.stats()
     value = {
         "users": stats.users,
@@ -806,13 +821,13 @@ def get_admin_stats(server: Server, request: Request) -> Response:
 
 @operation("getOpenapiYaml")
 def get_openapi_yaml(server: Server, request: Request) -> Response:
-    """Answer the document that the server runs on, as it is."""
+    """Return the document that the server runs on, byte for byte."""
     return answer(200, server.spec.yaml, {"Content-Type": "application/yaml"})  # RFC 9512
 
 
 @operation("getOpenapiJson")
 def get_openapi_json(server: Server, request: Request) -> Response:
-    """Answer the same document as JSON."""
+    """Return the same document as JSON."""
     return answer(200, server.spec.json)
 
 
@@ -823,31 +838,31 @@ PREFLIGHT = {"Access-Control-Allow-Headers": ALLOWED_HEADERS, "Access-Control-Ma
 EXPOSED_HEADERS = "ETag, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY"}
 
-Environ = dict[str, Any]  # of WSGI (PEP 3333)
-Answerer = Callable[[Environ, Mapping[str, str]], Response]  # gets the path's parameters, too
+Environ = dict[str, Any]  # the WSGI environment of a request (PEP 3333)
+Answerer = Callable[[Environ, Mapping[str, str]], Response]  # the second argument has the path's parameters
 
 
 @dataclass(frozen=True)
 class Route:
-    """A path and what answers each of its methods."""
+    """A path, and the function that answers each of its methods."""
 
     template: str
     answerers: Mapping[str, Answerer]
 
     @property
     def allow(self) -> str:
-        """The methods, as Allow lists them (RFC 9110 section 10.2.1)."""
+        """The value of the header Allow (RFC 9110 section 10.2.1)."""
         return ", ".join(sorted(self.answerers))
 
 
 class App:
-    """The WSGI callable (PEP 3333). The only class that knows Bottle, which finds the route of a path."""
+    """The WSGI callable (PEP 3333). It is the only class that knows Bottle, which finds the route of a path."""
 
     def __init__(self, server: Server, pages: Mapping[str, Page]) -> None:
-        """Build the routes: the spec's operations, and the `pages` of the reference by path."""
+        """Build the routes: the operations of the spec, and `pages`, the reference's pages by path."""
         self._server = server
         self._bottle = bottle.Bottle()
-        self._bottle.config["catchall"] = False  # Bottle would write messages, which may repeat what was sent
+        self._bottle.config["catchall"] = False  # Bottle would write error messages, which may repeat what was sent
         self._bottle.add_hook("before_request", self._screen)
         self._bottle.default_error_handler = lambda error: self._not_found(
             "/openapi.yaml lists the operations and their paths."
@@ -867,7 +882,7 @@ class App:
         paths: dict[str, dict[str, Answerer]] = {}
         for each in self._server.spec.operations:
             if self._server.settings.admin_key is None and PROOFS["adminKey"] in each.proofs:
-                continue  # without the operator's key the path does not exist
+                continue  # without an admin key, the path does not exist
             answerers = paths.setdefault(each.path, {})
             answerers[each.method] = functools.partial(self._answer, each)
             if each.method == "GET" and not each.proofs:
@@ -875,7 +890,7 @@ class App:
         yield from (Route(path, answerers) for path, answerers in paths.items())
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
-        """Answer a request, whatever becomes of it, and log it."""
+        """Answer a request and log it, even if it fails."""
         started = time.perf_counter()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -896,7 +911,10 @@ class App:
         return self._bottle(environ, start)
 
     def refuse(self, status: int, origin: str | None) -> Refusal:
-        """Return the answer to a request that cannot be read, by the status that the HTTP server has for it."""
+        """Return the answer to a request that cannot be read.
+
+        `status` is the status that the HTTP server chose, a key of REFUSALS. `origin` is the request's Origin header.
+        """
         code, detail = REFUSALS[status]
         response = Problem(code, detail.format(**self._server.spec.limits)).response
         headers = list(response.headers.items())
@@ -905,13 +923,13 @@ class App:
         return Refusal(bottle.HTTPResponse(status=response.status).status_line, headers, response.body)
 
     def _screen(self) -> None:
-        """Look at a request before it is routed: at the body's length, and at the path as it was sent."""
+        """Check the length of the body before a request is routed, and restore the path as it was sent."""
         environ = bottle.request.environ
         limit = self._server.spec.limits["requestBodyBytes"]
         if int(environ.get("CONTENT_LENGTH") or 0) > limit:
             raise to_bottle(Problem("payload_too_large", f"A request body may have {limit} bytes.").response)
-        # Bottle and waitress decode and fold paths; the contract compares them as sent. The target is in origin-form
-        # or absolute-form (RFC 9112 section 3.2).
+        # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
+        # origin-form or absolute-form (RFC 9112 section 3.2).
         target = re.sub(r"^https?://[^/?]*", "", environ["REQUEST_URI"], flags=re.IGNORECASE)
         environ["PATH_INFO"] = target.partition("?")[0]
 
@@ -937,7 +955,7 @@ class App:
         return to_bottle(response)
 
     def _answer(self, operation: Operation, environ: Environ, parameters: Mapping[str, str]) -> Response:
-        """Prove and read a request, and hand it to the handler of its operation."""
+        """Check the proofs of a request, read its body, and call the handler of its operation."""
         server = self._server
         try:
             request = Request(
@@ -960,7 +978,7 @@ class App:
         return response
 
     def _finish_headers(self, headers: list[tuple[str, str]], origin: str | None) -> str:
-        """Add what every answer carries, CORS included, and return the request's id."""
+        """Add the headers that every answer carries, including those for CORS. Return the request's id."""
         request_id, allowed_origins = secrets.token_hex(8), self._server.settings.allowed_origins
         headers.append(("X-Request-Id", request_id))
         if "Cache-Control" not in dict(headers):
@@ -982,15 +1000,15 @@ def to_bottle(response: Response) -> bottle.HTTPResponse:
 
 
 def headers_of(environ: Environ) -> dict[str, str]:
-    """Return the request's headers by name in small letters."""
+    """Return the request's headers by lowercase name."""
     headers = {name[5:].replace("_", "-").lower(): environ[name] for name in environ if name.startswith("HTTP_")}
     return headers | {"content-type": environ.get("CONTENT_TYPE", "")}
 
 
 def client_address(environ: Environ, on_fly: bool) -> str:
-    """Return the client's address, an IPv6 one as its /64, an IPv4-mapped one as IPv4."""
+    """Return the client's address. Return an IPv6 address as its /64, but an IPv4-mapped one as IPv4."""
     connection: str = environ["REMOTE_ADDR"]
-    # Elsewhere than on Fly anybody could send this header.
+    # Trust this header on Fly only. Anywhere else, anybody could send it.
     text = environ.get("HTTP_FLY_CLIENT_IP", connection) if on_fly else connection
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -1003,7 +1021,7 @@ def client_address(environ: Environ, on_fly: bool) -> str:
     return str(address)
 
 
-# What the app says to a request that the HTTP server cannot read, by the status that the HTTP server has for it.
+# The answers to requests that the HTTP server cannot read, by the status that it chose.
 REFUSALS = {
     400: ("malformed_request", "The request line, the headers, or the framing of the body is malformed."),
     413: ("payload_too_large", "A request body may have {requestBodyBytes} bytes."),
@@ -1017,7 +1035,7 @@ REFUSALS = {
 
 
 def serve(settings: Settings, spec: Spec) -> None:
-    """Serve until SIGINT or SIGTERM. Raise StartupError if the file or the address cannot be used."""
+    """Serve until SIGINT or SIGTERM. Raise StartupError if the database file or the address cannot be used."""
     try:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
     except StorageUnavailable as error:
@@ -1037,7 +1055,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until stopped. Return the exit code: 0 after a stop, 2 if the server cannot start."""
     parser = argparse.ArgumentParser(
         prog="backup_server.py",
-        description="The DailyReps backup server. Serves until SIGINT or SIGTERM.",
+        description="The DailyReps backup server. It serves until SIGINT or SIGTERM.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     try:

@@ -1,1 +1,1 @@
-"""Clients of the backup server, each written from openapi.yaml and fixtures/."""
+"""Clients of the backup server. Each is written from openapi.yaml and fixtures/."""

@@ -1,4 +1,4 @@
-"""Accounts and their versions, and what a store of them does. Knows nothing of HTTP, files or SQL.
+"""Accounts, their versions, and the interface of a store of accounts. It knows nothing of HTTP, files or SQL.
 
 Times are Unix milliseconds. Digests are SHA-256 in lowercase hex.
 """
@@ -24,12 +24,12 @@ class Version:
     stored_at: int
     size: int
     sha256: str
-    key_version: int  # of the storage key that was in force once it was stored
+    key_version: int  # the account's, right after this version was stored
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload that made a version. Its time counts against the limits, and its signature is spent."""
+    """An upload that made a version. Its time counts towards the limits, and its signature is spent."""
 
     moment: int
     signature: str = field(repr=False)
@@ -37,23 +37,23 @@ class Upload:
 
 @dataclass(frozen=True)
 class Account:
-    """A living account. Of the storage key only the digest is kept."""
+    """An account that exists. Only the digest of its storage key is kept."""
 
     created_at: int
     key_sha256: str = field(repr=False)
     key_version: int = 1
-    versions: tuple[Version, ...] = ()  # those that are kept, oldest first
+    versions: tuple[Version, ...] = ()  # the kept ones, oldest first
     uploads: tuple[Upload, ...] = field(default=(), repr=False)
 
     @property
     def latest(self) -> Version | None:
-        """The newest version, if there is one."""
+        """The newest version, or None if there is none."""
         return self.versions[-1] if self.versions else None
 
 
 @dataclass(frozen=True)
 class Deleted:
-    """What is left of a deleted account. It reserves the userId for a while."""
+    """The record that a deleted account leaves. It reserves the userId for a while."""
 
     deleted_at: int
 
@@ -65,11 +65,11 @@ Record = Account | Deleted
 
 
 class StorageError(Exception):
-    """The store could not do what it was asked. Nothing was changed, unless the method says otherwise."""
+    """The store could not do what it was asked to do. Nothing was changed, unless the method says otherwise."""
 
 
 class StorageFull(StorageError):
-    """There is no space left for this."""
+    """There is not enough space left."""
 
 
 class StorageUnavailable(StorageError):
@@ -81,16 +81,16 @@ class StorageUnavailable(StorageError):
 
 
 class Damaged(StorageError):
-    """What is stored is not what was stored: its digest says so, or it cannot be read at all."""
+    """Stored bytes have changed: their digest is wrong, or they cannot be read at all."""
 
 
 class DamagedData(Damaged):
-    """The same, of the bytes of a version. The record is whole, and other versions may be."""
+    """The bytes of a version are damaged. The account's record is intact, and other versions may be intact."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """How many accounts there are, how many of them have a backup, all their versions, and the bytes these take."""
+    """The number of accounts, of accounts with a backup, and of versions, and the size of the database."""
 
     users: int
     backups: int
@@ -99,67 +99,69 @@ class Stats:
 
 
 class HeldAccount(ABC):
-    """An account that nobody else changes meanwhile. `record` is how it is now; None if there never was one.
+    """An account that nobody else can change now. `record` is its current record, or None if it never existed.
 
-    A block makes one change at most, as its last step. The change is on disk when the block has ended.
+    A block makes at most one change, as its last step. When the block has ended, the change is on disk.
     """
 
     record: Record | None
 
     @abstractmethod
     def create(self, account: Account) -> None:
-        """Make a new account. Nothing of a deleted one comes back.
+        """Create an account. Nothing of a deleted account with the same userId comes back.
 
         Raise StorageFull or StorageUnavailable.
         """
 
     @abstractmethod
     def append(self, account: Account, data: bytes) -> None:
-        """Replace the account by one whose latest version is new and has these bytes. Forget versions it dropped.
+        """Replace the account with `account`, whose latest version is new and has the bytes `data`.
 
-        Both are stored, or neither. Raise StorageFull or StorageUnavailable.
+        The account and the bytes are stored together, or not at all. Versions that `account` does not have are
+        forgotten. Raise StorageFull or StorageUnavailable.
         """
 
     @abstractmethod
     def mend(self, version: Version, data: bytes) -> None:
-        """Write a version's bytes again if those that are stored are damaged. Raise StorageFull or StorageUnavailable.
+        """Write a version's bytes again if the stored ones are damaged.
 
-        `data` are the right bytes: their SHA-256 is the version's.
+        `data` has the right bytes: their SHA-256 is that of the version. Raise StorageFull or StorageUnavailable.
         """
 
     @abstractmethod
     def delete(self, moment: int) -> None:
-        """Delete the account and all its versions, and reserve the userId from `moment` on.
+        """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
-        A full disk does not prevent it. Raise StorageUnavailable.
+        This must work on a full disk, too. Raise StorageUnavailable.
         """
 
 
 class StoreReader(ABC):
-    """What can be read from a store, also beside a server that is running on it."""
+    """Read access to a store. It may be used while a server is running on the store."""
 
     @abstractmethod
     def check(self) -> None:
-        """Read something. Raise StorageUnavailable if that fails."""
+        """Read something from the store. Raise StorageUnavailable if that fails."""
 
     @abstractmethod
     def find(self, user_id: str) -> Record | None:
-        """Return a user's record; None if there is none. Raise StorageUnavailable or Damaged."""
+        """Return a user's record, or None if there is none. Raise StorageUnavailable or Damaged."""
 
     @abstractmethod
     def data(self, user_id: str, version: Version) -> bytes | None:
-        """Return a version's bytes, which have its SHA-256; None if the account does not have it any more.
+        """Return a version's bytes, or None if the account no longer has this version.
 
-        `version` is one that a record held. Raise DamagedData, StorageUnavailable or Damaged.
+        `version` comes from the user's record. The bytes are verified: they have its SHA-256. Raise DamagedData,
+        StorageUnavailable or Damaged.
         """
 
     @abstractmethod
     def user_ids(self) -> Iterator[str]:
-        """Yield the userId of each record, those of deleted accounts included. Raise StorageUnavailable."""
+        """Yield the userId of each record, including those of deleted accounts. Raise StorageUnavailable."""
 
     @abstractmethod
     def close(self) -> None:
-        """Finish what is being written and close the store. No other call may follow or be under way."""
+        """Finish writing and close the store. No other call may be in progress or follow."""
 
 
 class Store(StoreReader):
@@ -173,13 +175,13 @@ class Store(StoreReader):
                 ...
                 account.append(changed, data)
 
-        The block decides by `account.record`. An error that it raises before the change leaves everything as it was.
-        Do not nest such blocks: a store may hold all accounts at once. Raise StorageUnavailable or Damaged.
+        The block looks at `account.record` to decide what to do. If it raises an error before the change, nothing has
+        changed. Do not nest such blocks: a store may hold all accounts at once. Raise StorageUnavailable or Damaged.
         """
 
     @abstractmethod
     def stats(self) -> Stats:
-        """Return the counts. Raise StorageUnavailable, also as long as a store that was just opened still counts."""
+        """Return the counts. Raise StorageUnavailable, also while a store that was just opened is still counting."""
 
 
 # --- Records as bytes -------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ RECORD_FORMAT = 2
 
 
 def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
-    """Return a record as a checksum, a line feed and JSON. `members` are the store's own."""
+    """Return a record as bytes: a checksum, a line feed and JSON. `members` are members that the store adds."""
     match record:
         case Account():
             value: dict[str, Any] = {
@@ -214,21 +216,21 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
 
 
 def from_bytes(user_id: str, stored: bytes) -> tuple[Record, dict[str, Any]]:
-    """Return what `to_bytes` was given: the record and the store's own members.
+    """Return the record and the store's members, as `to_bytes` got them.
 
-    Raise Damaged if a bit has changed, or if the bytes are another user's.
+    Raise Damaged if a bit has changed, or if the bytes belong to another user.
     """
     found, _, text = stored.partition(b"\n")
     if found != checksum(user_id, text):
-        raise Damaged("a record does not have its checksum")
+        raise Damaged("the checksum of a record is wrong")
     value = json.loads(text)
     if value.pop("format") != RECORD_FORMAT:
-        raise Damaged("a record is of a format that this server does not know")
+        raise Damaged("a record has a format that this server does not know")
     return record_of(value), value
 
 
 def record_of(value: dict[str, Any]) -> Record:
-    """Take a record's members out of its JSON value, and return the record."""
+    """Remove a record's members from its JSON value. Return the record."""
     if "deletedAt" in value:
         return Deleted(value.pop("deletedAt"))
     return Account(
@@ -250,5 +252,5 @@ def record_of(value: dict[str, Any]) -> Record:
 
 
 def checksum(user_id: str, text: bytes) -> bytes:
-    """Return the SHA-256 of a record and of whose it is, in hex: no bit of either can change unseen."""
+    """Return the SHA-256, in hex, of a userId and its record. It detects a change of any bit of either."""
     return hashlib.sha256(user_id.encode() + b"\n" + text).hexdigest().encode()

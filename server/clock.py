@@ -1,4 +1,4 @@
-"""The server's one clock. Every stamp that is stored, compared or sent comes from here."""
+"""The server's only clock. Every timestamp that the server stores, compares or sends comes from here."""
 
 import time
 from datetime import UTC, datetime

@@ -1,12 +1,12 @@
-"""A store of accounts in one file, by Python's own `dbm.sqlite3`.
+"""A store of accounts in one file. It uses `dbm.sqlite3` of Python's standard library.
 
-`user/{userId}` holds a record, replaced whole: that put is the commit of every change. `blob/{userId}/{slot}` holds
-the bytes of a version. An upload overwrites a slot that the record does not name, then replaces the record. So each
-change happens wholly or not at all, nothing has to be deleted, and the file stays level. After a crash there is
-nothing to sweep but a deletion that was cut short; the next start finishes it.
+`user/{userId}` holds a record. Every change replaces the whole record with one put, which is the commit of the change.
+`blob/{userId}/{slot}` holds the bytes of a version. An upload overwrites a slot that the record does not name, then
+replaces the record. So each change happens completely or not at all, an upload deletes nothing, and the file does not
+keep growing. After a crash, the only thing to clean up is a deletion that was cut short. The next start finishes it.
 
-One thread writes, through the only writing connection. This also keeps clear of SQLite's WAL-reset bug. Each other
-thread reads through a connection of its own.
+One thread writes, through the only writing connection. This also avoids SQLite's WAL-reset bug. Each other thread
+reads through a connection of its own.
 """
 
 import contextlib
@@ -46,34 +46,34 @@ from server.accounts import (
 from server.log import log
 
 FILE_FORMAT = b"2"
-FORMER_FORMAT = b"1"  # without checksums; it is read, and each record becomes the new format when it is next written
-UNKNOWN_FORMAT = "it is not a store of a format that this server knows"
-RESERVE_BYTES = 32 * 1024 * 1024  # a deletion needs room in the write-ahead log first
+FORMER_FORMAT = b"1"  # without checksums; the server reads it, and writes each record in the new format
+UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
+RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
 
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
 
 
 def sqlite_code(error: Exception) -> int:
-    """Return SQLite's primary result code; dbm.sqlite3 hides it in the error that it handled."""
+    """Return SQLite's primary result code. dbm.sqlite3 hides it in the context of its own error."""
     cause = error if isinstance(error, sqlite3.Error) else error.__context__
     return getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record as this store keeps it: with the slot of each of its versions, and how many slots it ever used."""
+    """A record as this store keeps it, with the slot of each version and the number of slots ever used."""
 
     record: Record
     slots: tuple[int, ...] = ()
     slots_used: int = 0
 
     def to_bytes(self, user_id: str) -> bytes:
-        """Return what is stored."""
+        """Return the bytes to store."""
         return accounts.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used)
 
     @classmethod
     def from_bytes(cls, user_id: str, stored: bytes) -> "Row":
-        """Return the row that was stored. Raise Damaged."""
+        """Return the row that the stored bytes contain, in either format. Raise Damaged."""
         if not stored.startswith(b"{"):
             record, members = accounts.from_bytes(user_id, stored)
             return cls(record, tuple(members["slots"]), members["slotsUsed"])
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def versions(self) -> tuple[Version, ...]:
-        """The versions that are kept, oldest first."""
+        """The kept versions, oldest first."""
         return self.record.versions if isinstance(self.record, Account) else ()
 
     def slot(self, version: Version) -> int | None:
@@ -95,16 +95,16 @@ class Row:
 
 
 class DbmReader(StoreReader):
-    """Reads a store's file, also beside a server that is running on it."""
+    """Reads the file of a store, even while a server is running on it."""
 
     def __init__(self, path: Path) -> None:
-        """Take the file's path. The file is opened when something is first read from it, and never written."""
+        """Take the file's path. Each thread opens the file when it first reads from it. Nothing is ever written."""
         self.path = path
         self._local = threading.local()
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[Any]:
-        """Give this thread's connection. Raise StorageFull or StorageUnavailable in place of its errors."""
+        """Give this thread's connection. Turn its errors into StorageFull or StorageUnavailable."""
         try:
             if not hasattr(self._local, "database"):
                 self._local.database = dbm.sqlite3.open(self.path, "r")
@@ -130,10 +130,10 @@ class DbmReader(StoreReader):
             data = self._blob(user_id, slot)
             if data is not None and hashlib.sha256(data).hexdigest() == version.sha256:
                 return data
-            # Later uploads may have overwritten the slot since the record was read. Then the record has changed, too.
+            # Later uploads may have overwritten the slot after the record was read. Then the record has changed, too.
             before, row = row, self._row(user_id)
             if row == before:
-                raise DamagedData("the bytes of a version do not have its digest")
+                raise DamagedData("the digest of a version's bytes is wrong")
         return None
 
     def user_ids(self) -> Iterator[str]:
@@ -152,7 +152,10 @@ class DbmReader(StoreReader):
         return None if stored is None else Row.from_bytes(user_id, stored)
 
     def _blob(self, user_id: str, slot: int) -> bytes | None:
-        """Return what is in a slot, or None if it is gone or its page is damaged: others may be whole."""
+        """Return the bytes in a slot, or None if they are gone or their page is damaged.
+
+        A damaged page is no error here, because the pages of other slots may be intact.
+        """
         with self._database() as database:
             try:
                 found: bytes | None = database.get(blob_key(user_id, slot))
@@ -172,7 +175,7 @@ def blob_key(user_id: str, slot: int) -> bytes:
 
 
 class Counts(NamedTuple):
-    """What `stats` tells beside the size of the file."""
+    """The counts that `stats` returns, all except the size of the file."""
 
     users: int = 0
     backups: int = 0
@@ -180,28 +183,28 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, record: Record | None) -> "Counts":
-        """Return what a record adds."""
+        """Return what one record adds to the counts."""
         if not isinstance(record, Account):
             return cls()
         return cls(1, int(bool(record.versions)), len(record.versions))
 
 
 class DbmStore(DbmReader, Store):
-    """Accounts in one file, which only one server has open."""
+    """Accounts in one file. Only one server can have it open."""
 
     def __init__(self, path: Path, reserved_seconds: int) -> None:
-        """Open or create the file. A deleted userId is forgotten after `reserved_seconds`.
+        """Open the file, or create it. A deleted userId stays reserved for `reserved_seconds`, then it is forgotten.
 
-        Raise StorageUnavailable if another server has the file open, or if it cannot be used.
+        Raise StorageUnavailable if another server has the file open, or if the file cannot be used.
         """
         super().__init__(path)
         self._reserved_milliseconds = reserved_seconds * 1000
         self._stopping = threading.Event()
-        self._changing = threading.Lock()  # held by the one who may change something
+        self._changing = threading.Lock()  # hold it to change anything
         self._counted = threading.Event()
-        self._seen: set[str] = set()  # who is in the counts already, while they are being taken
+        self._seen: set[str] = set()  # while counting: the users that are in the counts already
         self._counts = Counts()
-        self._deleted: list[tuple[int, str]] = []  # heap of (when to forget, userId)
+        self._deleted: list[tuple[int, str]] = []  # a heap of (when to forget, userId)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
@@ -221,8 +224,8 @@ class DbmStore(DbmReader, Store):
             if database.setdefault(b"format", FILE_FORMAT) not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             if database[b"format"] == FORMER_FORMAT:
-                database[b"format"] = FILE_FORMAT  # from now on a server that knows the former alone cannot read it
-            # dbm asks for the write-ahead log without insisting, and leaves `synchronous` to the library's default.
+                database[b"format"] = FILE_FORMAT  # a server that knows only the former format cannot open it any more
+            # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
             address = f"{self.path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
                 (journal_mode,), (synchronous,) = (
@@ -238,7 +241,7 @@ class DbmStore(DbmReader, Store):
         self._housekeeper.join()
         super().close()  # this thread's connection
         gc.collect()  # those of threads that have ended: a connection refers to itself
-        self._write(super().close)  # the writer's is the last, so that it folds the write-ahead log in
+        self._write(super().close)  # the writer's connection, last: so it folds the write-ahead log in
         self._writer.shutdown()
         self._lock_file.close()
 
@@ -253,15 +256,15 @@ class DbmStore(DbmReader, Store):
         files = [self.path, Path(f"{self.path}-wal")]
         return Stats(*self._counts, sum(file.stat().st_size for file in files if file.exists()))
 
-    # What follows is called by whoever holds `_changing`.
+    # The caller of these methods holds `_changing`.
 
     def _write(self, change: Callable[[], None]) -> None:
-        """Run `change` on the writing thread. Raise what it raises."""
+        """Run `change` on the writing thread, and wait for it. Raise what it raises."""
         self._writer.submit(change).result()
 
     def _check_space(self, size: int) -> None:
         """Raise StorageFull if `size` more bytes would use up the reserve."""
-        # A blob is written to the write-ahead log and then to the file.
+        # A blob is written twice: to the write-ahead log, then to the file.
         if shutil.disk_usage(self.path.parent).free < RESERVE_BYTES + 3 * size:
             raise StorageFull("only the reserve is left")
 
@@ -270,13 +273,13 @@ class DbmStore(DbmReader, Store):
             database[blob_key(user_id, slot)] = data
 
     def _put_row(self, user_id: str, before: Row | None, after: Row) -> None:
-        """Replace a record: the commit. It is on disk when this returns."""
+        """Replace a record. This is the commit of a change. When this returns, it is on disk."""
         with self._database() as database:
             database[user_key(user_id)] = after.to_bytes(user_id)
         self._count(user_id, before.record if before else None, after.record)
 
     def _erase_blobs(self, user_id: str, row: Row) -> None:
-        """Delete what is in a deleted user's slots, and in the one that a crash may have left beyond them."""
+        """Delete the blobs of a deleted user, including one that a crash may have left in the next slot."""
         with self._database() as database:
             for slot in range(row.slots_used + 1):
                 with contextlib.suppress(KeyError):
@@ -285,14 +288,15 @@ class DbmStore(DbmReader, Store):
     def _forget_later(self, user_id: str, record: Deleted) -> None:
         heapq.heappush(self._deleted, (record.deleted_at + self._reserved_milliseconds, user_id))
 
-    # Housekeeping, in the background: count, finish deletions that a crash cut short, forget deleted users.
+    # Housekeeping runs in the background. It counts, finishes deletions that a crash cut short, and forgets deleted
+    # users.
 
     def _keep_house(self) -> None:
-        users: list[str] | None = None  # that are to be counted
+        users: list[str] | None = None  # still to count
         while not self._stopping.is_set():
             try:
                 if users is None:
-                    users = list(self.user_ids())  # by a connection of this thread: no writer waits for it
+                    users = list(self.user_ids())  # through a connection of this thread, so no writer waits for it
                 elif users:
                     self._visit(users[-1])
                     users.pop()
@@ -303,9 +307,9 @@ class DbmStore(DbmReader, Store):
                     self._forget_next()
                 else:
                     self._stopping.wait(1)
-            except (StorageFull, StorageUnavailable):  # logged; the disk may be back in a while
+            except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
                 self._stopping.wait(5)
-            except Exception as error:  # a record that cannot be read must not keep the others waiting
+            except Exception as error:  # skip a record that cannot be read, so that the others get their turn
                 log.error(error)
                 self._stopping.wait(1)
                 if users:
@@ -313,7 +317,7 @@ class DbmStore(DbmReader, Store):
 
     def _visit(self, user_id: str) -> None:
         with self._changing:
-            if user_id in self._seen:  # written since the start
+            if user_id in self._seen:  # a change since the start has counted it
                 return
             row = self._row(user_id)
             if row and isinstance(row.record, Deleted):
@@ -324,7 +328,7 @@ class DbmStore(DbmReader, Store):
     def _count(self, user_id: str, before: Record | None, after: Record | None) -> None:
         if not self._counted.is_set() and user_id not in self._seen:
             self._seen.add(user_id)
-            before = None  # what was before is not in the counts yet
+            before = None  # the record from before is not in the counts yet
         changes = zip(self._counts, Counts.of(before), Counts.of(after), strict=True)
         self._counts = Counts(*(count - less + more for count, less, more in changes))
 
@@ -338,11 +342,11 @@ class DbmStore(DbmReader, Store):
             moment, user_id = heapq.heappop(self._deleted)
             try:
                 row = self._row(user_id)
-                # The account may have been made again, and even deleted again, since.
+                # Since then, the account may have been registered again, and even deleted again.
                 if row and isinstance(row.record, Deleted):
                     if row.record.deleted_at + self._reserved_milliseconds <= clock.now():
                         self._write(functools.partial(self._forget, user_id, row))
-            except (StorageFull, StorageUnavailable):  # once more, in a while
+            except (StorageFull, StorageUnavailable):  # try again later
                 heapq.heappush(self._deleted, (moment, user_id))
                 raise
 
@@ -353,7 +357,7 @@ class DbmStore(DbmReader, Store):
 
 
 class HeldRow(HeldAccount):
-    """An account whose row nobody else changes, as this thread holds the store's `_changing`."""
+    """An account that nobody else can change, because this thread holds the store's `_changing`."""
 
     def __init__(self, store: DbmStore, user_id: str, row: Row | None) -> None:
         self._store, self._user_id, self._row = store, user_id, row
@@ -364,7 +368,7 @@ class HeldRow(HeldAccount):
         self._store._write(functools.partial(self._create, Row(account)))
 
     def _create(self, after: Row) -> None:
-        if self._row:  # a deleted user's
+        if self._row:  # the row of a deleted user
             self._store._erase_blobs(self._user_id, self._row)
         self._store._put_row(self._user_id, self._row, after)
 
@@ -397,12 +401,12 @@ class HeldRow(HeldAccount):
         after = Row(deleted, slots_used=before.slots_used)
         try:
             self._store._put_row(self._user_id, before, after)
-        except StorageFull as error:  # a deletion asks for no space of its own, so it may be tried again soon
+        except StorageFull as error:  # a deletion needs no lasting space, so a retry may work soon
             raise StorageUnavailable(str(error)) from None
         self._store._forget_later(self._user_id, deleted)
-        with contextlib.suppress(StorageError):  # it is logged, and done again when the userId is forgotten
+        with contextlib.suppress(StorageError):  # it is logged, and repeated when the userId is forgotten
             self._store._erase_blobs(self._user_id, after)
 
     def _living(self) -> Row:
-        assert self._row and isinstance(self._row.record, Account), "only a living account is changed"
+        assert self._row and isinstance(self._row.record, Account), "only an existing account can be changed"
         return self._row

@@ -1,7 +1,7 @@
-"""HTTP/1.1 by waitress, for one WSGI app. The only module that knows waitress.
+"""HTTP/1.1 by waitress, for one WSGI app. This is the only module that knows waitress.
 
-It subclasses three of waitress' classes and reads attributes that waitress does not document: that is why
-`waitress==` is pinned exactly. Read the new version's source before you move the pin.
+It subclasses three of waitress' classes and reads attributes that waitress does not document. Therefore, `waitress==`
+is pinned exactly. Read the source of the new version before you move the pin.
 """
 
 import functools
@@ -26,38 +26,38 @@ from server.log import log
 
 THREADS = 4
 CONNECTIONS = 1000
-DRAIN_SECONDS = 20  # how long a stop waits for what is in flight
+DRAIN_SECONDS = 20  # how long a stop waits for requests in progress
 
 WsgiApp = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The answer to a request that cannot be read, so that the app never sees it."""
+    """The answer to a request that cannot be read. The app never sees such a request."""
 
     status: str  # with its phrase: "400 Bad Request"
     headers: list[tuple[str, str]]
     body: bytes
 
 
-Refuse = Callable[[int, str | None], Refusal]  # of waitress' status (400, 413, 431, 500, 501) and the Origin header
+Refuse = Callable[[int, str | None], Refusal]  # gets waitress' status (400, 413, 431, 500, 501) and the Origin header
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The bytes that a request may have: line and headers together, and the body."""
+    """How many bytes a request may have: request line and headers together, and the body."""
 
     header_bytes: int
     body_bytes: int
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
-    """waitress' parser, stricter where RFC 9112 is, and never without an answer."""
+    """waitress' parser, with more of the checks that RFC 9112 requires. No request is left without an answer."""
 
     def received(self, data: bytes) -> int:
         try:
             consumed: int = super().received(data)
-            # waitress collects a chunk's line and the trailer in memory without end.
+            # waitress sets no limit on a chunk's line and the trailer, and collects them in memory.
             unread = getattr(self.body_rcv, "control_line", b"") + getattr(self.body_rcv, "trailer", b"")
             if len(unread) >= self.adj.max_request_header_size:
                 raise ValueError("a chunk's line or the trailer is too long")
@@ -71,7 +71,8 @@ class RequestParser(waitress.parser.HTTPRequestParser):
                 self.expect_continue = False  # the error is the answer
 
     def parse_header(self, header_plus: bytes) -> None:
-        # A method is case-sensitive (RFC 9110 section 9.1), and one in small letters is a method that no path has.
+        # Methods are case-sensitive (RFC 9110 section 9.1), so one with lowercase letters is a method that no path has.
+        # waitress calls it malformed. Replace it with another method that no path has.
         super().parse_header(re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus))
         if self.version not in ("1.0", "1.1"):
             raise waitress.parser.ParsingError("unknown version")
@@ -84,7 +85,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         if codings and (is_faulty or codings[0].lower() != b"chunked"):
             raise waitress.parser.ParsingError("faulty framing")  # RFC 9112 section 6.1
         if self.expect_continue:
-            # A client that waits for leave to send is refused at once; without a body there is nothing to wait for.
+            # Refuse at once a client that waits for permission to send. Without a body, there is nothing to wait for.
             self.expect_continue = self.chunked or self.content_length > 0
             if self.content_length > self.adj.max_request_body_size // 2:
                 self.error = waitress.utilities.RequestEntityTooLarge("")
@@ -92,7 +93,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 
 
 class RefusalTask(waitress.task.ErrorTask):
-    """Answers a request that waitress could not read with the app's refusal, and closes the connection."""
+    """Sends the app's refusal to a request that waitress could not read, and closes the connection."""
 
     def execute(self) -> None:
         refusal = self.channel.refuse(self.request.error.code, self.request.headers.get("ORIGIN"))
@@ -103,7 +104,7 @@ class RefusalTask(waitress.task.ErrorTask):
 
 
 class Channel(waitress.channel.HTTPChannel):
-    """A connection, whose requests this module's classes read and refuse."""
+    """A connection. The classes above read and refuse its requests."""
 
     parser_class = RequestParser
     error_task_class = RefusalTask
@@ -111,11 +112,11 @@ class Channel(waitress.channel.HTTPChannel):
     def __init__(self, refuse: Refuse, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.refuse = refuse
-        self.requests_lock = threading.RLock()  # `received` below holds it while waitress' own takes it again
+        self.requests_lock = threading.RLock()  # `received` below holds it while waitress' `received` takes it again
 
     def received(self, data: bytes) -> bool:
-        # A thread waits until a client has read its answers (waitress' outbuf_high_watermark, 16 MiB). Of requests
-        # that were sent ahead the first two are answered, then the connection is closed (RFC 9112 section 9.3.2).
+        # A thread waits until a client has read its answers (waitress' outbuf_high_watermark, 16 MiB). So if a client
+        # sends requests ahead, answer the first two and close the connection (RFC 9112 section 9.3.2).
         with self.requests_lock:
             is_open: bool = super().received(data)
             for request in self.requests[2:]:
@@ -128,7 +129,7 @@ class Channel(waitress.channel.HTTPChannel):
 
 
 class WaitressLog(logging.Handler):
-    """Logs that waitress had something to say, and where. Its messages may repeat what was sent."""
+    """Logs where waitress logged something, but not its message, which may repeat what was sent."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log(event="http_server", level=record.levelname, at=f"{record.module}:{record.lineno}")
@@ -140,15 +141,15 @@ class HttpServer:
     """Serves an app on an address until SIGINT or SIGTERM."""
 
     def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, refuse: Refuse) -> None:
-        """Bind the address. Raise OSError or UnicodeError if it cannot be bound.
+        """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound.
 
-        `refuse` gives the answer to a request that never reaches the app. Port 0 takes a free one.
+        `refuse` returns the answer to a request that never reaches the app.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
         logging.getLogger("waitress").addHandler(WaitressLog())
         logging.getLogger("waitress").propagate = False
-        logging.getLogger("waitress.queue").setLevel(logging.CRITICAL)  # it warns of each request that waits a moment
+        logging.getLogger("waitress.queue").setLevel(logging.CRITICAL)  # it warns about every request that has to wait
         self._waitress = waitress.server.create_server(
             app,
             map={},
@@ -156,24 +157,27 @@ class HttpServer:
             threads=THREADS,
             ident="",
             recv_bytes=16_384,  # waitress copies what it has received once for each chunk in it
-            inbuf_overflow=65_536,  # beyond it an unfinished body waits on disk, not in memory
+            inbuf_overflow=65_536,  # a larger body waits on disk, not in memory, until it is complete
             asyncore_use_poll=True,
             connection_limit=CONNECTIONS,
             max_request_header_size=limits.header_bytes + 1,
-            # A body of up to twice the limit is read to its end, so that its sender sees the 413 and no reset.
+            # Read a body of up to twice the limit to its end, so that its sender sees the 413 and not a reset.
             max_request_body_size=2 * limits.body_bytes + 1,
-            clear_untrusted_proxy_headers=False,  # no such header is read
+            clear_untrusted_proxy_headers=False,  # the server reads no such header
         )
         self._waitress.channel_class = functools.partial(Channel, refuse)
 
     @property
     def url(self) -> str:
-        """Where it serves: http, the address, and the port that it really has."""
+        """The URL of the server, with the port that it really has."""
         host = self._waitress.effective_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._waitress.effective_port}"
 
     def run(self, **serving: Any) -> None:
-        """Log that it serves, with these members beside. Serve until a signal, then finish what is in flight."""
+        """Log that the server serves, with `serving` as further members. Serve until a signal, then stop.
+
+        Finish requests in progress before stopping.
+        """
         stopping = threading.Event()
 
         def stop(*_: Any) -> None:
@@ -189,8 +193,8 @@ class HttpServer:
         self._drain()
 
     def _drain(self) -> None:
-        """Stop listening, answer what has arrived, and wait for it at most DRAIN_SECONDS."""
-        wasyncore.poll2(0, self._waitress._map)  # take what has arrived already
+        """Stop listening, and answer what has arrived. Wait for that at most DRAIN_SECONDS."""
+        wasyncore.poll2(0, self._waitress._map)  # accept what has arrived already
         wasyncore.dispatcher.close(self._waitress)
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._waitress.active_channels and time.monotonic() < deadline:
@@ -199,6 +203,6 @@ class HttpServer:
                     channel.will_close = True
             wasyncore.poll2(0.1, self._waitress._map)
         self._waitress.task_dispatcher.shutdown()
-        for thread in threading.enumerate():  # each gives up its connection to the store as it ends
+        for thread in threading.enumerate():  # a thread that ends releases its connection to the store
             if thread.name.startswith("waitress-"):
                 thread.join(5)

@@ -1,15 +1,15 @@
-"""JSON in and out: I-JSON (RFC 7493), which every reader takes for the same value."""
+"""JSON in and out. It is I-JSON (RFC 7493), which every reader understands in the same way."""
 
 import json
 import math
 from typing import Any
 
-# No schema of the contract needs as many. Megabytes of tiny values would take a hundred times their size in memory.
+# More than any schema of the contract needs. Megabytes of tiny values would take a hundred times their size in memory.
 MOST_COMMAS = 100
 
 
 class NotIJson(ValueError):
-    """The bytes are not I-JSON. The message gives the reason and repeats nothing of them."""
+    """The bytes are not I-JSON. The message gives the reason and does not repeat any of the bytes."""
 
 
 def encode(value: Any) -> bytes:
@@ -18,7 +18,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode(body: bytes) -> Any:
-    """Return the value that the bytes stand for. Raise NotIJson if they are not I-JSON or have too many values."""
+    """Return the value of a JSON text. Raise NotIJson if it is not I-JSON or has too many values."""
     try:
         if body.count(b",") > MOST_COMMAS:
             raise NotIJson("it has too many values")

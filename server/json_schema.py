@@ -1,4 +1,4 @@
-"""Validation by the schemas of openapi.yaml: JSON Schema 2020-12, with base64 decoded by the way."""
+"""Validation against the schemas of openapi.yaml: JSON Schema 2020-12. Validation also decodes base64."""
 
 import base64
 import json
@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema
 
 Schema = Mapping[str, Any]
-Errors = list[dict[str, str]]  # `pointer` and `detail` of each, as in RFC 9457 section 3
+Errors = list[dict[str, str]]  # each has `pointer` and `detail`, as in RFC 9457 section 3
 
-# What a schema may hold beside the keywords that the validator knows.
+# What a schema may contain besides the keywords that the validator knows.
 ANNOTATIONS = {"title", "description", "examples", "format", "contentEncoding", "x-maxDecodedBytes"}
 
 DETAILS = {  # by keyword; no detail repeats what was sent
@@ -25,11 +25,11 @@ NOT_BASE64 = "must be canonical base64 (RFC 4648 section 4, padded, unused bits 
 
 
 class UnknownKeyword(Exception):
-    """A schema asks for something that nothing here checks. The message names it."""
+    """A schema has a keyword that nothing here checks. The message names it."""
 
 
 class ObjectValidator:
-    """The schema of a JSON object, compiled once. Members in base64 become bytes."""
+    """The schema of a JSON object, compiled once. It decodes members in base64 to bytes."""
 
     def __init__(self, schema: Schema) -> None:
         """Compile the schema. Raise UnknownKeyword, or SchemaError if it is not valid itself."""
@@ -38,10 +38,10 @@ class ObjectValidator:
         self._validator = Validator(schema)
         self._encoded = [name for name, member in schema["properties"].items() if "contentEncoding" in member]
         if json.dumps(schema).count('"contentEncoding"') > len(self._encoded):
-            raise UnknownKeyword("contentEncoding, but of a member of the whole")
+            raise UnknownKeyword("contentEncoding, except for a member of the object itself")
 
     def read(self, value: Any) -> tuple[dict[str, Any], Errors]:
-        """Return the object's members and its errors. The members are of use only if there is no error."""
+        """Return the object's members, and its errors. Use the members only if there is no error."""
         errors = errors_of(self._validator, value)
         members = dict(value) if isinstance(value, dict) else {}
         for name in self._encoded:
@@ -64,7 +64,7 @@ def check_keywords(schema: Schema) -> None:
 
 
 def check_pattern(validator: Any, pattern: str, instance: Any, schema: Schema) -> Iterator[Any]:
-    # The pattern of a base64 string says what the decoder checks, which takes a third of the time.
+    # Skip the pattern of a base64 string: the decoder checks the same in a third of the time.
     if "contentEncoding" not in schema and isinstance(instance, str) and not re.search(pattern, instance):
         yield jsonschema.ValidationError("does not match")
 
@@ -75,7 +75,7 @@ Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 
 def errors_of(validator: Any, value: Any) -> Errors:
-    """Return each place where a value violates the schema, once."""
+    """Return the errors of a value. Each place where it violates the schema occurs once for each reason."""
     found = []
     for error in validator.iter_errors(value):
         pointer = "".join(["#", *(f"/{part}" for part in error.absolute_path)])
@@ -94,5 +94,5 @@ def decode_base64(text: str) -> bytes | None:
         data = base64.b64decode(text, validate=True)
     except ValueError:
         return None
-    # The decoder ignores unused bits; encoding the last group again shows them.
+    # The decoder ignores unused bits. Encode the last group again to see them.
     return data if base64.b64encode(data[(len(data) - 1) // 3 * 3 :]).decode() == text[-4:] else None

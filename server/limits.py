@@ -1,4 +1,4 @@
-"""Limits as sliding windows. Times are Unix milliseconds; what a caller gets back are whole seconds to wait."""
+"""Rate limits with sliding windows. Times are Unix milliseconds. Waits are whole seconds."""
 
 import contextlib
 import math
@@ -18,26 +18,29 @@ class Limit:
     seconds: int
 
     def counted(self, times: Sequence[int], moment: int) -> Sequence[int]:
-        """Return those of the sorted times that count at a moment: younger than `seconds`, and not in the future."""
+        """Return the times that count at `moment`: less than `seconds` old, and not in the future.
+
+        `times` is sorted.
+        """
         return times[bisect_right(times, moment - self.seconds * 1000) : bisect_right(times, moment)]
 
 
 def wait_seconds(limits: Sequence[Limit], times: Sequence[int], moment: int) -> int:
-    """Return after how many seconds, rounded up, one more event is within every limit. 0 means at once.
+    """Return how many seconds to wait until every limit allows one more event, rounded up. 0 means at once.
 
-    `times` are those of the events so far, sorted.
+    `times` has the times of the earlier events, sorted.
     """
     leaves = sorted(time + limit.seconds * 1000 for time in times for limit in limits)
-    for at in [moment, *leaves[bisect_right(leaves, moment) :]]:  # there is room only after one leaves a window
+    for at in [moment, *leaves[bisect_right(leaves, moment) :]]:  # room appears only when an event leaves a window
         if all(len(limit.counted(times, at)) < limit.quota for limit in limits):
             return math.ceil((at - moment) / 1000)
-    raise AssertionError("a quota is at least 1, so there is room when the last event has left")
+    raise AssertionError("a quota is at least 1, so there is room after the last event has left")
 
 
 class AddressLimit:
-    """A limit for each client address, in memory and bounded.
+    """A limit for each client address. It lives in memory, and its size is bounded.
 
-    When too many addresses are known, the one that has been quiet longest is forgotten.
+    If there are too many addresses, it forgets the one whose last event is the oldest.
     """
 
     MOST_ADDRESSES = 10_000
@@ -48,17 +51,17 @@ class AddressLimit:
         self._lock = threading.RLock()
 
     def wait(self, address: str, moment: int) -> int:
-        """Return how many seconds this address has to wait for its next event. 0 means it need not."""
+        """Return how many seconds this address must wait for its next event. 0 means that it need not wait."""
         with self._lock:
             times = sorted(self._times.get(address, ()))
         return wait_seconds((self.limit,), times, moment) if len(times) == self.limit.quota else 0
 
     def count(self, address: str, moment: int) -> int:
-        """Count one event and return 0. If the quota is spent, count nothing and return the seconds to wait."""
+        """Count one event and return 0. If the quota is spent, count nothing, and return the seconds to wait."""
         with self._lock:
             if seconds := self.wait(address, moment):
                 return seconds
-            # The last `quota` times decide, so no more are kept.
+            # Only the last `quota` times matter, so keep no more.
             self._times.setdefault(address, deque(maxlen=self.limit.quota)).append(moment)
             self._times.move_to_end(address)
             if len(self._times) > self.MOST_ADDRESSES:
@@ -66,6 +69,6 @@ class AddressLimit:
             return 0
 
     def give_back(self, address: str, moment: int) -> None:
-        """Count an event of this moment no longer: it came to nothing."""
+        """Take back an event that `count` counted at this moment, because it came to nothing."""
         with self._lock, contextlib.suppress(KeyError, ValueError):  # the address may have been forgotten
             self._times[address].remove(moment)

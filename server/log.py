@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, on standard output."""
+"""The log: one JSON object per line, on standard output."""
 
 import contextlib
 import json
@@ -9,23 +9,23 @@ from typing import Any
 
 from server import clock
 
-MOST_FRAMES = 8  # of a traceback, the innermost
+MOST_FRAMES = 8  # how many frames of a traceback to log, the innermost ones
 
 
 class Log:
-    """Writes events. With `debug`, errors keep their message and traceback, which may repeat what a client sent."""
+    """Writes events. If `debug` is set, errors include their message and traceback, which may repeat what was sent."""
 
     def __init__(self) -> None:
         self.debug = False
 
     def __call__(self, **event: Any) -> None:
-        """Write one event. Callers pass no identifier, key, signature or body."""
-        with contextlib.suppress(OSError):  # a closed log must not fail a request
+        """Write one event. Never pass an identifier, a key, a signature or a body."""
+        with contextlib.suppress(OSError):  # a closed log must not make a request fail
             sys.stdout.write(json.dumps({"time": clock.rfc3339(clock.now()), **event}) + "\n")
             sys.stdout.flush()
 
     def error(self, error: BaseException) -> None:
-        """Write the type of an error and the places it passed through; with `debug`, all that Python tells."""
+        """Write the type of an error and where it was raised. If `debug` is set, add its message and traceback."""
         frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
         details = {"message": str(error), "traceback": traceback.format_exception(error)} if self.debug else {}
         self(event="error", error=type(error).__name__, at=frames[-MOST_FRAMES:], **details)

@@ -100,5 +100,5 @@ def test_a_file_of_a_later_format_is_refused(start_server):
     server.stop()
     with contextlib.closing(dbm.sqlite3.open(server.database, "w")) as file:
         file[b"format"] = b"3"
-    with pytest.raises(RuntimeError, match="DATABASE_PATH .* it is not a store of a format that this server knows"):
+    with pytest.raises(RuntimeError, match="DATABASE_PATH .* it is not a store in a format that this server knows"):
         server.start()

@@ -1,4 +1,4 @@
-// A whole life of an account by client.mjs: node whole_life.mjs BASE_URL, secret in APP_SECRET_KEY.
+// Plays the whole life of an account with client.mjs: node whole_life.mjs BASE_URL, with the secret in APP_SECRET_KEY.
 import assert from 'node:assert/strict'
 import { BackupClient, ProblemError, decrypt, deriveKeys } from './client.mjs'
 
@@ -16,10 +16,10 @@ assert.equal((await phone.getHealth()).status, 'ok')
 await phone.registerUser()
 await assert.rejects(phone.fetchBackup(), code('no_backup'))
 assert.equal((await phone.sync(log('squat'), merge)).receipt.version, 1)
-// The tablet's clock is two hours slow; it mends that, fetches, merges and stores.
+// The tablet's clock is two hours slow. The client corrects for that, then fetches, merges and stores.
 assert.equal(text((await tablet.sync(log('bench'), merge)).log), 'squat bench')
 assert.equal(tablet.clockOffset > 7100, true)
-// The phone meets a conflict, fetches, merges and stores again.
+// The phone gets a conflict. It fetches, merges and stores again.
 const merged = await phone.sync(log('squat row'), merge)
 assert.equal(merged.receipt.version, 3)
 assert.equal(text(merged.log), 'squat bench row')

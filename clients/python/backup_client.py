@@ -1,4 +1,4 @@
-"""A reference client: what the app does, in the order in which it does it.
+"""The reference client. It shows what the app does, in order.
 
     keys = derive_keys("Anna", "correct horse battery staple")
     client = BackupClient("https://backup.example", app_secret, keys)
@@ -6,8 +6,8 @@
     receipt = checked(client.store_backup(encrypt(keys, log))).json()
     log = decrypt(keys, backup_bytes(checked(client.fetch_backup())))
 
-Four layers, each using only those above it: deriving the keys, encrypting, signing, calling the operations.
-`openapi.yaml` says what every request and answer means; `fixtures/` has the value of every step here.
+The client has four layers: deriving the keys, encrypting, signing, and calling the operations. Each layer uses only
+those above it. `openapi.yaml` says what every request and answer means. `fixtures/` has the value of every step here.
 """
 
 import base64
@@ -34,8 +34,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 PBKDF2_ITERATIONS = 600_000
 
-# The 25 code points of Unicode's White_Space property (PropList.txt). str.strip() without an argument takes
-# U+001C to U+001F too.
+# The 25 code points of Unicode's White_Space property (PropList.txt). Without an argument, str.strip() would also strip
+# U+001C to U+001F.
 WHITE_SPACE = (
     "\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
@@ -44,8 +44,11 @@ WHITE_SPACE = (
 
 @dataclass(frozen=True)
 class Keys:
-    """What a username and a password yield: `user_id` and `storage_key`, 64 lowercase hex characters each,
-    for the server; `encryption_key`, 32 bytes, for nobody. The repr shows neither key."""
+    """The keys of a username and a password.
+
+    `user_id` and `storage_key` are for the server: 64 lowercase hex characters each. `encryption_key` is 32 bytes and
+    never leaves the device. The repr shows neither key.
+    """
 
     user_id: str
     storage_key: str = field(repr=False)
@@ -53,9 +56,10 @@ class Keys:
 
 
 def normalize_username(username: str) -> str:
-    """Return the username as it is hashed: NFKC, stripped of White_Space at both ends, each code point lowercased.
+    """Return the form of a username that is hashed.
 
-    By itself: `str.lower()` of a whole string makes a final sigma of a Σ at its end (SpecialCasing.txt).
+    Apply NFKC, strip White_Space at both ends, and lowercase each code point by itself. (`str.lower()` of a whole
+    string would turn a Σ at its end into a final sigma; see SpecialCasing.txt.)
     """
     stripped = unicodedata.normalize("NFKC", username).strip(WHITE_SPACE)
     return "".join(character.lower() for character in stripped)
@@ -64,8 +68,8 @@ def normalize_username(username: str) -> str:
 def derive_keys(username: str, password: str) -> Keys:
     """Return the keys of a user: SHA-256 of the username, then PBKDF2 (RFC 8018) and HKDF (RFC 5869) with SHA-256.
 
-    Takes a moment on purpose (600,000 iterations). Raises UnicodeEncodeError for a lone surrogate, which has
-    no UTF-8.
+    This takes a moment on purpose (600,000 iterations). Raise UnicodeEncodeError for a lone surrogate, which has no
+    UTF-8 form.
     """
     user_id = hashlib.sha256(normalize_username(username).encode()).digest()
     password_utf8 = unicodedata.normalize("NFKC", password).encode()
@@ -75,7 +79,7 @@ def derive_keys(username: str, password: str) -> Keys:
 
 
 def expand_master_key(master_key: bytes) -> tuple[bytes, bytes]:
-    """Return (storage key, encryption key), 32 bytes each, by HKDF-SHA256 with an empty salt."""
+    """Derive (storage key, encryption key), 32 bytes each, from the master key: HKDF-SHA256 with an empty salt."""
     storage_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/storage-key").derive(master_key)
     encryption_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/encryption-key").derive(master_key)
     return storage_key, encryption_key
@@ -88,33 +92,37 @@ TAG_BYTES = 16
 
 
 class DecryptionError(Exception):
-    """The blob is not one that these keys made, or it was changed since."""
+    """The blob was not made with these keys, or it was changed since."""
 
 
 def encrypt(keys: Keys, plaintext: bytes, nonce: bytes | None = None) -> bytes:
     """Return the blob to store: 12-byte nonce, AES-256-GCM ciphertext, 16-byte tag.
 
-    Leave `nonce` out, except to repeat a test vector: two plaintexts under one nonce and key give both away.
+    Pass `nonce` only to repeat a test vector. Two plaintexts under the same nonce and key reveal both. Raise ValueError
+    if the nonce does not have 12 bytes.
     """
     nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
     if len(nonce) != NONCE_BYTES:
-        raise ValueError(f"the nonce must have {NONCE_BYTES} bytes")
+        raise ValueError(f"the nonce must be {NONCE_BYTES} bytes long")
     return nonce + AESGCM(keys.encryption_key).encrypt(nonce, plaintext, associated_data(keys.user_id))
 
 
 def decrypt(keys: Keys, blob: bytes) -> bytes:
-    """Return the plaintext of a blob. Raises DecryptionError if it is another user's or password's, or damaged."""
+    """Return the plaintext of a blob.
+
+    Raise DecryptionError if the blob belongs to another user or password, or if it is damaged.
+    """
     if len(blob) < NONCE_BYTES + TAG_BYTES:
         raise DecryptionError("too short to be a backup")
     try:
         nonce, sealed = blob[:NONCE_BYTES], blob[NONCE_BYTES:]
         return AESGCM(keys.encryption_key).decrypt(nonce, sealed, associated_data(keys.user_id))
     except InvalidTag:
-        raise DecryptionError("not a backup of this user and password, or a damaged one") from None
+        raise DecryptionError("not a backup of this user and password, or a damaged backup") from None
 
 
 def associated_data(user_id: str) -> bytes:
-    """Return what binds a blob to its user: the server cannot pass one user's backup off as another's."""
+    """Return the bytes that bind a blob to its user, so that the server cannot pass off another user's backup."""
     return f"dailyreps/v1/{user_id}".encode("ascii")
 
 
@@ -122,7 +130,7 @@ def associated_data(user_id: str) -> bytes:
 
 
 def content_digest(body: bytes) -> str:
-    """Return the Content-Digest header of a body, the empty one included (RFC 9530 section 2)."""
+    """Return the Content-Digest header of a body, which may be empty (RFC 9530 section 2)."""
     return f"sha-256=:{_base64(hashlib.sha256(body).digest())}:"
 
 
@@ -132,18 +140,18 @@ def authorization(user_id: str, storage_key: str) -> str:
 
 
 def signature_params(keyid: str, created: int) -> str:
-    """Return the value of `@signature-params` (RFC 9421 section 2.3): the one profile that the server accepts.
+    """Return the value of `@signature-params` (RFC 9421 section 2.3), in the only profile that the server accepts.
 
-    `created` is in Unix seconds. Raises ValueError for a keyid that could not be one.
+    `created` is in Unix seconds. Raise ValueError if the keyid is not valid.
     """
     if not re.fullmatch("[A-Za-z0-9_-]{1,64}", keyid):
-        raise ValueError("a keyid has 1 to 64 of the characters A-Z a-z 0-9 _ -")
+        raise ValueError("a keyid must have 1 to 64 characters of A-Z a-z 0-9 _ -")
     components = '("@method" "@path" "authorization" "content-digest")'
     return f'{components};created={created};keyid="{keyid}";alg="hmac-sha256"'
 
 
 def signature_base(method: str, path: str, authorization: str, digest: str, params: str) -> str:
-    """Return the string that is signed (RFC 9421 section 2.5): five lines, no newline after the last."""
+    """Return the string to sign (RFC 9421 section 2.5): five lines, with no newline after the last one."""
     return (
         f'"@method": {method}\n'
         f'"@path": {path}\n'
@@ -158,8 +166,8 @@ def sign(
 ) -> dict[str, str]:
     """Return the four headers that prove a request: Authorization, Content-Digest, Signature-Input and Signature.
 
-    `path` is the request target's path as it will be sent, without a query; `created` is in Unix seconds. The
-    HMAC key is the secret's characters in UTF-8, whatever they look like (RFC 9421 section 3.3.3).
+    `path` is the path of the request target as it will be sent, without a query. `created` is in Unix seconds. The HMAC
+    key is the secret's characters in UTF-8, even if they look like hex or base64 (RFC 9421 section 3.3.3).
     """
     digest = content_digest(body)
     params = signature_params(keyid, created)
@@ -174,9 +182,9 @@ def sign(
 
 
 class SignatureAuth(requests.auth.AuthBase):
-    """Signs a request of `requests` at the last moment, when its path and its body's bytes are final.
+    """Signs a request of the library `requests` at the last moment, when its path and its body are final.
 
-    `clock` tells the server's time in Unix seconds.
+    `clock` returns the server's time in Unix seconds.
     """
 
     def __init__(
@@ -193,11 +201,11 @@ class SignatureAuth(requests.auth.AuthBase):
         self._clock = clock
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if isinstance(request.body, str):  # as for a form or text; urllib3 would encode it the same way
+        if isinstance(request.body, str):  # a form or text; urllib3 would encode it in the same way
             request.body = request.body.encode()
         body = request.body or b""
         if not isinstance(body, bytes):
-            raise TypeError("a streamed body cannot be signed: its digest goes ahead of it")
+            raise TypeError("a streamed body cannot be signed, because its digest is sent before it")
         assert request.method and request.url
         request.headers.update(
             sign(
@@ -217,13 +225,14 @@ class SignatureAuth(requests.auth.AuthBase):
 
 
 class BackupClient:
-    """One user on one device: a method for each operation of openapi.yaml, each a single request.
+    """One user on one device. It has a method for each operation of openapi.yaml. Each method sends one request.
 
-    Every method returns the plain `requests.Response`, whatever its status; `checked()` makes an exception of
-    a problem. Nothing is repeated and no redirect followed: what to do about a problem, the app decides.
+    Every method returns the plain `requests.Response`, whatever its status. `checked()` turns a problem into an
+    exception. The client repeats no request and follows no redirect. The app decides what to do about a problem.
 
-    `credentials` are `Keys` or a pair (user id, storage key); `clock` is the device's clock in Unix seconds,
-    and `clock_offset` the seconds that the server's is ahead of it, as far as known (see `mend_clock`).
+    `credentials` is `Keys` or a pair (user id, storage key). `timeout` is in seconds. `clock` returns the time of the
+    device's clock in Unix seconds. The attribute `clock_offset` is the number of seconds that the server's clock is
+    ahead, as far as the client knows (see `mend_clock`).
     """
 
     def __init__(
@@ -260,12 +269,15 @@ class BackupClient:
     def store_backup(self, blob: bytes, base_sha256: str | None = None) -> requests.Response:
         """POST /api/backup. `base_sha256` is the sha256 of the version that `blob` was made from.
 
-        After a lost answer, call again with the same bytes: encrypting anew would make it another upload.
+        After a lost answer, call again with the same bytes. If you encrypt again, it is another upload.
         """
         return self.request("POST", "/api/backup", body=_upload(blob, base_sha256))
 
     def fetch_backup(self, if_none_match: str | None = None) -> requests.Response:
-        """GET /api/backup. `if_none_match` is the ETag of the version at hand; 304 says it is the latest."""
+        """GET /api/backup. `if_none_match` is the ETag of the version that you have. 304 means that it is the latest.
+
+        Without it, the answer always has the whole version.
+        """
         return self.request("GET", "/api/backup", headers=_if_none_match(if_none_match))
 
     def list_backup_versions(self) -> requests.Response:
@@ -279,16 +291,20 @@ class BackupClient:
     def change_storage_key(
         self, new_storage_key: str, blob: bytes, base_sha256: str | None = None
     ) -> requests.Response:
-        """PUT /api/user/storage-key, proven by the old key; `blob` is encrypted with the new password's key.
+        """PUT /api/user/storage-key, signed with the old key. `blob` is encrypted with the new password's key.
 
-        This client keeps the old key. Use another with the new keys after a 200, and after a lost answer, to
-        see by `list_backup_versions()` whether the change happened. Drop neither key before it is known.
+        This client keeps the old key. After a 200, use another client, with the new keys. After a lost answer, call
+        `list_backup_versions()` with the new keys to find out whether the change happened. Keep both keys until you
+        know.
         """
         upload = {"storageKey": new_storage_key, **_upload(blob, base_sha256)}
         return self.request("PUT", "/api/user/storage-key", body=upload)
 
     def delete_user(self) -> requests.Response:
-        """DELETE /api/user. After a lost answer, repeat: `credentials_invalid` then says that it was done."""
+        """DELETE /api/user. After a lost answer, repeat the call.
+
+        If the repeat gets `credentials_invalid`, the account is deleted, or its password was changed on another device.
+        """
         return self.request("DELETE", "/api/user")
 
     def get_health(self) -> requests.Response:
@@ -301,7 +317,7 @@ class BackupClient:
         return self.request("GET", "/admin/stats", headers=headers, signed=False)
 
     def get_openapi(self, extension: str = "json") -> requests.Response:
-        """GET /openapi.json, or `extension` "yaml", unsigned."""
+        """GET /openapi.json, or /openapi.yaml if `extension` is "yaml", unsigned."""
         return self.request("GET", f"/openapi.{extension}", signed=False)
 
     def request(
@@ -313,7 +329,7 @@ class BackupClient:
         headers: Mapping[str, str] | None = None,
         signed: bool = True,
     ) -> requests.Response:
-        """Send any request at all: `body` as it is, or as JSON with its media type if it is a mapping."""
+        """Send any request. A `body` of bytes is sent as it is, a mapping as JSON with its media type."""
         headers = dict(headers or {})
         if isinstance(body, Mapping):
             headers.setdefault("Content-Type", "application/json")
@@ -329,7 +345,7 @@ class BackupClient:
         )
 
     def mend_clock(self, response: requests.Response) -> bool:
-        """Take over the server's time from a 401 `signature_expired`. True says: now call again, once.
+        """Take the server's time from a 401 `signature_expired`. If this returns True, call again, once.
 
         response = client.fetch_backup()
         if client.mend_clock(response):
@@ -343,8 +359,11 @@ class BackupClient:
 
 
 class ProblemError(Exception):
-    """An answer that is a problem (RFC 9457). `code` says which, and is None if a body is not of that type;
-    `problem` is the whole of it, with what some codes add: `currentVersion`, `serverTime`, `errors`."""
+    """An answer that is a problem (RFC 9457).
+
+    `code` says which problem it is, or is None if the body is not a problem. `problem` is the whole problem, with the
+    members that some codes add: `currentVersion`, `serverTime`, `errors`.
+    """
 
     def __init__(self, code: str | None, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(f"{status} {code or 'without a code'}: {problem.get('detail', 'no detail')}")
@@ -354,7 +373,7 @@ class ProblemError(Exception):
 
 
 def checked(response: requests.Response) -> requests.Response:
-    """Return the response if it is a success or 304. Raises ProblemError otherwise."""
+    """Return the response if it is a success or 304. Otherwise, raise ProblemError."""
     if 200 <= response.status_code < 300 or response.status_code == 304:
         return response
     problem = _problem(response)
@@ -362,21 +381,21 @@ def checked(response: requests.Response) -> requests.Response:
 
 
 def backup_bytes(response: requests.Response) -> bytes:
-    """Return the blob of a fetched version, once its size and sha256 are found to be the receipt's.
+    """Return the blob of a fetched version, after checking that it has the size and the sha256 of the receipt.
 
-    Raises ValueError for data that is not canonical base64 (RFC 4648 section 4) or not the receipt's bytes.
+    Raise ValueError if the data is not canonical base64 (RFC 4648 section 4), or if the check fails.
     """
     backup = response.json()
     return decode_data(backup["data"], size=backup["size"], sha256=backup["sha256"])
 
 
 def decode_data(data: str, *, size: int, sha256: str) -> bytes:
-    """Return the bytes of `data`, under the same conditions as in `backup_bytes`."""
+    """Return the bytes of `data`, with the same checks as `backup_bytes`. `size` is in bytes."""
     blob = base64.b64decode(data, validate=True)
-    if not blob or _base64(blob) != data:  # Python's decoder lets unused bits be anything
+    if not blob or _base64(blob) != data:  # Python's decoder ignores unused bits
         raise ValueError("the data is not canonical base64 of at least one byte")
     if len(blob) != size or hashlib.sha256(blob).hexdigest() != sha256:
-        raise ValueError("the data is not what its receipt says")
+        raise ValueError("the data does not match its receipt")
     return blob
 
 
@@ -386,7 +405,7 @@ def _base64(data: bytes) -> str:
 
 def _upload(blob: bytes, base_sha256: str | None) -> dict[str, str]:
     upload = {"data": _base64(blob)}
-    if base_sha256 is not None:  # left out, not null, for an account's first backup
+    if base_sha256 is not None:  # an account's first backup leaves it out; null is not valid
         upload["baseSha256"] = base_sha256
     return upload
 
@@ -396,12 +415,15 @@ def _if_none_match(etag: str | None) -> dict[str, str]:
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep `requests` from adding credentials of a ~/.netrc."""
+    """Keep `requests` from adding credentials from a ~/.netrc."""
     return request
 
 
 def _problem(response: requests.Response) -> dict[str, Any]:
-    """Return the problem in a response's body; empty if there is none, as for a 502 of something in between."""
+    """Return the problem in a response's body.
+
+    Return an empty one if the body is no problem, for example in a 502 from a proxy.
+    """
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/problem+json":
         return {}
     try:

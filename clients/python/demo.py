@@ -1,7 +1,7 @@
-"""Backs a training log up, restores it on another device, deletes the account; tells it line by line.
+"""Back up a training log, restore it on another device, and delete the account. Print each step.
 
-Without --base-url it starts a server on a fresh file and stops it at the end. With --base-url it uses that
-one, with the app's secret from APP_SECRET_KEY, as a user made up for the occasion.
+Without --base-url, the demo starts a server on a fresh file and stops it at the end. With --base-url, it uses that
+server, as a new user with a random name. It takes the app's secret from APP_SECRET_KEY.
 """
 
 import argparse
@@ -38,12 +38,12 @@ STOP_SECONDS = 30
 
 
 class DemoError(Exception):
-    """A step went otherwise than it should."""
+    """A step did not have the expected result."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-url", metavar="URL", help="a server that is running already")
+    parser.add_argument("--base-url", metavar="URL", help="use this server, which is running already")
     base_url = parser.parse_args().base_url
     try:
         if base_url:
@@ -56,7 +56,7 @@ def main() -> int:
         return failed(str(error))
     except requests.ConnectionError:
         return failed(f"there is no answer from {base_url}")
-    except (requests.RequestException, ValueError, LookupError, TypeError) as error:  # an answer out of the contract
+    except (requests.RequestException, ValueError, LookupError, TypeError) as error:  # an answer against the contract
         return failed(f"{type(error).__name__}: {error}")
     print("Everything went as it should.")
     return 0
@@ -75,12 +75,12 @@ def say(who: str, text: str) -> None:
 
 
 def run_demo(base_url: str, secret: str, keyid: str) -> None:
-    """Play it all. Raises DemoError or ProblemError at the first step that goes wrong."""
+    """Play all steps. Raise DemoError or ProblemError at the first step that goes wrong."""
     log = (REPOSITORY / "fixtures" / "training_log.json").read_bytes()
     username, password = f"demo-{secrets.token_hex(8)}", secrets.token_urlsafe(12)
 
     def device() -> tuple[Keys, BackupClient]:
-        """All that a device needs to know is a username and a password."""
+        """Return a device's keys and client. A device needs to know only the username and the password."""
         keys = derive_keys(username, password)
         return keys, BackupClient(base_url, secret, keys, keyid=keyid)
 
@@ -96,7 +96,7 @@ def run_demo(base_url: str, secret: str, keyid: str) -> None:
         play(log, keys, phone, device)
     except BaseException:
         with suppress(requests.RequestException):
-            phone.delete_user()  # nothing is left behind on a server that is not ours
+            phone.delete_user()  # leave nothing behind on somebody else's server
         raise
     expect(phone.delete_user(), 204)
     say("phone", "deletes the account")
@@ -166,7 +166,7 @@ def with_workout(log: bytes, device: str) -> bytes:
 
 
 def merge(mine: bytes, theirs: bytes) -> bytes:
-    """Add the sessions that only mine has to their log. What to merge, and how, every app knows for itself."""
+    """Return their log with the sessions that only mine has. Every app decides for itself what to merge, and how."""
     document, other = json.loads(theirs), json.loads(mine)
     known = {session["id"] for session in document["sessions"]}
     document["sessions"] += [session for session in other["sessions"] if session["id"] not in known]
@@ -179,9 +179,9 @@ def training_log(document: dict[str, Any]) -> bytes:
 
 
 def expect(response: requests.Response, status: int) -> Any:
-    """Return the response's JSON, if the status is this one."""
+    """Return the response's JSON, or None without a body. Raise ProblemError or DemoError if it has another status."""
     if response.status_code != status:
-        checked(response)  # says more, if it is a problem
+        checked(response)  # if it is a problem, this error says more
         raise DemoError(f"{response.request.method} got {response.status_code}, not {status}")
     return response.json() if response.content else None
 
@@ -195,7 +195,7 @@ def require(condition: bool, otherwise: str) -> None:
 
 
 def app_secret() -> tuple[str, str]:
-    """Return (keyid, secret) of the first in APP_SECRET_KEY. Raises DemoError if there is none."""
+    """Return (keyid, secret) of the first secret in APP_SECRET_KEY. Raise DemoError if there is none."""
     keyid, _, secret = os.environ.get("APP_SECRET_KEY", "").partition(",")[0].rpartition(":")
     if not secret:
         raise DemoError("--base-url needs that server's APP_SECRET_KEY in the environment")
@@ -204,7 +204,7 @@ def app_secret() -> tuple[str, str]:
 
 @contextmanager
 def fresh_server() -> Iterator[tuple[str, str]]:
-    """Yield (base URL, secret) of a server on a fresh file; stop it by SIGTERM at the end."""
+    """Yield (base URL, secret) of a server on a fresh file. Stop it with SIGTERM at the end."""
     secret = secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory() as directory:
         database, log, errors = (Path(directory, name) for name in ("backup.db", "log", "errors"))
@@ -234,7 +234,7 @@ def fresh_server() -> Iterator[tuple[str, str]]:
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], log: Path, errors: Path) -> str:
-    """Return the base URL, from the server's log. Raises DemoError if it does not come to serve."""
+    """Return the base URL, from the server's log. Raise DemoError if the server does not start to serve."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines(keepends=True):
@@ -243,7 +243,7 @@ def wait_until_serving(process: subprocess.Popen[bytes], log: Path, errors: Path
                 if event.get("event") == "serving":
                     return event["url"]
         time.sleep(0.02)
-    raise DemoError(f"the server did not start: {errors.read_text().strip() or f'no word in {START_SECONDS} s'}")
+    raise DemoError(f"the server did not start: {errors.read_text().strip() or f'it was silent for {START_SECONDS} s'}")
 
 
 if __name__ == "__main__":
