@@ -2,6 +2,14 @@
 
 The launcher's `--broken NAME` loads the real server, lets the fault of that name change one thing of it, and serves.
 Each module named in CATEGORIES is a category of faults. Its import puts them into FAULTS, which has all faults by name.
+
+    @breaks("backup.base64")
+    def unused_bits_are_unchecked() -> None:
+        '''One backup has many spellings.'''
+
+        @instead_of(json_schema, "decode_base64")
+        def decode_base64(real: Function, text: str) -> bytes | None: ...
+
 """
 
 import importlib
@@ -10,18 +18,18 @@ from server_tests.broken.fault import FAULTS, Fault
 
 __all__ = ["CATEGORIES", "FAULTS", "Fault"]
 
-CATEGORIES = (
-    "proofs",
-    "isolation",
-    "backups",
-    "accounts",
-    "history",
-    "limits",
-    "http",
-    "cors",
-    "operator",
-    "durability",
-)
+CATEGORIES = {  # module: the requirements that its faults break
+    "proofs": "signature, digest, credentials",
+    "isolation": "isolation",
+    "backups": "backup, version, etag, base, retry",
+    "accounts": "register, key, delete, replay",
+    "history": "history",
+    "limits": "limits, address",
+    "http": "http, order, problem, header",
+    "cors": "cors",
+    "operator": "admin, document, and what only the operator can see",
+    "durability": "durability",
+}
 
 for category in CATEGORIES:
     importlib.import_module(f"{__name__}.{category}")

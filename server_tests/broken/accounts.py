@@ -1,7 +1,6 @@
 """Registration, change of the storage key, deletion and replay."""
 
 import dataclasses
-import functools
 import secrets
 import time
 from collections.abc import Mapping
@@ -16,32 +15,13 @@ from server_tests.broken.fault import (
     add_to_limit,
     breaks,
     change,
+    change_account,
     instead_of,
     instead_of_handler,
     instead_of_proof,
     on_answer,
+    shorten_retry_after,
 )
-
-# --- Tools, of the modules that follow, too ---------------------------------------------------------------------------
-
-
-def change_account(server: Any, user_id: str, **members: Any) -> None:
-    """Give these members of an account's record other values, and leave its versions' bytes as they are."""
-    store = server.store
-    with store.account(user_id):
-        before = store._row(user_id)
-        after = dataclasses.replace(before, record=dataclasses.replace(before.record, **members))
-        store._write(functools.partial(store._put_row, user_id, before, after))
-
-
-def shorten_retry_after(status: int) -> None:
-    """Take a second off the Retry-After of this status."""
-
-    @on_answer
-    def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
-        if answer.status == status and int(answer.headers.get("Retry-After", 0)) > 1:
-            answer.headers["Retry-After"] = str(int(answer.headers["Retry-After"]) - 1)
-
 
 # --- Registration -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Faults that let one user reach another's account, or lock the other out."""
 
-from dataclasses import replace
 from typing import Any
 
 from backup_server import Credentials, Problem, Request, Response, Server
@@ -70,7 +69,7 @@ def registering_again_replaces_the_key() -> None:
     @instead_of_handler("registerUser")
     def register_user(real: Function, server: Server, request: Request, user: Credentials) -> Response:
         if named_user(server, request):
-            change_account(server, user.user_id, lambda account: replace(account, key_sha256=user.key_sha256))
+            change_account(server, user.user_id, key_sha256=user.key_sha256)
         response: Response = real(server, request, user=user)
         return response
 
@@ -96,5 +95,5 @@ def uploads_of_strangers_count() -> None:
             return real(server, request)
         except Problem:
             if request.operation.is_upload and (user := named_user(server, request)):
-                count_upload(server, user)
+                count_upload(server, user.user_id)
             raise
