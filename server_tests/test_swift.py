@@ -59,5 +59,5 @@ def test_the_generators_configuration_fits_the_contract():
     assert set(configuration["filter"]["tags"]) <= {tag["name"] for tag in openapi.SPEC["tags"]}
 
 
-def test_the_appendix_says_that_it_was_not_compiled():
+def test_the_guide_says_that_it_was_not_compiled():
     assert "None of this was compiled" in APPENDIX.partition("##")[0]
