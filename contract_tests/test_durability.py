@@ -1,7 +1,7 @@
-"""What survives a crash and a race: every acknowledged write, whole, and no other half of one.
+"""Crashes and races: every acknowledged write survives, complete. No other write survives by half.
 
-The server's process is killed (SIGKILL) at random moments; what it had in the page cache survives that, so this says
-nothing of a power cut.
+The tests kill the server's process (SIGKILL) at random moments. The page cache survives that, so these tests say
+nothing about a power cut.
 """
 
 import base64
@@ -33,7 +33,7 @@ MANY = {
     "REGISTRATIONS_PER_HOUR": 100_000,
     "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
 }
-# What a client sees when the server is killed before its answer, and in the midst of it.
+# The errors that a client sees if the server is killed before its answer, or in the middle of it.
 GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 DEVICES = 16
 
@@ -55,14 +55,14 @@ def user(server) -> BackupClient:
 
 @dataclass(frozen=True)
 class Account:
-    """An account as it should be; `key` is None once it is deleted. All its versions are of one day."""
+    """The expected state of an account. `key` is None after its deletion. All versions are from the same day."""
 
     user_id: str = field(default_factory=lambda: token_hex(32))
     key: str | None = None
-    blobs: tuple[bytes, ...] = ()  # of all versions, oldest first
+    blobs: tuple[bytes, ...] = ()  # the blobs of all versions, oldest first
 
     def is_there(self, server: ServerProcess, key: str) -> bool:
-        """Return whether the server shows exactly this account; `key` is one to try once it is deleted."""
+        """Return whether the server shows exactly this account. If it is deleted, try `key` to see that."""
         client = server.client((self.user_id, self.key or key))
         response = client.list_backup_versions()
         if self.key is None:
@@ -77,15 +77,15 @@ class Account:
 
 
 class Writer:
-    """Works on one account after another until the server is gone; it knows what was acknowledged, and what not."""
+    """Works on one account after another until the server is gone. Knows which writes were acknowledged."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.account = self.pending = Account()
-        self.key = token_hex(32)  # the last that was in force
+        self.key = token_hex(32)  # the last key that was in force
 
     def step(self, server: ServerProcess) -> requests.Response:
-        """Send a random operation, and take over its effect once it is acknowledged."""
+        """Send a random operation. Note its effect when it is acknowledged."""
         account = self.account
         if account.key is None:
             account, self.key = Account(), token_hex(32)
@@ -113,9 +113,9 @@ class Writer:
                 self.key = self.account.key or self.key
 
     def check(self, server: ServerProcess) -> None:
-        """Check that it is as acknowledged, or as the one operation in flight would have it, nothing between."""
+        """Check that the account is as acknowledged, or as the operation in progress would leave it, not in between."""
         there = [account for account in (self.account, self.pending) if account.is_there(server, self.key)]
-        assert there, "neither what was acknowledged nor what was in flight"
+        assert there, "the account is neither as acknowledged nor as the operation in progress would leave it"
         self.account = self.pending = there[0]
         self.key = self.account.key or self.key
 
@@ -142,7 +142,7 @@ def test_killed_at_random_moments(server):
 
 @pytest.mark.requirement("durability.acknowledged", "durability.whole", "retry.receipt")
 def test_an_upload_repeated_after_a_lost_answer(server, user):
-    """Whether it was stored or not, the repeat tells the version it became, and there is one of it."""
+    """Whether the upload was stored or not, the repeat returns the version that it became, and it is stored once."""
     base = None
     for version in range(1, 6):
         blob = token_bytes(400_000)
@@ -224,7 +224,7 @@ def test_16_registrations_of_one_name(target):
             assert stranger.list_backup_versions().status_code == (200 if answer == "201" else 401)
 
 
-# What 16 devices of one user send at once, what one of them gets and what the others, and which versions there are.
+# What 16 devices of one user send at once, what one of them gets, what the others get, and the versions afterwards.
 SAME_AT_ONCE = {
     "register": (lambda device, _: device.register_user(), "200", "200", []),
     "the same bytes": (lambda device, _: device.store_backup(b"the same"), "201", "200", [1]),
@@ -241,7 +241,7 @@ def test_one_user_on_16_devices(target, new_user, send, one, others, versions):
     keys = [token_hex(32) for _ in devices]
     answers = at_once([partial(send, device, key) for device, key in zip(devices, keys, strict=True)])
     assert sorted(answers) == sorted([one] + [others] * (DEVICES - 1))
-    # One key at most opens the account, the old one or one of the new.
+    # At most one key opens the account: the old key, or one of the new ones.
     clients = [user, *(target.client((user.credentials[0], key)) for key in keys)]
     lists = [answer for client in clients if (answer := client.list_backup_versions()).status_code == 200]
     listed = [[receipt["version"] for receipt in answer.json()["versions"]] for answer in lists]
@@ -249,7 +249,7 @@ def test_one_user_on_16_devices(target, new_user, send, one, others, versions):
 
 
 def upload_in_two_parts(target: Target, user: BackupClient, blob: bytes, between: Callable[[], Any]) -> str:
-    """Return the outcome of an upload that had arrived by half when something else happened."""
+    """Return the outcome of an upload. Call `between` when half of the upload has arrived."""
     body = json.dumps({"data": base64.b64encode(blob).decode()}).encode()
     headers = ("Content-Type: application/json", *raw.signed(target, user.credentials, "POST", "/api/backup", body))
     whole = raw.request("POST", "/api/backup", body, headers).replace(raw.HOST, raw.host(target), 1)
@@ -289,7 +289,10 @@ def large() -> bytes:
 
 
 def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClient], requests.Response]):
-    """Send a new user's large upload and, while it is worked on, a second request; return user and both outcomes."""
+    """Send a new user's large upload and, while the server works on it, a second request.
+
+    Return the user and both outcomes.
+    """
     user = target.client()
     assert user.register_user().status_code == 201
     other_device = target.client(user.credentials)
@@ -301,7 +304,7 @@ def racing(target: Any, large: bytes, delay: float, second: Callable[[BackupClie
 
 
 def delays(target: Any, large: bytes, rounds: int) -> list[float]:
-    """Return moments spread over the time that a large upload takes here."""
+    """Return delays, in seconds, spread over the time that a large upload takes here."""
     user = target.client()
     assert user.register_user().status_code == 201
     started = time.perf_counter()
@@ -334,7 +337,7 @@ def test_a_change_of_the_key_during_a_large_upload(target, large):
 
 @pytest.mark.requirement("history.listed", "version.latest", "backup.bytes")
 def test_readers_beside_a_writer(target, new_user):
-    """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
+    """A reader gets a complete version, or hears that it was dropped. It never gets the bytes of another version."""
     user = new_user()
     blobs = [number.to_bytes(4) * 5_000 for number in range(1, 61)]
     user.store_backup(blobs[0])
@@ -354,7 +357,7 @@ def test_readers_beside_a_writer(target, new_user):
             answer = reader.fetch_backup()
             assert answer.status_code == 200, answer.text
             version = answer.json()["version"]
-            assert version >= latest  # no reader goes back
+            assert version >= latest  # no reader sees an older version than before
             assert backup_bytes(answer) == blobs[version - 1]
             latest = version
             for receipt in reader.list_backup_versions().json()["versions"]:
@@ -372,7 +375,7 @@ def test_readers_beside_a_writer(target, new_user):
 
 
 class Population:
-    """Many accounts of one server, and how many of what there should be."""
+    """Many accounts of one server, and the counts that they should add up to."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server

@@ -19,9 +19,10 @@ def unix(text: str) -> int:
 
 
 def kept(history: list[int], keep: tuple[int, int, int, int]) -> list[int]:
-    """Return the versions that are kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
+    """Return the versions that must be kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
 
-    A plain reading of the contract: the last ones, and of each of the last days, ISO weeks and months its newest.
+    This is a plain reading of the contract: the last versions, and the newest of each of the last days, ISO weeks and
+    months.
     """
     newest_first = list(range(len(history), 0, -1))
     moments = {version: datetime.fromtimestamp(history[version - 1], UTC) for version in newest_first}
@@ -36,7 +37,7 @@ def kept(history: list[int], keep: tuple[int, int, int, int]) -> list[int]:
 
 
 class Device:
-    """A user whose uploads are dated by moving the server's clock; it remembers them all."""
+    """A user who moves the server's clock to date the uploads, and who remembers them all."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
@@ -49,7 +50,7 @@ class Device:
         return f"version {version}".encode()
 
     def store_at(self, moment: int) -> None:
-        """Store the next version at that time, in Unix seconds."""
+        """Store the next version at this time, in Unix seconds."""
         self.server.move_clock(moment - self.server.now())
         self.history.append(moment)
         version = len(self.history)
@@ -75,7 +76,7 @@ class Device:
 
 @pytest.fixture
 def start(start_server):
-    """start(at, KEEP_VERSIONS=...) is a device on a server of its own, at that time."""
+    """`start(at, KEEP_VERSIONS=...)` returns a device on a server of its own, whose clock shows this time."""
 
     def start(at: str, **environ) -> Device:
         return Device(start_server(frozen=unix(at), **MANY, **environ))
@@ -85,14 +86,14 @@ def start(start_server):
 
 # ---- Written out -------------------------------------------------------------------------------------------
 
-# When each version was stored (without the century), and which are then listed.
+# When each version was stored, and which versions are listed afterwards.
 HISTORIES = {
     "fewer than are kept": (["2026-11-24T09"] * 3, [3, 2, 1]),
     "the last 4 of one day": (["2026-11-24T09"] * 7, [7, 6, 5, 4]),
     "the newest of 3 days": (
         ["2026-11-21T09", "2026-11-22T09", "2026-11-22T10", "2026-11-23T09", "2026-11-24T09"]
         + ["2026-11-24T10", "2026-11-24T11", "2026-11-24T12"],
-        [8, 7, 6, 5, 4, 3],  # 3 is the newest of the 22nd, and of its week
+        [8, 7, 6, 5, 4, 3],  # version 3 is the newest of the 22nd, and of its week
     ),
     "days begin at midnight UTC": (
         ["2026-11-22T23:59:59", "2026-11-23T00:00:00", "2026-11-23T23:59:59", "2026-11-24T00:00:00"]
@@ -109,7 +110,7 @@ HISTORIES = {
     ),
     "2026-W53 holds days of two years": (
         ["2026-12-20T09", "2026-12-27T23:59:59", "2026-12-28T00:00:00", "2027-01-01T09"] + ["2027-01-03T09"] * 4,
-        [8, 7, 6, 5, 4, 3, 2],  # 2 of 2026-W52; 3 of December and the 3rd day; all from 3 on are of W53
+        [8, 7, 6, 5, 4, 3, 2],  # 2 is of 2026-W52; 3 is of December and of the 3rd day; all from 3 on are of W53
     ),
     "2027-W01 begins on the 4th": (
         ["2026-12-27T09", "2026-12-31T09", "2027-01-03T23:59:59", "2027-01-04T00:00:00"] + ["2027-01-04T09"] * 4,
@@ -153,7 +154,7 @@ def test_what_is_kept(start, moments, versions):
 
 @pytest.mark.requirement("history.clock")
 def test_a_clock_that_ran_ahead_costs_nothing(start):
-    """Three versions from years ahead would else be the newest days, weeks and months for years."""
+    """Otherwise, three versions dated years ahead would count as the newest days, weeks and months for years."""
     device = start("2026-11-01T09")
     first = unix("2026-11-01T09")
     for moment in [first + day * DAY for day in range(20)] + [first + (1000 + 40 * n) * DAY for n in range(3)]:
@@ -176,7 +177,7 @@ def test_random_histories(start, keep):
     moment, chance = int(device.server.now()), random.Random(keep)
     for _ in range(60):
         step = chance.choice(STEPS)
-        moment += step if chance.random() < 0.9 else -step  # at times the clock is put back
+        moment += step if chance.random() < 0.9 else -step  # sometimes, the clock is put back
         device.store_at(moment)
         assert device.listed() == kept(device.history, tuple(map(int, keep.split(",")))), device.history
     device.assert_listed_is_fetchable_and_all_else_is_not()
@@ -233,7 +234,7 @@ def test_a_changed_key_leaves_the_history(start):
 
 @pytest.mark.requirement("history.last", "history.listed", "history.dropped", "fetchBackupVersion.404", "version.count")
 def test_the_last_4_of_today(new_user):
-    """How many more are kept depends on the clock, and on the deployment; these are, whatever it says."""
+    """The clock and the deployment decide how many older versions are kept. These 4 are always kept."""
     client, blobs = new_user(), [f"version {number}".encode() for number in range(1, 8)]
     for number, blob in enumerate(blobs):
         base = sha256(blobs[number - 1]) if number else None

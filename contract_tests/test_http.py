@@ -1,7 +1,7 @@
 """HTTP itself, as bytes on a socket: framing, limits, paths, methods, the order of checks, CORS.
 
-`raw.send` holds each answer against the spec, so that X-Request-Id, Cache-Control and the form of a problem
-are checked on every one, those of the HTTP server beneath included.
+`raw.send` checks each answer against the spec. So X-Request-Id, Cache-Control and the form of a problem are checked on
+every answer, including those of the underlying HTTP server.
 """
 
 import base64
@@ -28,8 +28,8 @@ DECODED_BYTES = openapi.MAX_DECODED_BYTES
 PATHS = sorted({operation.path.replace("{version}", "1") for operation in openapi.OPERATIONS.values()})
 SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in openapi.OPERATIONS.values() if op.signed)
 HOST = raw.HOST
-# A server need not read what is much too large to its end; one that stops may cut the sender off before the answer is
-# seen (RFC 9112 section 9.6).
+# A server need not read a request to its end if it is much too large. If it stops reading, it may cut off the sender
+# before the sender sees the answer (RFC 9112 section 9.6).
 CUT_OFF = (ConnectionError, http.client.BadStatusLine)
 
 
@@ -44,7 +44,7 @@ class User:
     def request(
         self, method: str, path: str, body: bytes | None = None, *headers: str, framed: bytes | None = None
     ) -> bytes:
-        """Return a signed request. `framed` is sent in place of the body that it stands for."""
+        """Return a signed request. `framed` is the encoded form of the body, and is sent instead of it."""
         lines = raw.signed(self.target, self.credentials, method, path.partition("?")[0], body or b"")
         if body is not None:
             lines += ("Content-Type: application/json",)
@@ -61,7 +61,7 @@ def user(target, new_user) -> User:
 
 
 def upload(blob: bytes, base: bytes | None = None) -> bytes:
-    """Return the body that stores a blob, made from the version `base`."""
+    """Return a body that stores a blob, made from the version with the blob `base`."""
     members = {"data": base64.b64encode(blob).decode()}
     if base is not None:
         members["baseSha256"] = sha256(base)
@@ -76,7 +76,7 @@ def chunked(*chunks: bytes) -> bytes:
 # ---- Request line and headers ------------------------------------------------------------------------------
 
 
-# What no server may take (RFC 9112). What some take and others do not, is a server's own business.
+# Requests that every server must reject (RFC 9112). The tests leave out requests that a server may accept or reject.
 MALFORMED = {
     "no version": b"GET /health\r\n\r\n",
     "no target": b"GET HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -126,7 +126,7 @@ def test_well_formed_requests(target, request_bytes):
     [
         (HEADER_BYTES - 1, "200"),
         (HEADER_BYTES, "200"),
-        (HEADER_BYTES + len(b"\r\n") + 1, "431 headers_too_large"),  # some count without the empty line at the end
+        (HEADER_BYTES + len(b"\r\n") + 1, "431 headers_too_large"),  # a server need not count the empty line
         (10 * HEADER_BYTES, "431 headers_too_large"),
         (1_000_000, "431 headers_too_large"),
     ],
@@ -142,7 +142,7 @@ def test_size_of_request_line_and_headers(target, size, wants, where):
 
 
 def head_of(size: int, where: str, host: bytes) -> bytes:
-    """Return a request for /health, or a longer path, without body and of so many bytes."""
+    """Return a request of `size` bytes for /health, or for a longer path, without a body."""
     head = b"GET /health HTTP/1.1\r\n" + host
     missing = size - len(head + b"X: \r\n\r\n")
     if where == "one header":
@@ -246,9 +246,9 @@ def test_a_body_without_bytes_is_none(target, user, line):
 
 
 def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
-    """Send a head, and the body once asked for it; return whether it was asked for, and the answer."""
+    """Send a head, and the body if the server asks for it. Return whether it asked for it, and the answer."""
     if urlsplit(target.base_url).scheme == "https":
-        not_run("needs a target without TLS, where the first bytes of an answer can be looked at")
+        not_run("needs a target without TLS, because it looks at the first bytes of an answer")
     target.observer.skip_without_answerer(method, path)
     with raw.connected(target) as connection:
         connection.sendall(head.replace(HOST, raw.host(target)))
@@ -392,7 +392,7 @@ def test_the_largest_backup_with_each_slash_escaped(user):
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_a_path_is_compared_as_sent(target, method, path):
-    credentials = secrets.token_hex(32), secrets.token_hex(32)  # that need not be anybody's
+    credentials = secrets.token_hex(32), secrets.token_hex(32)  # of no existing user
     for headers in ((), raw.signed(target, credentials, method, path)):
         assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "404 not_found"
 
@@ -437,10 +437,10 @@ METHODS = (
 
 
 def skip_unless_there(request: pytest.FixtureRequest, path: str) -> None:
-    """Skip the test if the target does not have all that this path has."""
+    """Skip the test if the target lacks an operation of this path."""
     target = request.getfixturevalue("target")
     target.skip_without(*(each.id for each in openapi.OPERATIONS.values() if each.matches(path)))
-    if path == "/admin/stats":  # which is not there if no admin key is configured
+    if path == "/admin/stats":  # it does not exist if no admin key is configured
         request.getfixturevalue("admin_key")
 
 
@@ -475,7 +475,7 @@ def test_head_is_get_without_the_body(target, path):
 
 @pytest.mark.requirement("etag.match", "fetchBackup.304")
 def test_if_none_match_may_stand_on_two_lines(user):
-    """RFC 9110 section 5.3: as if joined by a comma."""
+    """Two lines mean the same as one line with a comma (RFC 9110 section 5.3)."""
     etag = user.client.store_backup(b"any").json()
     etag = f'"1-{etag["sha256"]}"'
     lines = ('If-None-Match: "other"', f"If-None-Match: {etag}")
@@ -489,7 +489,7 @@ def test_if_none_match_may_stand_on_two_lines(user):
 
 @dataclass
 class Draft:
-    """An upload in the making. The faults below each spoil one thing of it."""
+    """An upload that is not sent yet. Each of the faults below spoils one thing about it."""
 
     server: Any
     user_id: str
@@ -520,12 +520,12 @@ LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:
-    """Spend what the address may fail, which is once."""
+    """Use up the failures that the address may have, which is one."""
     assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
 
 
 def spend_uploads(draft: Draft) -> None:
-    """Spend what the account may upload in an hour."""
+    """Use up the uploads that the account may make in an hour."""
     client = draft.server.client((draft.user_id, draft.storage_key))
     stored = client.store_backup(secrets.token_bytes(8), BASE)
     assert outcome(stored) == "201"
@@ -537,13 +537,13 @@ def fill_the_disk(draft: Draft) -> None:
     draft.server.fault = "storage_full"
 
 
-# What is prepared before the request is sent, uploads before failures.
+# What to prepare before the request is sent. Uploads come before failures.
 PREPARE: dict[str, Callable[[Draft], None]] = {
     "429 rate_limited (account)": spend_uploads,
     "429 rate_limited (address)": fail_credentials,
     "507 storage_full": fill_the_disk,
 }
-# In the order of the spec: the first that fails answers.
+# In the order of the spec: the first check that fails decides the answer.
 SPOIL: dict[str, Callable[[Draft], None]] = {
     "400 malformed_request": lambda draft: draft.lines.append("Host: other.example"),
     "413 payload_too_large": lambda draft: setattr(draft, "length", 10**9),
@@ -570,12 +570,12 @@ SPOIL: dict[str, Callable[[Draft], None]] = {
 @pytest.mark.requirement("order.answers")
 @pytest.mark.parametrize("first", SPOIL)
 def test_the_first_that_fails_answers(ordered, first):
-    """Each pair of faults in one request."""
+    """Try each pair of faults in one request."""
     rest = list(SPOIL)[list(SPOIL).index(first) :]
     server = ordered
     for second in rest:
         if {first, second} == {"413 payload_too_large (decoded)", "200"}:
-            continue  # no upload is both
+            continue  # no upload can be both
         server.move_clock(86_400)
         draft = Draft(server, secrets.token_hex(32), secrets.token_hex(32))
         client = server.client((draft.user_id, draft.storage_key))
@@ -595,7 +595,7 @@ def test_the_first_that_fails_answers(ordered, first):
 
 @pytest.fixture(scope="module")
 def ordered(start_shared_server):
-    """A server on which an account may upload twice an hour, and an address fail once."""
+    """A server on which an account may upload twice an hour, and an address may fail once."""
     return start_shared_server(frozen=1_800_000_000, BACKUPS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1)
 
 
@@ -639,7 +639,7 @@ def test_a_version_is_looked_at_after_the_credentials(target):
 
 EXPOSED = {"ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
 SENT = {"Authorization", "Content-Digest", "Content-Type", "If-None-Match", "Signature", "Signature-Input"}
-OTHER_ORIGINS = [  # made from the allowed one by `filled`
+OTHER_ORIGINS = [  # `filled` makes them from the allowed origin
     "https://other.example",
     "{other_scheme}://{host}",
     "{origin}:8443",
@@ -656,7 +656,7 @@ OTHER_ORIGINS = [  # made from the allowed one by `filled`
 
 
 def filled(text: str, origin: str) -> str:
-    """Return a text about the allowed origin and others like it."""
+    """Fill in a text with the allowed origin and its parts."""
     scheme, _, host = origin.partition("://")
     other_scheme = "http" if scheme == "https" else "https"
     names = {"origin": origin, "scheme": scheme, "host": host, "other_scheme": other_scheme, "shorter": origin[:-1]}
@@ -664,7 +664,7 @@ def filled(text: str, origin: str) -> str:
 
 
 def listed(answer: raw.Answer, name: str) -> set[str]:
-    """Return the members of a header that is a list of names, in small letters."""
+    """Return the names in a header that is a list, in lowercase."""
     return set(filter(None, answer.headers.get(name, "").replace(" ", "").lower().split(",")))
 
 
@@ -673,7 +673,7 @@ def small(names: set[str]) -> set[str]:
 
 
 def cors(answer: raw.Answer) -> list[str]:
-    """Return what an answer says to a browser."""
+    """Return the headers of an answer that tell a browser about CORS."""
     return [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 

@@ -1,6 +1,6 @@
-"""What a stranger can do who knows a username and the app's secret, and whom the limits per address hold back.
+"""A stranger who knows a username and the app's secret can do nothing. The limits per address stop only the stranger.
 
-openapi.yaml, "Two proofs" and "Limits". Where addresses matter, the stranger sends from 127.0.0.2 and the user from
+See openapi.yaml, "Two proofs" and "Limits". If addresses matter, the stranger sends from 127.0.0.2 and the user from
 127.0.0.1, to a server of the test's own.
 """
 
@@ -32,7 +32,7 @@ def server(start_server):
 
 
 def with_two_versions(user):
-    """Register the user and store two versions; return the user."""
+    """Register the user and store two versions. Return the user."""
     assert user.register_user().status_code == 201
     first = user.store_backup(b"first").json()
     assert user.store_backup(b"second", first["sha256"]).status_code == 201
@@ -41,7 +41,7 @@ def with_two_versions(user):
 
 @pytest.fixture
 def user(server):
-    """A user with two versions, of a server of the test's own."""
+    """A user with two versions, on a server of the test's own."""
     return with_two_versions(server.client())
 
 
@@ -53,7 +53,7 @@ def fail(client) -> None:
 
 
 def of_like_hash(key: str, part: slice) -> str:
-    """Return another key, whose SHA-256 has the same four digits there."""
+    """Return another key. Its SHA-256 has the same four digits in this place."""
     digits = sha256(key.encode())[part]
     keys = (f"{number:064x}" for number in itertools.count())
     return next(key for key in keys if sha256(key.encode())[part] == digits)
@@ -137,7 +137,7 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
     server.move_clock(10)
     for _ in range(28):
         fail(stranger)
-    assert neighbour.list_backup_versions().status_code == 200  # and a success costs nothing
+    assert neighbour.list_backup_versions().status_code == 200  # a success does not count
     fail(stranger)
 
     latest = user.fetch_backup().json()["sha256"]
@@ -154,14 +154,14 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
         for name, answer in answers.items():
             assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "290"), name
             assert ("RateLimit-Policy" in answer.headers) == (name in ("store", "change")), name
-    assert user.fetch_backup().status_code == 200  # another address is untouched
+    assert user.fetch_backup().status_code == 200  # another address is not affected
 
     server.move_clock(289)
     answer = neighbour.list_backup_versions()
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
     server.move_clock(1)
     assert neighbour.list_backup_versions().status_code == 200
-    fail(stranger)  # one has left the window, so one more is compared, and no second
+    fail(stranger)  # one failure has left the window, so the server compares one more, and not a second one
     answer = neighbour.list_backup_versions()
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
     server.move_clock(10)
@@ -173,7 +173,7 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
 @pytest.mark.requirement("address.failures")
 def test_no_double_burst_round_the_end_of_5_minutes(server):
     stranger = client_at(server, STRANGER)
-    server.move_clock(299 - FROZEN % 300)  # where a counter of fixed windows would start anew
+    server.move_clock(299 - FROZEN % 300)  # a counter of fixed windows would start again here
     for _ in range(30):
         fail(stranger)
     server.move_clock(2)
@@ -204,7 +204,7 @@ def test_malformed_credentials_count(server, value):
 
 @pytest.mark.requirement("address.failures", "isolation.block")
 def test_what_is_refused_before_the_credentials_does_not_count(server, user):
-    """Else anybody could block the people behind one address without knowing the app's secret."""
+    """Otherwise, anybody could block the people behind one address without knowing the app's secret."""
     without_secret = client_at(server, STRANGER, secret="not-the-secret-of-this-server")
     with_old_clock = client_at(server, STRANGER, clock=lambda: FROZEN - 301)
     for client in (without_secret, with_old_clock):
@@ -237,7 +237,7 @@ def test_20_accounts_created_in_an_hour_from_one_address(server, user):
     for _ in range(3):
         answer = one_more.register_user()
         assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "3000")
-    # Whatever creates no account goes on.
+    # Requests that create no account still work.
     assert created[0].register_user().status_code == 200
     assert (
         outcome(client_at(server, STRANGER, (user.credentials[0], "5e" * 32)).register_user()) == "409 username_taken"
@@ -246,7 +246,7 @@ def test_20_accounts_created_in_an_hour_from_one_address(server, user):
     assert created[1].delete_user().status_code == 204
     answer = created[1].register_user()
     assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", str(RESERVED))
-    # A deletion gives no registration back, and another address has its own.
+    # A deletion does not give back a registration. Another address has its own limit.
     assert outcome(one_more.register_user()) == "429 rate_limited"
     assert client_at(server, "127.0.0.3").register_user().status_code == 201
 
@@ -280,7 +280,7 @@ def test_registrations_refused_for_space_do_not_count(server):
 
 @pytest.mark.requirement("address.registrations", "address.failures")
 def test_no_more_by_asking_at_once(server):
-    """What is counted is counted once, however the requests race."""
+    """Each failure counts once, even if requests race."""
     clients = [client_at(server, STRANGER) for _ in range(40)]
     with ThreadPoolExecutor(len(clients)) as pool:
         registered = list(pool.map(lambda client: client.register_user().status_code, clients))

@@ -1,7 +1,7 @@
 """New versions per account: 5 an hour and 20 a day, as exact sliding windows (openapi.yaml, "Limits").
 
-The server's clock stands still but for what a test moves it, so each number is exact. A history of uploads is written
-as the seconds at which they were made.
+The server's clock moves only if a test moves it, so each number is exact. A history of uploads is a list of the seconds
+at which they were made.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ MIDNIGHT = 15 * HOUR  # after FROZEN
 
 
 class Device:
-    """A user with one device, which always knows the base; `at` is its time in seconds after FROZEN."""
+    """A user with one device, which always knows the base. `at` is the time in seconds after FROZEN."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
@@ -33,7 +33,7 @@ class Device:
         return self.server.client(self.credentials)
 
     def upload(self, at: float) -> requests.Response:
-        """Try to store a new version at that time."""
+        """Try to store a new version at this time, in seconds after FROZEN."""
         self.server.move_clock(FROZEN + at - self.server.now())
         self.made += 1
         blob = f"backup {self.made}".encode()
@@ -66,7 +66,7 @@ def device(server) -> Device:
 
 
 def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
-    """Return status, RateLimit and Retry-After."""
+    """Return the status, RateLimit and Retry-After of a response."""
     assert response.headers["RateLimit-Policy"] == '"hour";q=5;w=3600, "day";q=20;w=86400'
     return response.status_code, response.headers.get("RateLimit"), response.headers.get("Retry-After")
 
@@ -102,7 +102,7 @@ def test_5_an_hour(device):
 @pytest.mark.requirement("limits.day", "limits.sliding", "limits.remaining", "limits.retry-after", "storeBackup.429")
 def test_20_a_day(device):
     device.uploads(hour * HOUR for hour in range(20))
-    refused = (429, '"hour";r=5, "day";r=0;t=14400', "14400")  # none is counted in the hour
+    refused = (429, '"hour";r=5, "day";r=0;t=14400', "14400")  # the last hour has no upload
     assert limits(device.upload(20 * HOUR)) == refused
     assert limits(device.upload(DAY - 1)) == (429, '"hour";r=5, "day";r=0;t=1', "1")
     assert limits(device.upload(DAY)) == (201, '"hour";r=4;t=3600, "day";r=0;t=3600', None)
@@ -110,7 +110,7 @@ def test_20_a_day(device):
     assert limits(device.upload(DAY + HOUR)) == (201, '"hour";r=4;t=3600, "day";r=0;t=3600', None)
 
 
-# Uploads that are all accepted, the time of one more, and its Retry-After.
+# The times of uploads that are all accepted, the time of one more that is refused, and its Retry-After.
 REFUSED = {
     "the hour": ([0, 1, 2, 3, 4], 5, 3595),
     "the day": ([hour * HOUR for hour in range(20)], 23 * HOUR, HOUR),
@@ -173,7 +173,7 @@ def test_a_retry_does_not_count_and_is_answered_past_the_limit(device):
         retry = device.client.store_backup(b"backup 1", device.base)
         assert limits(retry) == (200, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
     device.uploads([1, 2, 3, 4])
-    retry = device.client.store_backup(b"backup 5")  # whatever its base
+    retry = device.client.store_backup(b"backup 5")  # a retry may have any base
     assert limits(retry) == (200, '"hour";r=0;t=3596, "day";r=15;t=86396', None)
     device.server.move_clock(HOUR)
     retry = device.client.store_backup(b"backup 5")
@@ -194,7 +194,7 @@ def test_refused_uploads_do_not_count(device):
         assert client.request("POST", "/api/backup", body=b"{}").status_code == 415
     device.uploads([1, 2, 3, 4])
     for at in range(5, 25):
-        assert device.upload(at).status_code == 429  # nor one that the limit itself refused
+        assert device.upload(at).status_code == 429  # an upload that the limit refused does not count either
     assert device.upload(HOUR).status_code == 201
 
 
@@ -211,7 +211,7 @@ def test_a_changed_key_counts(device):
     assert limits(device.change_key()) == (200, '"hour";r=2;t=3590, "day";r=17;t=86390', None)
     device.uploads([20, 30])
     assert limits(device.change_key()) == (429, '"hour";r=0;t=3570, "day";r=15;t=86370', "3570")
-    assert device.client.list_backup_versions().json()["versions"][0]["keyVersion"] == 3  # and changed nothing
+    assert device.client.list_backup_versions().json()["versions"][0]["keyVersion"] == 3  # nothing has changed
     assert device.upload(40).status_code == 429
     device.server.move_clock(HOUR - 40)
     assert device.change_key().status_code == 200
@@ -236,7 +236,7 @@ def test_a_clock_that_ran_ahead_costs_nothing(device):
 
 @pytest.mark.requirement("limits.sliding", "limits.retry-after")
 def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
-    """Those dated later count again once their time comes, and Retry-After knows."""
+    """Uploads dated in the future count again when their time comes. Retry-After includes them."""
     device.uploads([HOUR // 2 + second for second in range(5)])
     device.uploads([0, 1, 2, 3, 4])
     refused = device.upload(5)
@@ -261,7 +261,7 @@ def test_both_windows_survive_a_restart(device, server):
 
 @pytest.mark.requirement("limits.retry-after", "limits.policy")
 def test_a_limit_lowered_by_the_operator(device, server):
-    """Retry-After then waits until more than one upload has left the window."""
+    """Then Retry-After is the time until more than one upload has left the window."""
     device.uploads([0, 10, 20, 30, 40])
     server.environ |= {"BACKUPS_PER_HOUR": "2"}
     server.restart()

@@ -1,4 +1,4 @@
-"""Each operation and each of its own statuses, as the table of operations in openapi.yaml has them."""
+"""Each operation and each of its own statuses, as in openapi.yaml."""
 
 import base64
 import json
@@ -106,7 +106,7 @@ SEQUENCES = {
 }
 
 
-PROVES = {  # by sequence, the requirements
+PROVES = {  # the requirements that each sequence proves
     "registering again is a retry": (
         "registerUser.200 registerUser.201 register.retry storeBackup.201 fetchBackup.200"
     ),
@@ -136,7 +136,7 @@ PROVES = {  # by sequence, the requirements
 )
 def test_sequences(target, steps):
     user_id = secrets.token_hex(32)
-    target.client((user_id, NEW_KEY))  # so that it is deleted, too
+    target.client((user_id, NEW_KEY))  # so that it is deleted after the test
     run(target.client((user_id, secrets.token_hex(32))), steps)
 
 
@@ -170,7 +170,7 @@ def test_changed_storage_key(target, new_user):
     first = old.store_backup(A).json()
     assert first["keyVersion"] == 1
 
-    # The key in force is no change, by the schema's name of what is wrong.
+    # The key in force is not a change. The problem points to the member that is wrong.
     same = old.change_storage_key(old_key, B, sha256(A))
     assert outcome(same) == "422 validation_failed"
     assert [error["pointer"] for error in same.json()["errors"]] == ["#/storageKey"]
@@ -187,7 +187,7 @@ def test_changed_storage_key(target, new_user):
         }.items()
     )
     assert outcome(old.fetch_backup()) == "401 credentials_invalid"
-    # The new key opens everything; the older version keeps the keyVersion that it was stored under.
+    # The new key opens everything. The older version keeps the keyVersion that it was stored under.
     assert new.list_backup_versions().json()["versions"] == [changed.json(), first]
     assert backup_bytes(new.fetch_backup()) == B
     assert backup_bytes(new.fetch_backup_version(1)) == A
@@ -225,7 +225,7 @@ def test_a_deleted_user_may_register_after_601_seconds(start_server):
         server.move_clock(passed)
         refused = client.register_user()
         assert (outcome(refused), refused.headers["Retry-After"]) == ("409 recently_deleted", str(left))
-    # Whatever its storage key.
+    # The storage key does not matter.
     other = server.client((credentials[0], secrets.token_hex(32)))
     assert outcome(other.register_user()) == "409 recently_deleted"
     server.move_clock(1)
@@ -279,7 +279,7 @@ def test_receipts(target, new_user):
             }.items()
         )
         assert abs(seconds(receipt["updatedAt"]) - target.now()) <= 300
-        assert client.store_backup(blob, base).json() == receipt  # a retry gets the very receipt
+        assert client.store_backup(blob, base).json() == receipt  # a retry gets the same receipt
         receipts.insert(0, receipt)
         latest = client.fetch_backup()
         assert latest.json() == {**receipt, "data": base64.b64encode(blob).decode()}
@@ -350,7 +350,7 @@ def test_canonical_version(target, version, wants):
     ("if_none_match", "wants"),
     [
         ("{etag}", 304),
-        ("W/{etag}", 304),  # RFC 9110 section 13.1.2: compared weakly
+        ("W/{etag}", 304),  # RFC 9110 section 13.1.2: weak comparison
         ("*", 304),
         ('"other", {etag}', 304),
         ('{etag},"other"', 304),
@@ -382,7 +382,7 @@ def test_if_none_match(new_user, if_none_match, wants):
 
 
 POLICY = '"hour";q=5;w=3600, "day";q=20;w=86400'
-UPLOADS = [  # seconds that pass before it, its outcome, RateLimit, Retry-After
+UPLOADS = [  # the seconds that pass before an upload, its outcome, RateLimit, Retry-After
     (0, "201", '"hour";r=4;t=3600, "day";r=19;t=86400', None),
     (0.5, "201", '"hour";r=3;t=3600, "day";r=18;t=86400', None),  # rounded up
     (99.5, "201", '"hour";r=2;t=3500, "day";r=17;t=86300', None),
@@ -390,7 +390,7 @@ UPLOADS = [  # seconds that pass before it, its outcome, RateLimit, Retry-After
     (100, "201", '"hour";r=0;t=3300, "day";r=15;t=86100', None),
     (100, "429 rate_limited", '"hour";r=0;t=3200, "day";r=15;t=86000', "3200"),
     (3199, "429 rate_limited", '"hour";r=0;t=1, "day";r=15;t=82801', "1"),
-    (1, "201", '"hour";r=0;t=1, "day";r=14;t=82800', None),  # the first, 3600 s old, counts no longer
+    (1, "201", '"hour";r=0;t=1, "day";r=14;t=82800', None),  # the first is 3600 s old and no longer counts
     (0, "429 rate_limited", '"hour";r=0;t=1, "day";r=14;t=82800', "1"),
 ]
 
@@ -421,7 +421,7 @@ def test_rate_limit_headers(start_server):
         assert stored.headers.get("Retry-After") == retry_after
         if wants == "201":
             base = sha256(blob)
-            # A retry counts for nothing and shows the same.
+            # A retry does not count, and shows the same.
             retried = client.store_backup(blob)
             assert (outcome(retried), retried.headers["RateLimit"]) == ("200", rate_limit)
 
@@ -492,7 +492,7 @@ def test_failed_credentials_from_one_address(start_server):
         (malformed.fetch_backup, "401 credentials_invalid"),
     ] * 10:
         assert outcome(call()) == wants
-    # Past 30, every request with credentials is refused, the right ones too; others are not.
+    # After 30 failures, every request with credentials is refused, even with the right ones. Other requests work.
     for call in (client.fetch_backup, client.register_user, stranger.fetch_backup, client.delete_user):
         refused = call()
         assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "300")
@@ -516,7 +516,7 @@ def test_health(target):
 @pytest.mark.requirement("getOpenapiYaml.200", "getOpenapiJson.200", "document.same")
 @pytest.mark.public
 def test_the_documents_say_what_the_server_does(target):
-    """The same in both forms, and of each operation what the contract says; one may be left out."""
+    """Both forms say the same, and each operation is as in the contract. A server may leave out operations."""
     client = target.client()
     document = client.get_openapi("json").json()
     assert json.loads(json.dumps(yaml.safe_load(client.get_openapi("yaml").content))) == document
@@ -585,7 +585,7 @@ def test_admin_stats_count(start_server):
     clients[1].delete_user()
     clients[2].delete_user()
     assert counts() == (1, 1, 1)
-    for number in range(8):  # versions that are dropped are counted no more
+    for number in range(8):  # dropped versions no longer count
         latest = clients[0].fetch_backup().json()["sha256"]
         clients[0].store_backup(b"backup %d" % number, latest)
     assert counts() == (1, 1, len(clients[0].list_backup_versions().json()["versions"]))
@@ -600,5 +600,5 @@ def test_without_an_admin_key_there_are_no_stats(start_server):
 
 
 def seconds(timestamp: str) -> float:
-    """Return a timestamp of the contract in Unix seconds."""
+    """Return a timestamp in the contract's form as Unix seconds."""
     return datetime.fromisoformat(timestamp).timestamp()

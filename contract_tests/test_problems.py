@@ -1,6 +1,6 @@
-"""Hostile bodies: each gets the problem that is due, of its form, which changes nothing and repeats nothing.
+"""Hostile bodies. Each must get the right problem, in the right form. It must change nothing and repeat nothing.
 
-Each request is signed for real, so that what is refused is the body.
+Each request has a real signature, so that the server refuses its body and nothing else.
 """
 
 import gzip
@@ -14,14 +14,14 @@ from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.target import raw
 from contract_tests.target.calls import outcome, sha256
 
-MARK = "Zebra7"  # stands in what is sent, and must not come back
+MARK = "Zebra7"  # is part of what is sent, and must not come back
 LATEST = b"the latest version"
 BASE = sha256(LATEST)
 JSON = {"Content-Type": "application/json"}
 
 
 def upload(**members: Any) -> bytes:
-    """Return a body that would be accepted, but for these members."""
+    """Return a body that is valid except for these members."""
     return json.dumps({"data": "QUFB", "baseSha256": BASE} | members).encode()
 
 
@@ -66,7 +66,7 @@ NOT_I_JSON = {
     "100,000 open arrays": b"[" * 100_000,
 }
 
-# Beyond what some parsers take: 400. To one that takes it, it is not what the schema says: 422.
+# Some parsers cannot read these: 400. If a parser can, they do not fit the schema: 422.
 BEYOND_SOME_PARSERS = {
     "1e999": b'{"data":1e999}',
     "-1e999": b'{"data":-1e999}',
@@ -76,7 +76,7 @@ BEYOND_SOME_PARSERS = {
     "100,000 objects": b'{"data":' * 100_000 + b"1" + b"}" * 100_000,
 }
 
-NOT_THE_SCHEMA = {  # body, the pointers that its errors may have
+NOT_THE_SCHEMA = {  # the body, and the pointers that its errors may have
     "null": (b"null", ["#"]),
     "an array": (b"[]", ["#"]),
     "a string": (json.dumps(MARK).encode(), ["#"]),
@@ -111,7 +111,7 @@ NOT_THE_SCHEMA = {  # body, the pointers that its errors may have
     "base in full-width digits": (with_base("１" * 64), ["#/baseSha256"]),
     "two faults": (upload(data=1, baseSha256=1), ["#/baseSha256", "#/data"]),
     "the storage key's member": (upload(storageKey="ab" * 32), ["#"]),
-    "an unknown member": (upload(**{MARK: MARK}), ["#"]),  # its name would be data of the request
+    "an unknown member": (upload(**{MARK: MARK}), ["#"]),  # its name is data of the request and must not come back
     "an unknown member with a surrogate pair": (upload(**{"\U0001f4aa": MARK}), ["#"]),
     "an unknown member of __proto__": (upload(**{"__proto__": {"data": MARK}}), ["#"]),
 }
@@ -146,7 +146,7 @@ def state(client: BackupClient) -> tuple[Any, Any]:
 
 
 def refuses(client: BackupClient, wants: str, method: str, path: str, body: bytes, headers: Any = None) -> Any:
-    """Return the problem that answers this request, which changes nothing and is not repeated in the answer.
+    """Return the problem that this request gets. Check that it changes nothing and that the answer does not repeat it.
 
     `wants` are its outcomes, any of several.
     """
@@ -189,7 +189,7 @@ def named_base64(name: str) -> list[pytest.MarkDecorator]:
 def test_what_does_not_fit_the_schema(user, body, pointers):
     problem = refuses(user, "422 validation_failed", "POST", "/api/backup", body)
     found = {error["pointer"] for error in problem["errors"]}
-    assert found and found <= set(pointers)  # a validator may stop at the first
+    assert found and found <= set(pointers)  # a validator may stop at the first error
 
 
 @pytest.mark.requirement("backup.base64", "changeStorageKey.422", "key.both")
@@ -349,7 +349,7 @@ def test_another_body_than_the_signed_one(target, new_user, operation, method, p
     for other in (body + b" ", body[:-1] + b"\n" if body else b"{}", body[:-1] if body else b"x"):
         headers = ("Content-Type: application/json", *raw.signed(target, credentials, method, path, body))
         assert outcome(raw.send(target, raw.request(method, path, other, headers))) == "400 digest_mismatch"
-    for signed_body in (b"{}", b" ", b"\0"):  # and nothing is sent
+    for signed_body in (b"{}", b" ", b"\0"):  # these bodies are signed, and none is sent
         headers = raw.signed(target, credentials, method, path, signed_body)
         assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "400 digest_mismatch"
     assert state(user) == before

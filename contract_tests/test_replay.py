@@ -1,7 +1,7 @@
 """Nothing replayed takes effect (openapi.yaml, "Replays").
 
-A request that was captured on its way is sent again, byte for byte, whenever it might do harm: what the user sees
-is the same before and after. The clock stands still unless a test moves it.
+The tests capture a request and send it again, byte for byte, at each moment at which it might do harm. What the user
+sees must be the same before and after. The clock moves only if a test moves it.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import Target
 
 FROZEN = 1_795_510_800
-SKEW = 300  # seconds that `created` may differ either way
+SKEW = 300  # how many seconds `created` may differ from the server's clock, either way
 
 
 @dataclass
 class User:
-    """A user whose device's clock is `drift` seconds ahead. `keys` are all that were ever in force, the last one is."""
+    """A user. The device's clock is `drift` seconds ahead. `keys` has all keys that were in force; the last one is."""
 
     server: ServerProcess | Target
     drift: int = 0
@@ -54,7 +54,10 @@ class User:
         return accepted(self.device.delete_user())
 
     def state(self) -> list[Any]:
-        """Return all that the server shows of this user, under each key, and its counts if it is ours alone."""
+        """Return everything that the server shows of this user, under each key.
+
+        Add the counts if nobody else uses the server.
+        """
         shown: list[Any] = []
         if isinstance(self.server, ServerProcess):
             shown.append(self.server.client().get_admin_stats(self.server.admin_key).json())
@@ -74,7 +77,7 @@ def accepted(response: requests.Response) -> requests.Response:
 
 
 def replay(server: ServerProcess | Target, captured: requests.Response) -> str:
-    """Send the request of an exchange again, byte for byte; the server's port may be another by now."""
+    """Send the request of an exchange again, byte for byte. The server may have another port since then."""
     request = captured.request.copy()
     request.url = server.base_url + urlsplit(request.url).path
     session = server.client().session
@@ -94,7 +97,7 @@ def server(start_server) -> ServerProcess:
 
 # ---- Each writing operation, replayed at each moment -------------------------------------------------------
 
-# What the user does, up to the request that is captured.
+# What the user does. The last request is captured.
 CAPTURED = {
     "register": lambda user: user.register(),
     "store the first": lambda user: (user.register(), user.store(b"1"))[-1],
@@ -139,7 +142,7 @@ def after_deletion_and_a_restart(user: User, latest: bytes | None) -> None:
 def after_deletion_and_a_new_registration(user: User, latest: bytes | None) -> None:
     user.delete()
     user.server.move_clock(RESERVED)
-    user.keys = user.keys[:1]  # of the same username and password
+    user.keys = user.keys[:1]  # the same username and password have the same key
     user.register()
 
 
@@ -155,7 +158,7 @@ ANSWERS = {
 }
 
 
-# Where nobody needs to move a clock, or to restart anything.
+# The moments that need no clock to be moved and no server to be restarted.
 ON_ANY_SERVER = [at_once, after_a_later_version, after_a_key_change, after_deletion]
 IDS = {"register": "replay.register", "store": "replay.store", "change": "replay.key"}
 
@@ -199,7 +202,7 @@ def test_a_replayed_deletion_changes_nothing(server):
     replay_changes_nothing(user, captured, WRONG_KEY)
     server.move_clock(RESERVED)
     user.register()
-    user.store(b"1")  # the very bytes that were deleted
+    user.store(b"1")  # the same bytes that were deleted
     replay_changes_nothing(user, captured, EXPIRED)
 
 
@@ -249,7 +252,7 @@ def test_a_device_whose_clock_is_behind(server):
 
 
 def back_by_uploads(user: User) -> requests.Response:
-    """A, then B made from A, then A again made from B: the upload of B would fit once more."""
+    """Store A, then B made from A, then A again made from B. After that, the base of the upload of B fits again."""
     user.register()
     user.store(b"A")
     captured = user.store(b"B", b"A")
@@ -304,7 +307,7 @@ def test_a_signature_stores_one_version_only(server, captured, drift):
 
 @pytest.mark.requirement("replay.signature", "replay.store")
 def test_nor_when_the_content_comes_back_late(server):
-    """The device's clock is ahead, and another version is stored in the last second in which the signature lives."""
+    """The device's clock is ahead. Another version is stored in the last second in which the signature is accepted."""
     user = User(server, drift=SKEW)
     user.register()
     user.store(b"A")
@@ -346,7 +349,7 @@ def test_what_is_signed_afresh_may_come_back(server):
 
 @pytest.mark.requirement("base.latest", "storeBackup.201")
 def test_a_refused_upload_may_be_repeated_as_it_is(target):
-    """Only a signature under which a version was stored is spent."""
+    """A signature is spent only if a version was stored under it."""
     user = User(target)
     user.register()
     captured = user.device.store_backup(b"B", sha256(b"A"))
@@ -360,7 +363,7 @@ def test_a_refused_upload_may_be_repeated_as_it_is(target):
 
 @pytest.mark.requirement("replay.store", "replay.signature")
 def test_a_replay_once_the_clock_has_come_back(server):
-    """The server's clock was an hour ahead: what was signed by it lives again when that hour comes."""
+    """The server's clock was an hour ahead. When that hour comes, signatures from then are accepted again."""
     server.move_clock(3600)
     user = User(server)
     captured = back_by_uploads(user)

@@ -1,7 +1,7 @@
-"""It comes from the app: exactly one profile of RFC 9421 is accepted (openapi.yaml, "Two proofs").
+"""The proof that a request comes from the app: exactly one profile of RFC 9421 (openapi.yaml, "Two proofs").
 
-Unless a case is about the MAC, each signature here has the right one for what it says that it signs: a verifier of
-any well-made signature would accept them all.
+Unless a case is about the MAC, each signature has the right MAC for what it claims to sign. So a verifier that accepts
+any valid signature would accept them all.
 """
 
 import base64
@@ -35,7 +35,7 @@ SHA256 = sha256(b"an encrypted log")
 UPLOAD = json.dumps({"data": DATA}).encode()
 NEW_KEY = "5e" * 32
 CHANGE = json.dumps({"data": DATA, "storageKey": NEW_KEY, "baseSha256": SHA256}).encode()
-# Each signed operation on a user who has a backup: method, path, body, and its status once the proofs are right.
+# Each signed operation for a user who has a backup: method, path, body, and its status if the proofs are right.
 REQUESTS = {
     "registerUser": ("POST", "/api/register", b"", 200),
     "storeBackup": ("POST", "/api/backup", UPLOAD, 200),
@@ -49,7 +49,7 @@ REQUESTS = {
 
 @dataclass
 class User:
-    """A user, whose requests can be signed in ways that the profile forbids."""
+    """A user whose requests can be signed in ways that the profile forbids."""
 
     client: reference.BackupClient
 
@@ -66,7 +66,7 @@ class User:
         keyid: str | None = None,
         **other: str,
     ) -> dict[str, str]:
-        """Return the four headers, with a right MAC; `other` is another secret, authorization or digest."""
+        """Return the four headers, with a right MAC. `other` is another secret, authorization or digest."""
         values = {
             "@method": method,
             "@path": path,
@@ -100,9 +100,9 @@ class User:
         *,
         again: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send exactly these headers, those of `again` as further lines, and the media type of a body."""
+        """Send exactly these headers, those of `again` as additional lines, and the media type if there is a body."""
         request = requests.Request(method, self.client.base_url).prepare()
-        request.url = self.client.base_url + path  # now, as prepare() would tidy it up
+        request.url = self.client.base_url + path  # only now, because prepare() would normalise it
         request.headers = HTTPHeaderDict(headers)
         request.headers.extend(again or {})
         if body:
@@ -120,9 +120,9 @@ def registered(server) -> User:
 @pytest.fixture
 def user(target) -> User:
     if target.is_public:
-        return User(target.client())  # a request that is refused for its signature needs no account
+        return User(target.client())  # a request whose signature is refused needs no account
     user = registered(target)
-    target.client((user.client.credentials[0], NEW_KEY))  # to be deleted also after a change of the key
+    target.client((user.client.credentials[0], NEW_KEY))  # so that the user is deleted even after a key change
     return user
 
 
@@ -216,7 +216,7 @@ def test_no_other_profile_is(user, other):
     assert_refused(user.send(headers), "signature_invalid")
 
 
-ALGORITHMS = {  # in fact, whatever alg says
+ALGORITHMS = {  # the algorithm that is really used; alg always says hmac-sha256
     "HMAC-SHA512": lambda key, base: hmac.digest(key, base, "sha512"),
     "half of HMAC-SHA512": lambda key, base: hmac.digest(key, base, "sha512")[:32],
     "HMAC-SHA3-256": lambda key, base: hmac.digest(key, base, "sha3_256"),
@@ -298,7 +298,7 @@ def test_a_malformed_header(user, name, change):
     headers = user.proof()
     assert headers[name] != change(headers[name])
     if name == "Content-Digest":
-        headers = user.proof(digest=change(headers[name]))  # malformed, and signed that way
+        headers = user.proof(digest=change(headers[name]))  # malformed, and signed in this form
     else:
         headers[name] = change(headers[name])
     assert_refused(user.send(headers), "signature_invalid")
@@ -331,11 +331,11 @@ def test_each_header_is_needed_and_only_once(user, operation, name):
 @pytest.mark.requirement("signature.twice")
 @pytest.mark.parametrize("name", ["Authorization", "Content-Digest"])
 def test_a_header_sent_twice_and_signed_as_the_two(user, name):
-    """RFC 9421 section 2.1 joins field lines by a comma: such a signature is right, and still of another profile."""
+    """RFC 9421 section 2.1 joins field lines by a comma. Such a signature is right, but does not follow the profile."""
     once = user.proof()[name]
     headers = user.proof(**{"authorization" if name == "Authorization" else "digest": f"{once}, {once}"})
     assert_refused(user.send(headers | {name: once}, again={name: once}), "signature_invalid")
-    if name == "Content-Digest":  # of Authorization, one line of two may as well be credentials of no right form
+    if name == "Content-Digest":  # two lines of Authorization may also count as malformed credentials
         assert_refused(user.send(headers), "signature_invalid")
 
 
@@ -437,7 +437,7 @@ def test_a_mismatch_is_told_only_under_a_right_signature_and_before_the_credenti
 
 @pytest.mark.requirement("signature.window", "signature.expired")
 def test_the_window_of_a_clock_that_runs_on(user):
-    """As far as can be told without holding the clock: within two seconds of the bounds."""
+    """Check the window to within two seconds of its bounds. Without stopping the clock, no more is possible."""
     expired = user.send(user.proof(created=0))
     assert_refused(expired, "signature_expired")
     server_time = expired.json()["serverTime"]
@@ -453,7 +453,7 @@ def test_the_window_of_a_clock_that_runs_on(user):
 def test_created_may_differ_by_300_seconds_both_ways(start_server, fraction):
     server = start_server(frozen=FROZEN)
     user = registered(server)
-    server.move_clock(fraction)  # both in whole seconds: the fraction does not count
+    server.move_clock(fraction)  # both are whole seconds: the fraction does not count
     for seconds in (-300, 0, 300):
         assert user.send(user.proof(created=FROZEN + seconds)).status_code == 200
     for seconds in (-FROZEN, -86400, -301, 301, 86400):
@@ -542,7 +542,7 @@ def test_the_key_is_the_secrets_characters_whatever_they_look_like(start_server,
 def test_an_unknown_user_and_a_wrong_key_get_the_same_answer(target, user):
     unknown, wrong = target.client(), target.client((user.client.credentials[0], "0" * 64))
     for operation in REQUESTS:
-        if operation == "registerUser":  # which tells: 201 and 409
+        if operation == "registerUser":  # it does show the difference: 201 and 409
             continue
         method, path, body, _ = REQUESTS[operation]
         body = body and json.loads(body)
@@ -554,7 +554,7 @@ def test_an_unknown_user_and_a_wrong_key_get_the_same_answer(target, user):
 
 
 def telling(answer: requests.Response) -> dict[str, str]:
-    """Return the headers that might tell one answer from the other; a proxy may have an id of its own for each."""
+    """Return the headers that might show a difference between two answers. A proxy may add an id to each answer."""
     names = {name.lower() for name in answer.headers} - {"date", "fly-request-id", "cf-ray"}
     return {name: answer.headers[name] for name in names if not name.endswith("request-id")}
 

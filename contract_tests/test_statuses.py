@@ -1,6 +1,6 @@
-"""Each operation's shared statuses, each problem once, and what every answer carries.
+"""The statuses that operations share, each problem once, and what every answer carries.
 
-Faults of the server (500, 503, 507) are put in on purpose, and only there may a 5xx appear.
+The tests put faults into the server on purpose (500, 503, 507). Only then may an answer be a 5xx.
 """
 
 import base64
@@ -18,11 +18,11 @@ from contract_tests.target.calls import outcome, sha256
 LATEST = b"the latest version"
 BASE = sha256(LATEST)
 OPERATIONS = sorted(openapi.OPERATIONS)
-NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # what a fault might give away
+NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # no answer may contain these
 
 
 def request_of(operation_id: str, *headers: str) -> bytes:
-    """Return a request to an operation, without proof or body."""
+    """Return a request to an operation, without proofs and without a body."""
     operation = openapi.OPERATIONS[operation_id]
     return raw.request(operation.method, operation.path.replace("{version}", "1"), headers=headers)
 
@@ -41,7 +41,7 @@ def test_a_body_that_is_too_large(target, operation):
 @pytest.mark.requirement("{operation}.413")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_body_that_is_said_to_be_much_too_large(target, operation):
-    """Nobody would wait until that has arrived."""
+    """The server must answer at once. It must not wait for the body."""
     answer = raw.send(target, request_of(operation, "Content-Length: 1000000000"))
     assert outcome(answer) == "413 payload_too_large"
 
@@ -136,7 +136,7 @@ def test_the_form_of_a_problem(target):
 
 
 def call_each(client: BackupClient, admin_key: str) -> dict[str, Callable[[], Any]]:
-    """Return a call for each operation of a user with one backup, as it would succeed."""
+    """Return a call for each operation of a user with one backup. Without a fault, each call succeeds."""
     return {
         "registerUser": client.register_user,
         "storeBackup": lambda: client.store_backup(b"another", BASE),
@@ -159,13 +159,13 @@ def state(client: BackupClient) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def faulty(start_shared_server):
-    """A server into which faults are put."""
+    """A server that the tests give faults."""
     return start_shared_server(REGISTRATIONS_PER_HOUR=1000)
 
 
 @pytest.fixture
 def user(faulty):
-    """A user of it with one backup."""
+    """A user of this server, with one backup."""
     user = faulty.client()
     assert user.register_user().status_code == 201
     assert user.store_backup(LATEST).status_code == 201
@@ -173,7 +173,7 @@ def user(faulty):
 
 
 def answer_under(server: Any, fault: str, call: Callable[[], Any]) -> Any:
-    """Return the answer to a call while the server has a fault, which it does not give away."""
+    """Return the answer to a call while the server has a fault. Check that it does not reveal the fault."""
     server.fault = fault
     try:
         answer = call()
@@ -218,11 +218,11 @@ def test_a_full_disk(faulty, user, operation):
     call = newcomer.register_user if operation == "registerUser" else call_each(user, faulty.admin_key)[operation]
     before = state(user)
     assert outcome(answer_under(faulty, "storage_full", call)) == "507 storage_full"
-    # What writes nothing goes on.
+    # Operations that write nothing still work.
     assert outcome(answer_under(faulty, "storage_full", user.register_user)) == "200"
     assert outcome(answer_under(faulty, "storage_full", lambda: user.store_backup(LATEST))) == "200"
     assert answer_under(faulty, "storage_full", user.fetch_backup).json() == before[1]
-    # A deletion asks for no space of its own.
+    # A deletion needs no space of its own.
     assert outcome(answer_under(faulty, "storage_full", user.delete_user)) == "503 unavailable"
     assert state(user) == before
     assert outcome(call()) in ("201", "200")
@@ -240,7 +240,7 @@ def test_a_damaged_version(start_server):
     user.base_url = server.base_url
     assert outcome(user.fetch_backup()) == "500 backup_damaged"
     assert outcome(user.fetch_backup_version(2)) == "500 backup_damaged"
-    # The others stay fetchable, the list is whole, and the client may go on from it.
+    # You can still fetch the others, the list is complete, and the client can continue from it.
     assert backup_bytes(user.fetch_backup_version(1)) == LATEST
     assert user.list_backup_versions().json()["versions"][0] == receipt
     assert outcome(user.store_backup(b"anew", receipt["sha256"])) == "201"
@@ -267,7 +267,7 @@ def test_a_retry_mends_a_damaged_version(start_server):
 
 @pytest.mark.requirement("problem.form")
 def test_each_problem_once(start_server):
-    """Every code of the spec's table, each with the status and at least the members that its example has."""
+    """Provoke every code of the spec's table. Each has the status and at least the members of its example."""
     server = start_server(
         frozen=1_800_000_000, BACKUPS_PER_HOUR=2, REGISTRATIONS_PER_HOUR=4, FAILED_CREDENTIALS_PER_5_MINUTES=5
     )

@@ -1,6 +1,6 @@
-"""The whole life of a few users, within the limits that a deployment has by default: fit for a public one.
+"""The whole life of a few users. It fits the default limits, so you may run it against a public deployment.
 
-A run creates six accounts, stores no more than an account may in an hour, and fails at credentials a dozen times.
+A run creates six accounts, stores no more than an account may store in an hour, and fails at credentials a dozen times.
 """
 
 import secrets
@@ -15,11 +15,11 @@ from contract_tests.target.openapi import RESERVED
 
 pytestmark = pytest.mark.public
 
-MOST_UPLOADS = 20  # that a test makes to meet a limit; a higher limit is not met
+MOST_UPLOADS = 20  # how many uploads a test makes to reach a limit; it does not reach a higher limit
 
 
 def again(client: BackupClient, exchange: requests.Response) -> requests.Response:
-    """Send a captured request again, byte for byte; return the answer."""
+    """Send a captured request again, byte for byte. Return the answer."""
     return client.session.send(exchange.request.copy(), timeout=30, allow_redirects=False)
 
 
@@ -176,7 +176,7 @@ def test_a_stranger(target, new_user):
         target.client().fetch_backup(),
     ]
     assert {outcome(answer) for answer in answers} == {"401 credentials_invalid"}
-    assert len({answer.content for answer in answers}) == 1  # an unknown user is told the same
+    assert len({answer.content for answer in answers}) == 1  # an unknown user gets the same answer
     assert backup_bytes(user.fetch_backup()) == b"the log"
 
 
@@ -215,7 +215,7 @@ def test_what_is_no_backup(new_user):
 
 @pytest.fixture
 def limited_user(request, target):
-    """A user who may store as often as a deployment lets one by default."""
+    """A user whose uploads have the default limits of a deployment."""
     if target.is_public:
         user = target.client()
         user.session.meets_limits = True

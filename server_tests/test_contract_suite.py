@@ -186,8 +186,8 @@ def test_selection(suite):
         (FAILS, "storeBackup.201 # one of the two that may have failed", 1, "1 failed"),
         (FAILS, "contract_tests/test_some.py::test_that_fails # known", 0, "1 xfailed"),
         (FAILS, "registerUser.201 # another", 1, "1 failed"),
-        (PASSES, "getHealth.200 # mended since", 1, "getHealth.200 does not fail any more"),
-        (PASSES, "contract_tests/test_some.py::test_that_passes # mended", 1, "does not fail any more"),
+        (PASSES, "getHealth.200 # mended since", 1, "getHealth.200 passes now: remove it from the list"),
+        (PASSES, "contract_tests/test_some.py::test_that_passes # mended", 1, "passes now: remove it from the list"),
         (PASSES, "getHealth.200", 4, "not an id or a test, then ' # ' and the reason"),
         (PASSES, "getWealth.200 # a typing error", 4, "not an id or a test"),
     ],
@@ -303,7 +303,7 @@ def test_the_public_profile_stays_inside_the_limits_of_the_contract(start_server
         assert done.returncode == 0
         passed, not_run = re.search(r"^(\d+) passed, (\d+) not run", done.stdout, re.MULTILINE).groups()
         assert int(passed) > 150 and int(not_run) > 500
-        assert "limits are spent" not in done.stdout
+        assert "limits are used up" not in done.stdout
     counts = server.client().get_admin_stats(server.admin_key).json()
     assert (counts["users"], counts["versions"]) == (0, 0)
 
@@ -325,7 +325,7 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
         done = suite(FAILS + PASSES, "--showlocals", "--report", page, "--junit-xml", junit, *workers, **of(server))
         assert done.returncode == 1
         html, xml = page.read_text(), junit.read_text()
-        assert "test_that_fails" in html and "The contract is not kept." in html
+        assert "test_that_fails" in html and "The server does not keep the contract." in html
         assert "curl --include --path-as-is --request PUT" in html
         assert '--header "Authorization: $AUTHORIZATION"' in unescape(html)
         assert '<property name="requirement" value="storeBackup.201"' in xml

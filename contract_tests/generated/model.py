@@ -1,9 +1,9 @@
-"""What a backup server does, in plain Python: openapi.yaml without HTTP, files or threads. For test_random_lives.py.
+"""The model of a backup server: openapi.yaml in plain Python, without HTTP, files or threads.
 
     model = Model(Settings())
     assert model.answer(call, now) == what a server answered to the call at that time
 
-Times are Unix milliseconds, but for `created`, which is in seconds.
+test_random_lives.py uses it. Times are Unix milliseconds, except `created`, which is in Unix seconds.
 """
 
 import copy
@@ -17,14 +17,14 @@ from typing import Any
 from contract_tests.target.openapi import LIMITS, SPEC
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
-SKEW = LIMITS["signatureSkewSeconds"]  # that `created` may differ from the server's clock
-RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # for which a deleted userId stays reserved
+SKEW = LIMITS["signatureSkewSeconds"]  # how far `created` may be from the server's clock
+RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # how long a deleted userId stays reserved
 DEFAULTS = SPEC["x-configurable-limits"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a deployment may set."""
+    """The limits that a deployment may set."""
 
     hour: int = DEFAULTS["BACKUPS_PER_HOUR"]
     day: int = DEFAULTS["BACKUPS_PER_DAY"]
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Call:
-    """A request that the app signed. `flaw` is the outcome of one whose body or version is of no right form."""
+    """A request that the app signed. If its body or version is malformed, `flaw` is the outcome that it must get."""
 
     operation: str
     user_id: str = field(repr=False)
@@ -69,7 +69,7 @@ class Version:
         return f'"{self.number}-{self.sha256}"'
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Version":
-        return self  # as it never changes
+        return self  # it never changes
 
     def receipt(self) -> dict[str, Any]:
         return {
@@ -83,12 +83,12 @@ class Version:
 
 @dataclass
 class Account:
-    """A living account. `spent` are the signatures under which a version was stored."""
+    """An account that exists. `spent` has the signatures under which a version was stored."""
 
     created: int
     key: str = field(repr=False)
     key_version: int = 1
-    versions: list[Version] = field(default_factory=list)  # those that are kept, oldest first
+    versions: list[Version] = field(default_factory=list)  # the kept ones, oldest first
     uploads: list[int] = field(default_factory=list)
     spent: set[str] = field(default_factory=set, repr=False)
 
@@ -99,7 +99,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, with the code of a problem, and what the answer says beside: members and headers by name."""
+    """What the model expects: a status, with the code of a problem, and the expected members and headers by name."""
 
     outcome: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Answer:
 
 @dataclass
 class Model:
-    """The accounts, the names that deleted ones left reserved, and what each address did."""
+    """The accounts, the userIds that are reserved after a deletion, and what each address did."""
 
     settings: Settings
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Model:
     failures: dict[str, list[int]] = field(default_factory=dict)
 
     def answer(self, call: Call, now: int) -> Answer:
-        """Answer a call at this time: it takes effect, and what it gets is returned."""
+        """Carry out a call at this time. Return the answer that it must get."""
         if abs(now // SECOND - call.created) > SKEW:
             return Answer("401 signature_expired", {"serverTime": now // SECOND})
         if wait := seconds_to_wait(self.failures.get(call.address, []), [(self.settings.failures, 5 * MINUTE)], now):
@@ -195,7 +195,7 @@ class Model:
         return Answer("204")
 
     def counts(self) -> list[int]:
-        """Return how many users, users with a backup, and versions there are."""
+        """Return the numbers of users, of users with a backup, and of versions."""
         kept = [len(account.versions) for account in self.accounts.values()]
         return [len(kept), sum(map(bool, kept)), sum(kept)]
 
@@ -217,17 +217,17 @@ class Model:
 
 
 def counted(times: list[int], window: int, now: int) -> list[int]:
-    """Return the times within a sliding window: not those as old as it is long, nor those dated later than now."""
+    """Return the times within a sliding window: less than `window` old, and not in the future."""
     return [time for time in times if now - window < time <= now]
 
 
 def seconds_to_wait(times: list[int], limits: list[tuple[int, int]], now: int) -> int:
-    """Return the whole seconds after which one more is within every limit (quota, window); 0 says that it is now."""
+    """Return how many whole seconds to wait until every limit (quota, window) allows one more. 0 means at once."""
     for wait in sorted({0} | {seconds(time + window - now) for time in times for _, window in limits}):
         later = now + wait * SECOND
         if wait >= 0 and all(len(counted(times, window, later)) < quota for quota, window in limits):
             return wait
-    raise AssertionError("when the last one leaves there is room")
+    raise AssertionError("there is room after the last one has left")
 
 
 def seconds(milliseconds: int) -> int:
@@ -240,10 +240,10 @@ def rfc3339(moment: int) -> str:
 
 
 def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
-    """Return the versions, oldest first, that are kept.
+    """Return the versions to keep, oldest first.
 
-    These are the last ones, and the newest of each of so many days, ISO weeks and months. Periods are ordered by the
-    newest version they hold.
+    They are the last ones, and the newest of each of the last days, ISO weeks and months; `keep` has the four numbers.
+    Days, weeks and months are ordered by the newest version that they hold.
     """
     periods = (lambda at: at.date(), lambda at: at.isocalendar()[:2], lambda at: (at.year, at.month))
     chosen = versions[-keep[0] :]
@@ -261,9 +261,9 @@ def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
 def after_some_order(
     model: Model, exchanges: list[tuple[Call, Any]], fits: Callable[[Answer, Any], bool], now: int
 ) -> Iterator[Model]:
-    """Yield the model after each serial order of the calls in which every answer fits the model's.
+    """Yield the model after each serial order of the calls in which every answer fits the model's answer.
 
-    It yields nothing if there is no such order. `fits(expected, answer)` compares two answers.
+    If there is no such order, yield nothing. `fits(expected, answer)` compares two answers.
     """
     if not exchanges:
         yield model
@@ -273,5 +273,5 @@ def after_some_order(
         after = copy.deepcopy(model)
         if fits(after.answer(call, now), answer):
             yield from after_some_order(after, exchanges[:index] + exchanges[index + 1 :], fits, now)
-            if after == model:  # what changes nothing may as well have been the first
+            if after == model:  # a call that changes nothing may as well have been the first
                 return

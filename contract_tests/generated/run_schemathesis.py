@@ -1,4 +1,4 @@
-"""Runs schemathesis, by its command, against a target. Its settings are in schemathesis.toml."""
+"""Runs the command of Schemathesis against a target. Its settings are in schemathesis.toml."""
 
 import os
 import re
@@ -15,13 +15,15 @@ from contract_tests.target.redaction import redacted
 from contract_tests.target.target import Target
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT = 3600  # seconds, for a long run
+TIMEOUT = 3600  # seconds; enough for a long run
 
 
 def for_schemathesis() -> dict[str, Any]:
-    """Return the spec without `default`, by which schemathesis would accept every status.
+    """Return the spec as Schemathesis needs it.
 
-    Schemathesis parses what is served as YAML. The spec has the schema of the text there; this has the document's.
+    It has no `default` responses, because they would make Schemathesis accept every status. Schemathesis parses an
+    answer in YAML before it validates it. Therefore, the answer of /openapi.yaml gets the schema of the document, and
+    not that of its text.
     """
     paths = {
         path: {
@@ -41,9 +43,9 @@ def for_schemathesis() -> dict[str, Any]:
 def run(
     request: pytest.FixtureRequest, target: Target, directory: Path, number: int = 0, **change: str
 ) -> subprocess.CompletedProcess:
-    """Run schemathesis with the seed plus `number`, and with `change` in its environment; return the finished process.
+    """Run Schemathesis, print its output, and return the finished process.
 
-    Prints what it says.
+    The seed is --fuzz-seed plus `number`. `change` adds variables to the environment.
     """
     document = directory / "openapi.yaml"
     document.write_text(yaml.safe_dump(for_schemathesis(), sort_keys=False))

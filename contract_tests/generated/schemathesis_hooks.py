@@ -1,8 +1,13 @@
-"""What schemathesis needs to be told here: how to sign, and as whom. `test_schemathesis.py` starts it.
+"""Hooks for Schemathesis: how to sign a request, and as which user. `test_schemathesis.py` starts Schemathesis.
 
-A generated request is meant to be right, or right but for one thing, and so needs an account that fits it: none yet
-for a registration, one without a backup for an upload without base, one with another key for a key change, and
-a new one after a deletion. Else the account of the step before goes on, as links between operations ask for.
+A generated request should be right, or have exactly one fault. So it needs an account that fits it:
+
+- a registration needs a user who has no account yet,
+- an upload without a base needs an account without a backup,
+- a key change needs an account with another key,
+- a request after a deletion needs a new account.
+
+Any other request uses the account of the step before, because the links between operations need it.
 """
 
 import atexit
@@ -21,12 +26,12 @@ from schemathesis.openapi.checks import EnsureResourceAvailability
 from clients.python.backup_client import BackupClient, SignatureAuth
 
 BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
-KEPT = 4  # the last versions, which the full profile needs to be kept
+KEPT = 4  # how many last versions the full profile needs the target to keep
 
 
 @dataclass
 class Account:
-    """Credentials that nobody else has, and the latest version, 0 if there is none."""
+    """Credentials that nobody else has, and the number of the latest version, or 0 if there is none."""
 
     user_id: str = field(default_factory=lambda: secrets.token_hex(32))
     storage_key: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -36,27 +41,30 @@ class Account:
         SignatureAuth(self.user_id, self.storage_key, SECRET, KEYID)(request)
 
     def client(self) -> BackupClient:
-        """For requests that are not part of the run."""
+        """Return a client for requests that are not part of the run."""
         return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID)
 
     def fits(self, request: requests.PreparedRequest) -> bool:
-        """Return whether an upload may succeed: without base as the first, and not with the key already in force."""
+        """Return whether an upload may succeed.
+
+        Without a base, it must be the first upload. The new key must not be the one that is already in force.
+        """
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
         return not (self.latest and body and b"baseSha256" not in body) and self.storage_key.encode() not in body
 
     def keeps(self, version: Any) -> bool:
-        """Return whether it surely has this version, or any if it is None."""
+        """Return whether the account certainly has this version. For None, return whether it has any."""
         return self.latest > 0 if version is None else self.latest - KEPT < int(version) <= self.latest
 
 
 class Caller(requests.auth.AuthBase):
-    """Proves each request at the last moment, when its body is final."""
+    """Adds the proofs to each request at the last moment, when its body is final."""
 
     def __init__(self) -> None:
-        self.calls = 0  # that were answered
+        self.calls = 0  # how many were answered
         self.newcomer = Account()
-        self.account: Account | None = None  # that is used now
+        self.account: Account | None = None  # the one in use
         self.living: dict[str, Account] = {}
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -77,7 +85,7 @@ class Caller(requests.auth.AuthBase):
         return account
 
     def learn(self, case: Any, response: Any) -> None:
-        """Take over what an answer changed."""
+        """Note what an answer changed."""
         self.calls += 1
         match case.method, case.operation.path, response.status_code:
             case "POST", "/api/register", 201:
@@ -92,7 +100,7 @@ class Caller(requests.auth.AuthBase):
                 self.account = None
 
     def end(self) -> None:
-        """Leave no account behind; print how many requests there were, which run_schemathesis.py reads."""
+        """Delete all accounts. Print how many requests there were, for run_schemathesis.py to read."""
         print(f"{self.calls} requests were sent")
         for account in self.living.values():
             account.client().delete_user()
@@ -110,7 +118,10 @@ def after_call(context: schemathesis.HookContext, case: Any, response: Any) -> N
 
 @schemathesis.hook
 def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Any, response: Any) -> bool:
-    """Return False for a failure that is none: what another account stored, or what was dropped, is not missing."""
+    """Return False for a failure that is no real one.
+
+    A version is not missing if another account stored it, or if a later upload dropped it.
+    """
     if not isinstance(failure, EnsureResourceAvailability):
         return True
     return caller.account is not None and caller.account.keeps(case.path_parameters.get("version"))

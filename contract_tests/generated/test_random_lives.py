@@ -1,11 +1,11 @@
-"""Random lives of a few users, held against a model: after each step the server has to be as model.py says.
+"""Random lives of a few users, compared with a model. After each step, the server must be as model.py says.
 
-Hypothesis makes up the steps: calls, right and wrong, captured requests that are sent again, calls at once, seconds and
-months that pass, restarts and crashes. `--fuzz-seed` repeats a run, `--model-examples` makes it longer. The life that
-failed is shortened, for a while, to the steps that matter; what was called, and answered, is printed with the failure.
+Hypothesis generates the steps: right and wrong calls, captured requests that are sent again, calls at once, seconds and
+months that pass, restarts and crashes. `--fuzz-seed` repeats a run, and `--model-examples` makes it longer. If a life
+fails, Hypothesis tries for a while to reduce it to the steps that matter. The failure shows each call and its answer.
 
-The first machine lives on a server of its own, whose clock stands still unless a step moves it, so that each number is
-exact; the second on any target, by the clock on the wall.
+There are two machines. One lives on a server of its own. That server's clock moves only if a step moves it, so each
+number is exact. The other lives on any target, with the real time.
 """
 
 import copy
@@ -56,22 +56,22 @@ from contract_tests.target.checked_client import CheckedSession
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import TargetSession
 
-STEPS = 40  # of a life
-SHORTEN = 60  # seconds for which the life that failed is shortened
+STEPS = 40  # how many steps a life has
+SHORTEN = 60  # how many seconds to spend on shortening a life that failed
 USERS = 4
-SMALL = 100_000  # bytes of a backup that is fetched and sent again after each step
-SURE = 4  # the last versions, which the full profile needs to be kept
+SMALL = 100_000  # a backup of at most so many bytes is fetched and sent again after each step
+SURE = 4  # how many last versions the full profile needs the target to keep
 
-# What a life is made up from. Small numbers stand for what there is at the time.
+# What a life is made of. Small numbers stand for things that exist at the time of the step.
 users = st.integers(0, USERS - 1)
-keys = st.sampled_from([0] * 8 + [1, 2])  # 0 is the one in force
+keys = st.sampled_from([0] * 8 + [1, 2])  # 0 is the key in force
 other_keys = st.sampled_from([1, 2])
 addresses = st.sampled_from([0, 0, 0, 1])
 drifts = st.sampled_from([0] * 8 + [SKEW, -SKEW, SKEW + 1, -SKEW - 1])  # seconds that a device's clock is ahead
 BLOBS = [random.Random(size).randbytes(size) for size in (1, 2, 3, 400, 70_000)]
-blobs = st.sampled_from([*range(len(BLOBS)), -1])  # -1 is the latest one, again
+blobs = st.sampled_from([*range(len(BLOBS)), -1])  # -1 is the latest blob, again
 bases = st.sampled_from(["latest"] * 6 + ["none", "older", "own", "another user's"])
-etags = st.sampled_from(["", "{0}", "W/{0}", '"0-0", {0}', "*", "{1}", '"latest"'])  # its own, and an older one's
+etags = st.sampled_from(["", "{0}", "W/{0}", '"0-0", {0}', "*", "{1}", '"latest"'])  # {1}: an older version's
 MOST = openapi.MAX_DECODED_BYTES
 sizes = st.sampled_from([1_048_577, MOST, MOST + 1, MOST + 2])
 HOUR, DAY = 3600, 86_400
@@ -89,7 +89,7 @@ OPERATIONS: dict[str, Callable[[BackupClient, Call], Any]] = {
     "deleteUser": lambda client, call: client.delete_user(),
 }
 
-# What its user sends by the app, and what is refused all the same.
+# Requests that the user sends through the app, and that must be refused nevertheless.
 FLAWED: dict[str, tuple[str, str, bytes, str]] = {
     "no JSON": ("storeBackup", "", b'{"data":', "400 malformed_request"),
     "a member twice": ("storeBackup", "", b'{"data":"QQ==","data":"Qg=="}', "400 malformed_request"),
@@ -104,7 +104,7 @@ FLAWED: dict[str, tuple[str, str, bytes, str]] = {
     "version 0": ("fetchBackupVersion", "0", b"", "404 no_such_version"),
     "version 01": ("fetchBackupVersion", "01", b"", "404 no_such_version"),
 }
-# What happens at once: the operation, and the key, new key and blob that it is about.
+# What happens at once: the operation, and its key, new key and blob.
 RACING: dict[str, tuple[str, dict[str, int]]] = {
     "store": ("storeBackup", {"blob": 0}),
     "store another": ("storeBackup", {"blob": 1}),
@@ -119,7 +119,7 @@ RACING: dict[str, tuple[str, dict[str, int]]] = {
     "list": ("listBackupVersions", {}),
     "guess": ("fetchBackup", {"key": 1}),
 }
-# What was signed in place of what is sent.
+# What was signed instead of what is sent.
 FORGED: dict[str, dict[str, Any]] = {
     "by another secret": {"secret": "not the secret of this server, but as long"},
     "by another keyid": {"keyid": "nobody-s"},
@@ -132,7 +132,7 @@ FORGED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Exchange:
-    """A call as the model takes it, the request that it is, and what was answered, or None."""
+    """A call for the model, its request, and its answer, or None if there was none."""
 
     call: Call
     request: requests.PreparedRequest = field(repr=False)
@@ -140,20 +140,20 @@ class Exchange:
 
 
 class Preparing(requests.Session):
-    """Sends nothing: what a client would have sent is what it is answered."""
+    """Sends nothing. The client gets the request that it would have sent as its answer."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> Any:
         return request
 
 
-# What is compared beside status and code.
+# What is compared besides status and code.
 RECEIPT = ("version", "updatedAt", "size", "sha256", "keyVersion")
 MEMBERS = ("createdAt", "currentVersion", "serverTime", *RECEIPT)
 HEADERS = ("ETag", "RateLimit", "RateLimit-Policy", "Retry-After")
 
 
 def seen(response: requests.Response) -> Answer:
-    """Return an answer in the model's words."""
+    """Return a response as an answer of the model."""
     body = json.loads(response.content or b"{}")
     facts: dict[str, Any] = {name: body[name] for name in MEMBERS if name in body}
     facts |= {name: response.headers[name] for name in HEADERS if name in response.headers}
@@ -167,7 +167,7 @@ def seen(response: requests.Response) -> Answer:
 
 
 def timeless(answer: Answer) -> Answer:
-    """Return an answer without what a clock tells."""
+    """Return an answer without everything that depends on a clock."""
     times = ("createdAt", "updatedAt", "serverTime", "Retry-After")
     facts = {name: value for name, value in answer.facts.items() if name not in times}
     if "versions" in facts:
@@ -178,13 +178,13 @@ def timeless(answer: Answer) -> Answer:
 
 
 def of_contract(answer: Answer, expected: Answer) -> Answer:
-    """Return an answer without members beside those that are expected: a server may have more to say."""
+    """Return an answer with only the expected members. A server may send more members."""
     return Answer(answer.outcome, {n: v for n, v in answer.facts.items() if n in expected.facts or n in HEADERS})
 
 
 @dataclass
 class Failure:
-    """How a life failed: when (by time.monotonic), after how many lines of its story, with what."""
+    """How a life failed: when (by time.monotonic), after how many lines of its story, and with which error."""
 
     at: float
     steps: int
@@ -192,16 +192,16 @@ class Failure:
 
 
 class Enough(BaseException):
-    """The life that failed has been shortened for long enough."""
+    """Hypothesis has spent enough time on shortening a life that failed."""
 
 
 # ---- On any server -----------------------------------------------------------------------------------------
 
 
 class Life(RuleBasedStateMachine):
-    """What users and strangers do, to any server."""
+    """What users and strangers do on any server."""
 
-    numbers = itertools.count(1)  # of addresses that nobody has used
+    numbers = itertools.count(1)  # for addresses that nobody has used
 
     def __init__(self, target: Any, limits: Settings, failures: list[Failure]) -> None:
         super().__init__()
@@ -209,13 +209,13 @@ class Life(RuleBasedStateMachine):
             raise Enough
         self.target = target
         self.failures = failures
-        self.models = [Model(limits)]  # several, until it is seen what calls at once have come to
+        self.models = [Model(limits)]  # several, as long as the order of calls at once is not known
         self.users = [token_hex(32) for _ in range(USERS)]
         key = token_hex(32)
         self.keys = [key, key[:-1] + f"{int(key[-1], 16) ^ 1:x}", f"{int(key[0], 16) ^ 1:x}" + key[1:]]
         self.stored: list[list[str]] = [[sha256(b"never stored")] for _ in self.users]  # hashes
         self.sent: list[Exchange] = []
-        self.told: Exchange | None = None  # the last one that was told to wait
+        self.told: Exchange | None = None  # the last call that got Retry-After
         self.touched: set[int] = set()
         self.turn = itertools.count()
         self.had_large = False
@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
         self.move()
 
     def teardown(self) -> None:
-        """Look at everything and leave no user behind, or keep how a life failed."""
+        """Check everything and delete all users. If the life failed, note how."""
         try:
             if sys.exception() is None:
                 self.end()
@@ -254,13 +254,13 @@ class Life(RuleBasedStateMachine):
         return int(self.target.now() * SECOND)
 
     def move(self) -> None:
-        """Everybody goes on from addresses that nobody has used."""
+        """Give everybody addresses that nobody has used."""
         self.addresses = [self.new_address(), self.new_address()]
         self.quiet = self.new_address()
         self.told = None
 
     def new_address(self) -> str:
-        return ""  # to another's server this machine has but one
+        return ""  # for any other server, this machine has only one address
 
     def quiet_address(self) -> str:
         """Return an address from which no credentials have failed."""
@@ -277,7 +277,10 @@ class Life(RuleBasedStateMachine):
         return self.sessions[address]
 
     def created(self, drift: int) -> int:
-        """Return a device's clock. The target's may be 300 s from this machine's, so never near the window's edge."""
+        """Return the time of a device's clock, in Unix seconds.
+
+        The target's clock may differ from this machine's, so the drift never comes near the edge of the window.
+        """
         far = {SKEW: 0, SKEW + 1: 3 * SKEW}
         return self.now() // SECOND + (far.get(drift, 0) - far.get(-drift, 0))
 
@@ -315,7 +318,7 @@ class Life(RuleBasedStateMachine):
     def prepare(
         self, operation: str, user: int, *, key: int = 0, address: int | str = 0, drift: int = 0, **arguments: Any
     ) -> Exchange:
-        """Return a signed request that is still to be sent."""
+        """Return a signed request that is not sent yet."""
         address = address if isinstance(address, str) else self.addresses[address]
         call = Call(operation, self.users[user], self.key_of(user, key), self.created(drift), "", address, **arguments)
         return self.signed(call, OPERATIONS[operation])
@@ -333,7 +336,7 @@ class Life(RuleBasedStateMachine):
         return Exchange(replace(call, signature=request.headers["Signature"]), request)
 
     def send(self, exchange: Exchange) -> requests.Response:
-        """Send a request; its server may have moved to another port by now."""
+        """Send a request. Since it was prepared, its server may have moved to another port."""
         request = exchange.request.copy()
         request.url = self.target.base_url + urlsplit(request.url or "").path
         response = self.session(exchange.call.address).send(request, timeout=60, allow_redirects=False)
@@ -341,7 +344,7 @@ class Life(RuleBasedStateMachine):
         return response
 
     def do(self, *exchanges: Exchange) -> Answer:
-        """Send requests, several at once, and compare the answers with the model's; return the last answer."""
+        """Send requests, at once if there are several. Compare the answers with the model's. Return the last answer."""
         if len(exchanges) == 1:
             self.send(exchanges[0])
         else:
@@ -352,7 +355,7 @@ class Life(RuleBasedStateMachine):
         return answer
 
     def settle(self, *exchanges: Exchange) -> None:
-        """Raise AssertionError unless the answers are those of the model, for some order of the calls."""
+        """Raise AssertionError unless the model gives the same answers, for some order of the calls."""
         pairs = [(exchange.call, exchange.answer) for exchange in exchanges]
         for call, answer in pairs:
             self.story.append(f"  user {self.users.index(call.user_id)} {call}: {answer}")
@@ -364,7 +367,7 @@ class Life(RuleBasedStateMachine):
         self.models = [model for index, model in enumerate(models) if model not in models[:index]]
 
     def fits(self, expected: Answer, answer: Answer) -> bool:
-        """Return whether an answer is the model's, but for the time, and how many older versions are kept."""
+        """Return whether an answer is the model's, apart from times and from the number of older versions kept."""
         expected, answer = timeless(expected), timeless(of_contract(answer, expected))
         wanted, listed = expected.facts.pop("versions", []), answer.facts.pop("versions", [])
         numbers = [receipt["version"] for receipt in listed]
@@ -376,7 +379,7 @@ class Life(RuleBasedStateMachine):
         )
 
     def act(self, operation: str, user: int, **arguments: Any) -> Answer:
-        """One call of a step, kept to be sent again."""
+        """Make a call of a step. Keep it, so that a later step can send it again."""
         exchange = self.prepare(operation, user, **arguments)
         return self.do_and_keep(exchange)
 
@@ -388,7 +391,7 @@ class Life(RuleBasedStateMachine):
         return answer
 
     def look(self, operation: str, user: int, **arguments: Any) -> None:
-        """Make a call that changes nothing, as somebody who is not held back."""
+        """Make a call that changes nothing, from an address that is not limited."""
         self.do(self.prepare(operation, user, address=self.quiet_address(), **arguments))
 
     # ---- After each step -----------------------------------------------------------------------------------
@@ -408,7 +411,7 @@ class Life(RuleBasedStateMachine):
         self.story.append("")
 
     def look_closely(self, user: int, turn: int) -> None:
-        """Look at a version, at one that is not there, the limits as a retry tells them, and another's key."""
+        """Check a version, one that does not exist, the limits that a retry shows, and another user's key."""
         if (account := self.model.accounts.get(self.users[user])) and (latest := account.latest):
             if small := [version for version in self.surely_kept(account) if len(version.blob) <= SMALL]:
                 self.look("fetchBackupVersion", user, version=small[turn % len(small)].number)
@@ -467,7 +470,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 30), address=addresses)
     def replay(self, number: int, address: int) -> None:
-        """A request that was captured a while ago, byte for byte."""
+        """Send a request again, byte for byte, that was captured a while ago."""
         if self.sent:
             captured = self.sent[-1 - number % len(self.sent)]
             self.do(Exchange(replace(captured.call, address=self.addresses[address]), captured.request))
@@ -484,7 +487,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(user=users, name=st.sampled_from(list(FORGED)))
     def send_forged(self, user: int, name: str) -> None:
-        """An upload that its user might have made, but for what was signed."""
+        """Send an upload that its user might have made, but with something else signed."""
         exchange = self.prepare("storeBackup", user, **self.upload(user, 3, "latest"))
         body, right = exchange.request.body, authorization(self.users[user], self.key_of(user))
         assert isinstance(body, bytes)
@@ -499,7 +502,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(user=users, size=sizes)
     def store_large(self, user: int, size: int) -> None:
-        """Store a large blob, once in a life, since it takes its time."""
+        """Store a large blob. Do this only once in a life, because it takes some time."""
         if not self.had_large:
             self.had_large = True
             latest = self.latest(user)
@@ -510,7 +513,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(calls=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(list(RACING))), min_size=2, max_size=5))
     def call_at_once(self, calls: list[tuple[int, str]]) -> None:
-        """Two users, each call from an address of its own; what comes of it is what some order brings."""
+        """Make calls of two users at once, each from its own address. Some order of them must explain the result."""
         self.do(*(self.racing(user, name) for user, name in calls))
 
     def racing(self, user: int, name: str) -> Exchange:
@@ -527,15 +530,15 @@ class Life(RuleBasedStateMachine):
 
 
 class LifeOfAServer(Life):
-    """The same, and the server's clock moves, it is stopped and killed, and there are addresses."""
+    """The same life on a server of its own: its clock moves, it is stopped and killed, and there are many addresses."""
 
     target: ServerProcess
 
     def __init__(self, target: ServerProcess, limits: Settings, failures: list[Failure]) -> None:
-        if not target.running():  # the life before ended so
+        if not target.running():  # the last step of the life before may have stopped it
             target.start()
         super().__init__(target, limits, failures)
-        self.restarts = 1  # that are left, since each takes half a second
+        self.restarts = 1  # how many are left; each takes half a second
         self.others = self.counts()
 
     def new_address(self) -> str:
@@ -561,7 +564,7 @@ class LifeOfAServer(Life):
         return expected == of_contract(answer, expected)
 
     def counts(self) -> list[int]:
-        """Return how many users, users with a backup, and versions there are, once it is known after a start."""
+        """Return the numbers of users, of users with a backup, and of versions. Wait while the server is counting."""
         operator = self.target.client(session=self.session(self.quiet))
         answers: list[requests.Response] = []
 
@@ -595,7 +598,7 @@ class LifeOfAServer(Life):
 
     @rule(early=st.booleans())
     def wait_as_told(self, early: bool) -> None:
-        """To the second, or a second less; then the same call, signed afresh."""
+        """Wait exactly as long as Retry-After says, or a second less. Then make the same call, freshly signed."""
         if (told := self.told) and told.answer:
             self.pass_time(told.answer.facts["Retry-After"] - early)
             call = replace(told.call, created=self.created(0), signature="")
@@ -604,7 +607,7 @@ class LifeOfAServer(Life):
 
     @rule(user=users, days=st.sampled_from([3, 40, 1000]))
     def run_ahead(self, user: int, days: int) -> None:
-        """The clock runs ahead, a version is stored, and the clock is put back, to where no upload counts."""
+        """Move the clock ahead, store a version, and put the clock back to a time at which no upload counts."""
         self.pass_time(days * DAY)
         self.act("storeBackup", user, **self.upload(user, 3, "latest"))
         self.pass_time((1 - days) * DAY)
@@ -620,7 +623,7 @@ class LifeOfAServer(Life):
 
     @rule(user=users, address=addresses, key=other_keys)
     def guess(self, user: int, address: int, key: int) -> None:
-        """As many keys as an address may try, and one more."""
+        """Try as many keys as an address may try, and one more."""
         for _ in range(self.model.settings.failures + 1):
             self.act("listBackupVersions", user, key=key, address=address)
 
@@ -643,13 +646,13 @@ class LifeOfAServer(Life):
         else:
             assert self.target.stop() == 0
         self.target.start()
-        self.move()  # what a server remembers of addresses is its own affair
+        self.move()  # a server may remember or forget addresses over a restart
         self.story.append(f"  the server was {'killed' if is_killed else 'stopped'} and started")
 
     @precondition(lambda self: self.restarts)
     @rule(user=st.integers(0, 1), name=st.sampled_from(list(RACING)), delay=st.sampled_from([0, 0.001, 0.002, 0.004]))
     def crash(self, user: int, name: str, delay: float) -> None:
-        """The server is killed while it is called: the call was carried out or it was not."""
+        """Kill the server during a call. The call was carried out, or it was not."""
         self.restarts -= 1
         exchange = self.racing(user, name)
 
@@ -679,7 +682,7 @@ class LifeOfAServer(Life):
 
 
 def live(life: type[Life], target: Any, limits: Settings, request: pytest.FixtureRequest) -> None:
-    """Live as many lives as --model-examples says. Raises what a life failed with."""
+    """Run as many lives as --model-examples says. Raise the error of a life that failed."""
     examples = request.config.getoption("--model-examples")
     failures: list[Failure] = []
     make = seed(request.config.getoption("--fuzz-seed"))(lambda: life(target, limits, failures))
@@ -692,19 +695,19 @@ def live(life: type[Life], target: Any, limits: Settings, request: pytest.Fixtur
                 stateful_step_count=STEPS,
                 phases=[Phase.generate, Phase.shrink],
                 report_multiple_bugs=False,
-                database=None,  # the seed alone decides
+                database=None,  # only the seed decides
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    except (Enough, Flaky):  # what happens at once may turn out otherwise the next time
+    except (Enough, Flaky):  # calls at once may have another result the next time
         if not failures:
             raise
         raise min(failures, key=lambda failure: failure.steps).exception from None
     print(f"{examples} lives of {STEPS} steps in {time.monotonic() - started:.0f} s")
 
 
-# What no single call shows, but a life does.
+# Requirements that no single call can show, but a life can.
 SEEN_ANYWHERE = (
     *("isolation.read", "isolation.write", "isolation.key", "isolation.delete"),
     *("replay.register", "replay.store", "replay.key", "replay.delete", "replay.signature"),

@@ -1,4 +1,4 @@
-"""Generated requests, by schemathesis, signed for real; `tox run -e fuzz` sends many more of them."""
+"""Requests that Schemathesis generates, with real signatures. `tox run -e fuzz` sends many more of them."""
 
 import pytest
 

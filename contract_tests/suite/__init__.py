@@ -1,1 +1,1 @@
-"""What the contract tests are as a suite: requirement ids, outcomes, the pytest plugin, the report."""
+"""What turns the contract tests into a suite: requirement ids, outcomes, the pytest plugin, the report."""

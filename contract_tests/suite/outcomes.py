@@ -1,26 +1,26 @@
-"""What may come of a test, and what its tests say of a requirement. Each name of an outcome stands here."""
+"""The outcomes of a test, and the verdicts on a requirement. This is the only place that lists their names."""
 
 from typing import NoReturn
 
 import pytest
 
-# Of a test. It has several phases: the first of these that one of them came to is the test's.
+# The outcomes of a test. A test has several phases, each with an outcome. The first in this list is the test's outcome.
 OUTCOMES = ["failed", "expected failure", "not run", "skipped", "passed"]
-# Of a requirement, the worst first, and what each means.
+# The verdicts on a requirement, the worst first, and what each means.
 VERDICTS = {
     "failed": "a test that names it has failed",
-    "failed as expected": "failed, and the file of expected failures says why",
-    "not run": "something is missing that the run was not given",
-    "skipped": "the target declares that it does not do this",
-    "partly proven": "tests that name it have passed, others were not run",
+    "failed as expected": "it failed, and the file of expected failures gives the reason",
+    "not run": "the run was not given what its tests need",
+    "skipped": "the target declares that it does not have the operation",
+    "partly proven": "tests that name it have passed, and others were not run",
     "proven": "every test that names it has passed",
 }
 
 
 class NotRun(pytest.skip.Exception):  # type: ignore[name-defined]
-    """Something is missing that the run was not given."""
+    """The run was not given what a test needs."""
 
 
 def not_run(reason: str) -> NoReturn:
-    """End a test, or a fixture, as not run."""
+    """End the test, from the test itself or from a fixture, with the outcome "not run"."""
     raise NotRun(f"not run: {reason}")

@@ -1,9 +1,9 @@
 """What the contract tests add to pytest: requirements, outcomes, selection, expected failures, a summary, a report.
 
 A test names the requirements that it proves (requirement_ids.py). It is skipped if the target declares that it does not
-have an operation, and not run if something is missing that the run was not given (outcomes.py). A requirement is proven
-when every test that names it has passed (run.py). Tests that lie elsewhere name none. Whatever fails shows what its
-servers were sent and logged.
+have an operation. It is not run if the run was not given what the test needs (outcomes.py). A requirement is proven if
+every test that names it has passed (run.py). Tests in other folders name no requirements. Any test that fails shows
+what its servers were sent, and what they logged.
 """
 
 import os
@@ -28,8 +28,8 @@ from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requireme
 from contract_tests.target.used_servers import SERVERS, UsedServers
 
 FAULT = pytest.StashKey[str]()  # why a test fails before it starts
-NOT_GIVEN = pytest.StashKey[str]()  # why it is not run
-ABOUT = pytest.StashKey[list[str]]()  # the ids that it is proving now
+NOT_GIVEN = pytest.StashKey[str]()  # why a test is not run
+ABOUT = pytest.StashKey[list[str]]()  # the ids that a test is proving now
 RUN = pytest.StashKey["Run"]()
 
 
@@ -42,35 +42,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--base-url",
         default=os.environ.get("CONTRACT_BASE_URL"),
         metavar="URL",
-        help="test this server; APP_SECRET_KEY, and ADMIN_SECRET_KEY and CONTRACT_ORIGIN, if given, say the rest",
+        help="test this server; needs APP_SECRET_KEY, and uses ADMIN_SECRET_KEY and CONTRACT_ORIGIN if they are set",
     )
     group.addoption(
         "--profile",
         choices=["full", "public"],
         default="full",
-        help="full needs a target with raised limits; public stays inside those of the contract",
+        help="full needs a target with raised limits; public fits the limits of the contract",
     )
     group.addoption(
         "--requirement",
         action="append",
         default=[],
         metavar="ID",
-        help="only the tests that name it; * and ? may be in it",
+        help="run only the tests that name this id, which may contain * and ?",
     )
     group.addoption(
         "--category",
         action="append",
         default=[],
         metavar="NAME",
-        help=f"only this, or with no-NAME all but this: {', '.join(CATEGORIES)}, or the first part of ids",
+        help=f"run only this category, or with no-NAME all others: {', '.join(CATEGORIES)}, or the first part of ids",
     )
     group.addoption("--expected-failures", metavar="FILE", help="ids or tests, each followed by ' # ' and the reason")
     group.addoption("--report", metavar="FILE", help="write a page about the run")
-    group.addoption("--fuzz-examples", default="50", help="generated cases for each operation and phase")
-    group.addoption("--fuzz-runs", default=1, type=int, help="runs of generated requests, each with the next seed")
-    group.addoption("--fuzz-requests", default=0, type=int, help="the runs fail if they send fewer")
-    group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeats the run that printed it")
-    group.addoption("--model-examples", default=10, type=int, help="random lives in each test of test_random_lives.py")
+    group.addoption("--fuzz-examples", default="50", help="how many cases to generate for each operation and phase")
+    group.addoption("--fuzz-runs", default=1, type=int, help="how many runs generate requests, each with the next seed")
+    group.addoption("--fuzz-requests", default=0, type=int, help="fail if the runs send fewer requests than this")
+    group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeat the run that printed this")
+    group.addoption("--model-examples", default=10, type=int, help="how many lives each test of random lives generates")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--requirement {pattern}: openapi.yaml has no such id") from None
     for name in config.getoption("--category"):
         if name.removeprefix("no-") not in CATEGORIES.keys() | PREFIXES:
-            raise pytest.UsageError(f"--category {name}: there is none of this name")
+            raise pytest.UsageError(f"--category {name}: there is no such category")
     if not is_worker(config):
         config.stash[RUN] = config.pluginmanager.getplugin("requirements of a run") or Run(config)
         config.pluginmanager.register(config.stash[RUN], "requirements of a run")
@@ -97,7 +97,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def expected_failures(file: str | None) -> dict[str, str]:
-    """Return the reasons by id or test. Raises UsageError for a line without one."""
+    """Return the reasons in `file` by id or test. Raise UsageError for a line without a reason, or without an id."""
     found: dict[str, str] = {}
     for line in Path(file).read_text().splitlines() if file else []:
         if line.strip() and not line.startswith("#"):
@@ -139,13 +139,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not is_narrowed(config):
         untested = REQUIREMENTS.keys() - {identifier for ids in named.values() for identifier in ids}
         faults += [f"{identifier} has no test" for identifier in sorted(untested)]
-    if faults and not is_worker(config):  # in a worker the tests themselves fail, and the summary tells the rest
+    if faults and not is_worker(config):  # in a worker, the tests themselves fail, and the summary lists the rest
         raise pytest.UsageError("\n".join(faults))
     select(config, items, named)
 
 
 def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.Item, list[str]]) -> None:
-    """Keep what --requirement and --category ask for."""
+    """Keep only the tests that --requirement and --category select."""
     wanted = {identifier for pattern in config.getoption("--requirement") for identifier in expand(pattern, {})}
     categories = config.getoption("--category")
     on = {name for name in categories if not name.startswith("no-")}
@@ -187,24 +187,24 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         reasons = item.config.stash[EXPECTED]
         report.about = ids = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
         named = [name for name in (item.nodeid, item.nodeid.partition("[")[0]) if name in reasons]
-        if named or (ids and reasons.keys() >= set(ids)):  # else what was not expected may have failed
+        if named or (ids and reasons.keys() >= set(ids)):  # otherwise, it may have failed at something else
             report.outcome, report.wasxfail = "skipped", reasons[(named or ids)[0]]
     return report
 
 
 @pytest.fixture
 def about(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`about(*ids)` says what a long test proves from here on: should it fail, these have failed, and no others."""
+    """Return `about`. A long test calls `about(*ids)` to say what it proves next: if it fails, only these ids fail."""
 
     def say(*ids: str) -> None:
-        assert set(ids) <= set(named_by(request.node)), "a test proves what its mark names"
+        assert set(ids) <= set(named_by(request.node)), "a test proves only ids that its mark names"
         request.node.stash[ABOUT] = list(ids)
 
     return say
 
 
 def show_the_servers_side(report: Any, servers: UsedServers) -> None:
-    """Add the last exchanges and the servers' log to what a failure says; leave out what is secret."""
+    """Add the last exchanges and the servers' log to the report of a failure. Remove secrets from the report."""
     redact(report, servers.redacted)
     report.exchanges, report.log = servers.exchanges(), servers.log()
     texts = [f"{each['request']}\n\n{each['answer']}" for each in reversed(report.exchanges)]
@@ -215,7 +215,7 @@ def show_the_servers_side(report: Any, servers: UsedServers) -> None:
 
 
 def redact(report: Any, redacted: Callable[[str], str]) -> None:
-    """Take what is secret out of what a failure says, which quotes values and captured output."""
+    """Remove secrets from the report of a failure, which quotes values and captured output."""
     report.sections = [(name, redacted(text)) for name, text in report.sections]
     longrepr = report.longrepr
     if isinstance(longrepr, str):

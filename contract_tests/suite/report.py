@@ -1,4 +1,4 @@
-"""The page about a run: one HTML file that needs nothing else, made from report.html.j2."""
+"""The page about a run: one self-contained HTML file, made from report.html.j2."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import jinja2
 
 from contract_tests.suite.outcomes import OUTCOMES, VERDICTS
 
-SLOWEST = 10  # tests that the page lists as those that took longest
+SLOWEST = 10  # how many of the slowest tests the page lists
 
 
 @dataclass
 class Requirement:
-    """A requirement with what came of it; `tests` are run.Test."""
+    """A requirement, its verdict and its tests, which are of class run.Test."""
 
     id: str
     sentence: str
@@ -32,8 +32,8 @@ def page(
 ) -> str:
     """Return the page.
 
-    `facts` are about the whole run; `faults` made it fail beside failed tests; `reasons` (outcome, reason) say why so
-    many tests did not pass, without having failed.
+    `facts` describe the whole run. `faults` are what made the run fail, apart from failed tests. `reasons` count the
+    tests that neither passed nor failed, by (outcome, reason).
     """
     failed = [test for test in tests if test.outcome == "failed"]
     counts = [(verdict, sum(each.verdict == verdict for each in requirements)) for verdict in reversed(VERDICTS)]
@@ -56,7 +56,7 @@ def page(
 
 
 def template() -> jinja2.Template:
-    """Return the template. Whatever it puts into the page is escaped; a name that it does not know is an error."""
+    """Return the template. It escapes every value that it puts into the page. An unknown name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -65,14 +65,14 @@ def template() -> jinja2.Template:
 
 
 def summary(tests: list[Any]) -> str:
-    """Return how many tests came to which outcome, and how long they took in all."""
+    """Return how many tests had which outcome, and how long all tests took."""
     counts = ((outcome, sum(test.outcome == outcome for test in tests)) for outcome in OUTCOMES)
     shown = ", ".join(f"{count:,} {outcome}" for outcome, count in counts if count)
-    return f"{len(tests):,} tests ({shown}), {sum(test.seconds for test in tests):.0f} s in all"
+    return f"{len(tests):,} tests ({shown}), {sum(test.seconds for test in tests):.0f} s in total"
 
 
 def css(outcome: str) -> str:
-    """Return the class of an outcome or a verdict."""
+    """Return the CSS class of an outcome or a verdict."""
     return outcome.replace(" ", "-")
 
 
@@ -82,5 +82,5 @@ def short(test: Any) -> str:
 
 
 def anchor(test: Any) -> str:
-    """Return the id of what the page says of a failed test."""
+    """Return the HTML id of the section about a failed test."""
     return "test-" + "".join(c if c.isalnum() else "-" for c in test.name)

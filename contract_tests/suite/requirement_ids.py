@@ -1,9 +1,9 @@
-"""The requirements of openapi.yaml: each has an id and a sentence, and every test names the ids that it proves.
+"""The requirements of openapi.yaml. Each has an id and a sentence. Every test names the ids that it proves.
 
     @pytest.mark.requirement("base.conflict", "{operation}.409")
 
-A `{name}` is filled in from the test's parameters; a `*` stands for every id that fits, and is for a test that
-really goes through all of them.
+A `{name}` is filled in from the test's parameters. A `*` matches any text, and the mark names every matching id. Use it
+only for a test that really checks all of them.
 """
 
 import fnmatch
@@ -18,9 +18,10 @@ class UnknownRequirement(Exception):
 
 
 def collect() -> dict[str, str]:
-    """Return every id with its sentence: those of the prose, of each status of each operation, and of the headers.
+    """Return every id with its sentence.
 
-    Raises AssertionError for a declared response, or a header, that has no sentence, unless it is CORS' own.
+    The ids come from the prose, from each status of each operation, and from the headers. Raise KeyError if a status of
+    an operation has no sentence. A header without a sentence has no id.
     """
     found: dict[str, str] = dict(SPEC["info"]["x-requirements"])
     for operation in OPERATIONS.values():
@@ -35,7 +36,8 @@ def collect() -> dict[str, str]:
 
 REQUIREMENTS = collect()
 
-# What can be switched on and off, by the first part of the ids. An id's own first part is a category, too.
+# The categories that --category selects: each lists the first parts of its ids. The first part of any id is a category,
+# too.
 CATEGORIES = {
     "account": "register key delete registerUser changeStorageKey deleteUser",
     "backup": "backup version etag base retry storeBackup fetchBackup fetchBackupVersion listBackupVersions",
@@ -59,7 +61,7 @@ def category(identifier: str) -> str:
 
 
 def expand(name: str, parameters: Mapping[str, Any]) -> list[str]:
-    """Return the ids that a mark's argument stands for, in a test with these parameters. Raises UnknownRequirement."""
+    """Return the ids that a mark's argument means in a test with these parameters. Raise UnknownRequirement."""
     try:
         filled = name.format_map({key: str(value) for key, value in parameters.items()})
     except (KeyError, ValueError, AttributeError) as error:
@@ -71,7 +73,7 @@ def expand(name: str, parameters: Mapping[str, Any]) -> list[str]:
 
 
 def named_by(item: Any) -> list[str]:
-    """Return the ids that a test of pytest's names, filled in and expanded. Raises UnknownRequirement."""
+    """Return the ids that a pytest item names, filled in and expanded. Raise UnknownRequirement."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     names = [name for mark in item.iter_markers("requirement") for name in mark.args]
     return sorted({identifier for name in names for identifier in expand(name, parameters)})

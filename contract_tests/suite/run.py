@@ -1,4 +1,4 @@
-"""What the tests of a whole run came to: the outcome of each test, the verdict on each requirement, the summary."""
+"""The results of a whole run: the outcome of each test, the verdict on each requirement, the summary."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ from contract_tests.suite.requirement_ids import REQUIREMENTS, category
 from contract_tests.target.openapi import SPEC, SPEC_BYTES
 
 HERE = Path(__file__).resolve().parents[1]  # contract_tests/
-EXPECTED = pytest.StashKey[dict[str, str]]()  # the failures that are expected: reasons by id or test
+EXPECTED = pytest.StashKey[dict[str, str]]()  # the expected failures: their reasons, by id or test
 
 
 def is_narrowed(config: pytest.Config) -> bool:
@@ -29,23 +29,23 @@ def is_narrowed(config: pytest.Config) -> bool:
 
 @dataclass
 class Test:
-    """A test that was reported: what it proves, and what came of it."""
+    """The result of a test, and the ids that it proves."""
 
     name: str
     ids: list[str] = field(default_factory=list)
     outcome: str = "passed"
-    about: list[str] = field(default_factory=list)  # of the ids, those that it failed at
+    about: list[str] = field(default_factory=list)  # the ids at which it failed
     seconds: float = 0
     reason: str = ""
-    requests: int = 0  # that were generated
+    requests: int = 0  # how many were generated
     exchanges: list[dict[str, str]] = field(default_factory=list)  # the last ones, if it failed
     log: str = ""  # of its servers, if it failed
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # so that pytest does not collect this class
 
     @property
     def rank(self) -> int:
-        """Where its outcome stands among the outcomes."""
+        """The position of its outcome in OUTCOMES."""
         return OUTCOMES.index(self.outcome)
 
     def add(self, report: Any) -> None:
@@ -65,12 +65,12 @@ class Test:
             self.about = getattr(report, "about", [])
 
     def outcome_for(self, identifier: str) -> str:
-        """Return what it says of one of its ids. If it failed at another, what came after that was not run."""
+        """Return the outcome for one of its ids: "not run" if the test failed at another id, and so ended early."""
         return self.outcome if not self.about or identifier in self.about else "not run"
 
 
 def reason_of(report: Any) -> str:
-    """Return why a test failed, was skipped or not run."""
+    """Return why a test failed, was skipped or was not run."""
     if hasattr(report, "wasxfail"):
         return report.wasxfail
     if isinstance(report.longrepr, tuple):  # file, line, and the exception with its message
@@ -84,7 +84,7 @@ def requirements_in(properties: list[tuple[str, Any]]) -> list[str]:
 
 
 class Run:
-    """What the tests of a whole run came to; kept by the process that starts the others."""
+    """The results of a whole run. The process that starts the workers keeps them."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -111,7 +111,7 @@ class Run:
         return "skipped" if outcomes == {"skipped"} else "not run"
 
     def reasons(self) -> Counter[tuple[str, str]]:
-        """Return how many tests were not run, were skipped or failed as expected, and why."""
+        """Count the tests that were not run, were skipped or failed as expected, by (outcome, reason)."""
         outcomes = ("not run", "skipped", "expected failure")
         return Counter((test.outcome, test.reason) for test in self.tests.values() if test.outcome in outcomes)
 
@@ -147,7 +147,7 @@ class Run:
         return report.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
 
     def find_faults(self) -> list[str]:
-        """Return what makes the run fail beside failed tests."""
+        """Return what makes the run fail, apart from failed tests."""
         if not self.tests:
             return []
         faults = [f"{test.name} names no requirement" for test in self.tests.values() if not test.ids]
@@ -156,7 +156,7 @@ class Run:
             if not self.config.getoption("--base-url") and self.config.getoption("--profile") == "full":
                 verdicts = {identifier: self.verdict(identifier) for identifier in REQUIREMENTS}
                 faults += [
-                    f"{identifier} is {verdict}, and has to be proven against a server of its own"
+                    f"{identifier} is {verdict}, but a run that starts its own server must prove it"
                     for identifier, verdict in verdicts.items()
                     if verdict not in ("proven", "failed", "failed as expected") and self.of(identifier)
                 ]
@@ -165,7 +165,7 @@ class Run:
             if not tests and not is_narrowed(self.config):
                 faults.append(f"--expected-failures: there is no test {name}")
             elif tests and {test.outcome for test in tests} == {"passed"}:
-                faults.append(f"--expected-failures: {name} does not fail any more: take it out")
+                faults.append(f"--expected-failures: {name} passes now: remove it from the list")
         return faults
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -192,5 +192,5 @@ class Run:
 
 
 def is_named(name: str, test: Test) -> bool:
-    """Return whether an entry of the expected failures names a test, or a requirement of it."""
+    """Return whether an entry of the expected failures names this test, or one of its ids."""
     return name in (test.name, test.name.partition("[")[0], *test.ids)

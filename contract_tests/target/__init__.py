@@ -1,1 +1,1 @@
-"""The server under test: its process, requests to it, and its answers held against openapi.yaml."""
+"""The server under test: its process, requests to it, and checks of its answers against openapi.yaml."""

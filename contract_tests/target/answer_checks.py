@@ -1,7 +1,7 @@
-"""Holds one answer against openapi.yaml: status, content type, headers, body. The one place that does so.
+"""Checks one answer against openapi.yaml: status, content type, headers, body. No other module does this.
 
-An operation's answer is held against its own responses, without `default`. `default` is for what no operation
-answers: an unknown path (404), an unknown method (405), a request that cannot be read.
+An operation's answer must fit one of its declared responses, without `default`. `default` is only for requests that no
+operation answers: an unknown path (404), an unknown method (405), or a request that cannot be read.
 """
 
 import json
@@ -18,13 +18,13 @@ from contract_tests.target.openapi import FORMATS, OPERATIONS, SPEC, find_operat
 
 @cache
 def validator(operation_id: str | None, status: str) -> Draft202012Validator:
-    """Return the validator of a response's body."""
+    """Return the validator for the body of a response."""
     (content,) = response_object(operation_id, status)["content"].values()
     return Draft202012Validator(content["schema"], format_checker=FORMATS)
 
 
 def response_object(operation_id: str | None, status: str) -> dict[str, Any]:
-    """Return what the spec says of this answer; None stands for no operation."""
+    """Return what the spec says about this answer. None means that no operation answered."""
     if operation_id is None:
         return resolved(SPEC["components"]["responses"]["OtherProblem"])
     responses = OPERATIONS[operation_id].responses
@@ -37,26 +37,26 @@ HEADERS: dict[str, Any] = resolved(SPEC["components"]["headers"])
 
 
 def check(method: str, path: str, status: int, headers: Headers, body: bytes) -> dict[str, Any] | None:
-    """Raise AssertionError unless the spec allows this answer; return its problem, if it is one.
+    """Raise AssertionError unless the spec allows this answer. If it is a problem, return it.
 
-    `path` is as sent; `headers` ignore case.
+    `path` is the path as sent. `headers` must ignore case.
     """
     operation = find_operation(method, path.partition("?")[0])
-    if method == "OPTIONS" and status == 204:  # a preflight, which is CORS and no operation
+    if method == "OPTIONS" and status == 204:  # a preflight belongs to CORS, not to an operation
         declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in ("X-Request-Id", "Cache-Control")}}
     else:
         declared = response_object(operation.id if operation else None, str(status))
     check_headers(declared.get("headers", {}), headers)
     if operation is None and status != 204:
-        assert (status == 405) == ("Allow" in headers), "Allow belongs to 405"
+        assert (status == 405) == ("Allow" in headers), "a 405, and no other status, must have Allow"
     if "content" not in declared:
-        assert body == b"", f"{status} has no body"
+        assert body == b"", f"a {status} must not have a body"
         return None
     (media_type,) = declared["content"]
     sent = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     assert sent == media_type, f"Content-Type is {sent}, not {media_type}"
     if method == "HEAD":
-        assert body == b"", "HEAD has no body"
+        assert body == b"", "an answer to HEAD must not have a body"
         return None
     document: Any = json.loads(body) if media_type.endswith("json") else body.decode()
     schema = validator(operation.id if operation else None, str(status))
@@ -69,13 +69,13 @@ def check(method: str, path: str, status: int, headers: Headers, body: bytes) ->
 
 
 def check_headers(declared: Mapping[str, Any], headers: Headers) -> None:
-    """Raise AssertionError unless the headers that the spec knows are there if they must be, declared and valid."""
+    """Raise AssertionError unless the headers that the spec knows are valid and declared, and none is missing."""
     for name in HEADERS.keys() | declared.keys():
         header = declared.get(name, {})
         if name not in headers:
-            assert not header.get("required"), f"{name} is missing"
+            assert not header.get("required"), f"the header {name} is missing"
             continue
-        assert header, f"{name} is not declared here"
+        assert header, f"the header {name} is not declared for this answer"
         value: str | int = headers[name]
         if header["schema"]["type"] == "integer":
             assert re.fullmatch("[0-9]+", headers[name]), f"{name} is not a number"
@@ -85,7 +85,7 @@ def check_headers(declared: Mapping[str, Any], headers: Headers) -> None:
 
 
 def check_problem(content: Mapping[str, Any], problem: Mapping[str, Any], status: int, *, of_operation: bool) -> None:
-    """Raise AssertionError unless a problem repeats its status, and the spec shows its code for this answer."""
+    """Raise AssertionError unless a problem repeats its status, and the spec has an example of its code there."""
     assert problem["status"] == status
     if of_operation:
         codes = {example["value"]["code"] for example in content["examples"].values()}

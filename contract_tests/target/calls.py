@@ -1,4 +1,4 @@
-"""What several tests do with calls: make them at once, from an address, wait for something, name their outcome."""
+"""Helpers for calls: make several at once, send from an address, wait for something, name an outcome."""
 
 import hashlib
 import socket
@@ -21,12 +21,12 @@ def sha256(blob: None) -> None: ...
 @overload
 def sha256(blob: bytes | None) -> str | None: ...
 def sha256(blob: bytes | None) -> str | None:
-    """Return the hash by which an upload names its base; there is none of no blob."""
+    """Return the hash by which an upload names its base, or None if there is no blob."""
     return None if blob is None else hashlib.sha256(blob).hexdigest()
 
 
 def outcome(answer: Any) -> str:
-    """Return an answer in a word: "201", or the status and code of a problem, "409 version_conflict"."""
+    """Return a short name of an answer: its status, "201", with the code if it is a problem, "409 version_conflict"."""
     status = getattr(answer, "status_code", None) or answer.status
     if answer.headers.get("Content-Type", "").lower().startswith("application/problem+json") and answer.text:
         return f"{status} {answer.json()['code']}"
@@ -34,13 +34,13 @@ def outcome(answer: Any) -> str:
 
 
 class FromAddress(HTTPAdapter):
-    """Sends from this address. Ends the test as not run if this machine does not have it, as macOS may not."""
+    """Sends from this address. If the machine does not have it, as on macOS, the test ends as not run."""
 
     def __init__(self, address: str) -> None:
         try:
             socket.create_server((address, 0)).close()
         except OSError:
-            not_run(f"needs {address} as an address of this machine's loopback interface")
+            not_run(f"needs the address {address} on this machine's loopback interface")
         self._address = address
         super().__init__()
 
@@ -49,7 +49,7 @@ class FromAddress(HTTPAdapter):
 
 
 def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """Start the calls at one moment, each in a thread of its own; return what they return, of answers the outcome."""
+    """Make the calls at the same moment, each in its own thread. Return their results, for an answer its outcome."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Any]) -> Any:
@@ -62,6 +62,7 @@ def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Wait until the condition is true, but not longer than this. Return whether it is true."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -69,7 +70,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def stats(server: Any) -> dict[str, int]:
-    """Return what the operator is told. Right after a start, while it is being counted, wait as long as it is 503."""
+    """Return the statistics. Right after a start, the server is still counting: wait while it answers 503."""
     client, answers = server.client(), []
 
     def is_known() -> bool:
@@ -82,5 +83,5 @@ def stats(server: Any) -> dict[str, int]:
 
 
 def counts(server: Any) -> dict[str, int]:
-    """Return how many users, users with a backup, and versions there are."""
+    """Return the numbers of users, of users with a backup, and of versions."""
     return {name: number for name, number in stats(server).items() if name in ("users", "backups", "versions")}

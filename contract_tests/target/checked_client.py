@@ -1,4 +1,4 @@
-"""The reference client, with each answer held against openapi.yaml."""
+"""The reference client, with each answer checked against openapi.yaml."""
 
 import os
 import secrets
@@ -13,12 +13,12 @@ from contract_tests.target.observer import Observer, Server
 
 
 class CheckedSession(requests.Session):
-    """Holds each answer against openapi.yaml, and keeps it for the report of a failing test."""
+    """Checks each answer against openapi.yaml, and keeps it for the report of a failing test."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self.observer = observer
-        self.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # `send` alone does not look there
+        self.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # `send` does not read this variable itself
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         assert request.method and request.url
@@ -34,11 +34,11 @@ class CheckedSession(requests.Session):
         return response
 
     def answered(self, request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Take note of an answer, before it is checked."""
+        """Note an answer, before it is checked."""
 
 
 def exchange_of(request: requests.PreparedRequest, response: requests.Response | None) -> Exchange:
-    """Return the exchange that a request and its response, if there is one, make."""
+    """Return the exchange of a request and its response, which is None if there was none."""
     assert request.method and request.url
     body = request.body or b""
     answer = None
@@ -49,7 +49,7 @@ def exchange_of(request: requests.PreparedRequest, response: requests.Response |
 
 
 def checked_client(server: Server, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
-    """Return a client of a server; its user is made up unless `credentials` are given. `options` are BackupClient's."""
+    """Return a client of a server. Without `credentials`, its user is a new one. `options` go to BackupClient."""
     options = {
         "secret": server.secret,
         "keyid": server.keyid,

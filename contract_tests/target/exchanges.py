@@ -1,6 +1,6 @@
-"""A request and its answer, and how a failing test shows them: as curl, without what is secret.
+"""A request and its answer, and how a failing test shows them: as a curl command, without secrets.
 
-No text that is made here holds an Authorization, a Signature, a key or a blob; `secrets` are those of the server.
+No text from this module contains an Authorization, a Signature, a key or a blob. `secrets` are those of the server.
 """
 
 import base64
@@ -13,14 +13,17 @@ from typing import Any
 
 from contract_tests.target.redaction import redacted
 
-MOST_CHARACTERS = 600  # of a body that is shown
+MOST_CHARACTERS = 600  # how much of a body is shown
 OF_CURL_ITSELF = {"content-length", "user-agent", "accept", "accept-encoding", "connection"}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request and its answer; `answer` is None if none came. `raw` are the request's bytes, if it was sent
-    as such; `at` is when it ended, by time.monotonic."""
+    """One request and its answer.
+
+    `answer` is None if no answer came. `raw` has the request's bytes if it was sent as bytes. `at` is the time when the
+    exchange ended, by time.monotonic().
+    """
 
     url: str
     method: str
@@ -46,7 +49,7 @@ class Exchange:
         return " \\\n  ".join(lines)
 
     def answer_text(self, secrets: Iterable[str] = ()) -> str:
-        """Return the answer: status, headers, body."""
+        """Return the answer as text: status, headers, body."""
         if self.answer is None:
             return "There was no answer."
         status, headers, body = self.answer
@@ -54,11 +57,11 @@ class Exchange:
         return "\n".join([*lines, "", body_text(body, secrets)]).rstrip()
 
 
-# ---- How it is shown --------------------------------------------------------------------------------------
+# ---- How an exchange is shown ------------------------------------------------------------------------------
 
 
 def body_text(body: bytes, secrets: Iterable[str]) -> str:
-    """Return a body, short enough to be read."""
+    """Return a body as text, shortened so that a person can read it."""
     if len(body) > 100_000:
         return f"… ({len(body):,} bytes)"
     text = body.decode("utf-8", "backslashreplace")
@@ -73,14 +76,14 @@ def body_text(body: bytes, secrets: Iterable[str]) -> str:
 
 
 def hidden(name: str, value: Any) -> Any:
-    """Return a member of a body; of a blob or key no more than its length."""
+    """Return a member of a body as it may be shown. Of a blob or a key, only the length may be shown."""
     if name in ("data", "storageKey") and isinstance(value, str):
         return f"… ({len(value):,} characters)"
     return value
 
 
 def raw_text(request: bytes, url: str, secrets: Iterable[str]) -> str:
-    """Return a request that was sent as bytes, line by line, with escapes for what is not ASCII."""
+    """Return a request that was sent as bytes, line by line. Escape everything that is not ASCII."""
     head, blank, body = request.partition(b"\r\n\r\n")
     lines = [line.decode("latin-1") for line in head.split(b"\r\n")]
     shown = [escaped(redacted(line, secrets)) for line in lines]
@@ -106,7 +109,7 @@ def as_text(value: Any) -> str:
 
 
 def credentials_of(authorization: str | bytes) -> tuple[str, str] | None:
-    """Return userId and storage key of an Authorization header, or None if it has none."""
+    """Return the userId and the storage key of an Authorization header, or None if it has none."""
     _, _, encoded = as_text(authorization).partition(" ")
     try:
         user_id, colon, storage_key = base64.b64decode(encoded, validate=True).decode("ascii").partition(":")

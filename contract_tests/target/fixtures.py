@@ -1,7 +1,7 @@
-"""The fixtures: the target, a user of it, and what a test may need beside HTTP.
+"""The fixtures: the target, a user of it, and what a test may need besides HTTP.
 
-That is an admin key, an allowed origin, a second keyid, or a server process of the test's own with a clock, faults and
-settings. A test that needs what the run was not given is not run, which is not the same as passed.
+That can be an admin key, an allowed origin, a second keyid, or a server process of the test's own with a clock, faults
+and settings. If the run was not given what a test needs, the test is "not run", which is not the same as "passed".
 """
 
 import secrets
@@ -42,7 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The server that most tests use, with raised limits. If it is started here, it has all that a test may need."""
+    """The server that most tests use, with raised limits. If the run starts it, it has everything that a test needs."""
     if base_url := request.config.getoption("--base-url"):
         target = given_target(base_url, request.config.getoption("--profile"))
         target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
@@ -72,7 +72,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Deletes the test's users from the target, also when the test failed."""
+    """Delete the test's users from the target, even if the test failed."""
     if "target" not in request.fixturenames:
         yield
         return
@@ -83,7 +83,7 @@ def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def new_user(target: Target) -> Callable[..., BackupClient]:
-    """`new_user()` is the client of a user who has just registered; it takes what `target.client` takes."""
+    """`new_user()` is the client of a user who has just registered. It takes the arguments of `target.client`."""
 
     def register(credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
         client = target.client(credentials, **options)
@@ -94,7 +94,7 @@ def new_user(target: Target) -> Callable[..., BackupClient]:
     return register
 
 
-# ---- What a test may need beside HTTP ----------------------------------------------------------------------
+# ---- What a test may need besides HTTP ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def admin_key(target: Target) -> str:
 
 @pytest.fixture
 def allowed_origin(target: Target) -> str:
-    """An origin that the target allows."""
+    """A web origin that the target allows."""
     return target.allowed_origin or not_run("needs an origin of the target's ALLOWED_ORIGINS in CONTRACT_ORIGIN")
 
 
@@ -116,12 +116,12 @@ def second_keyid(target: Target) -> tuple[str, str]:
     return target.second_keyid or not_run("needs two secrets, keyid:secret,keyid:secret, in APP_SECRET_KEY")
 
 
-NO_PROCESS = "needs a server of its own, with its clock, faults and settings, and --base-url names another's"
+NO_PROCESS = "needs a server of its own, with a clock, faults and settings, but --base-url names another server"
 
 
 @pytest.fixture
 def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """`start_server(**environ)` is a server of the test's own, with the contract's limits unless given."""
+    """`start_server(**environ)` starts a server of the test's own. Its limits are the contract's, unless given."""
     if request.config.getoption("--base-url"):
         not_run(NO_PROCESS)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What is seen of one server while it is tested: each answer is held against openapi.yaml, the last ones are kept."""
+"""The observer of one server. It checks each answer against openapi.yaml, and keeps the last exchanges."""
 
 from collections import deque
 from collections.abc import Collection
@@ -10,11 +10,11 @@ from contract_tests.target import answer_checks
 from contract_tests.target.exchanges import Exchange
 from contract_tests.target.openapi import find_operation
 
-KEPT = 3  # exchanges that a failing test shows
+KEPT = 3  # how many exchanges a failing test shows
 
 
 class Server(Protocol):
-    """A server that requests are sent to: where it is, how to sign for it, its clock, and who observes it."""
+    """A server to send requests to: its address, the secret to sign with, its clock and its observer."""
 
     base_url: str
     observer: "Observer"
@@ -30,19 +30,19 @@ class Server(Protocol):
 
 
 class Observer:
-    """Watches the exchanges with one server, for as long as that server is tested.
+    """Watches the exchanges with one server, as long as it is tested.
 
-    `lacking` are the ids of the operations that the server declares that it does not have.
+    `lacking` has the ids of the operations that the server does not have, as its own /openapi.json declares.
     """
 
     def __init__(self, lacking: Collection[str] = ()) -> None:
         self.lacking = frozenset(lacking)
         self.last: deque[Exchange] = deque(maxlen=KEPT)
-        self._types: dict[str, str] = {}  # of problems, by code
-        self._codes: dict[str, str] = {}  # and the other way round
+        self._types: dict[str, str] = {}  # the type of each problem, by code
+        self._codes: dict[str, str] = {}  # the code of each problem, by type
 
     def forget(self) -> None:
-        """Drop the exchanges so far: the next test shows its own."""
+        """Drop the exchanges so far, so that the next test shows only its own."""
         self.last.clear()
 
     def record(self, exchange: Exchange) -> None:
@@ -50,12 +50,12 @@ class Observer:
         self.last.append(exchange)
 
     def check(self, method: str, path: str, status: int, headers: answer_checks.Headers, body: bytes) -> None:
-        """Raise AssertionError unless openapi.yaml allows this answer, and it agrees with those before."""
+        """Raise AssertionError unless openapi.yaml allows this answer, and unless it agrees with earlier answers."""
         problem = answer_checks.check(method, path, status, headers, body)
-        if problem is not None:  # one type for each code; which one, is the server's own choice
+        if problem is not None:  # each code has one type, which the server may choose
             code, kind = problem["code"], problem["type"]
             assert self._types.setdefault(code, kind) == kind, f"{code} had another type before"
-            assert self._codes.setdefault(kind, code) == code, f"{kind} was the type of another code"
+            assert self._codes.setdefault(kind, code) == code, f"{kind} was the type of another code before"
 
     # ---- What the server does not have ---------------------------------------------------------------------
 
@@ -66,6 +66,6 @@ class Observer:
                 pytest.skip(f"the target declares that it does not have {operation_id}")
 
     def skip_without_answerer(self, method: str, path: str) -> None:
-        """Skip the test if a request, its path as sent, is for an operation that the server does not have."""
+        """Skip the test if a request is for an operation that the server does not have. `path` is the path as sent."""
         if operation := self.lacking and find_operation(method, path.partition("?")[0]):
             self.skip_without(operation.id)

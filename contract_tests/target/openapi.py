@@ -1,6 +1,6 @@
-"""openapi.yaml, read: the document, its limits and its operations. Everything else here asks this module.
+"""Reads openapi.yaml: the document, its limits and its operations. Every other module asks this one.
 
-`SERVER` says which openapi.yaml: the one beside the server that is tested.
+The document is the one beside the server that is tested, `SERVER`.
 """
 
 import os
@@ -22,7 +22,7 @@ SPEC_PATH = SERVER.parent / "openapi.yaml"
 SPEC_BYTES = SPEC_PATH.read_bytes()
 SPEC: dict[str, Any] = yaml.load(SPEC_BYTES, yaml.CSafeLoader)
 LIMITS: dict[str, Any] = SPEC["x-limits"]
-RESERVED: int = LIMITS["deletedUserSeconds"]  # for which a deleted userId stays
+RESERVED: int = LIMITS["deletedUserSeconds"]  # how many seconds a deleted userId stays reserved
 MAX_DECODED_BYTES: int = SPEC["components"]["schemas"]["BackupData"]["x-maxDecodedBytes"]
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -31,13 +31,13 @@ FORMATS = FormatChecker([])
 
 @FORMATS.checks("date-time", raises=ValueError)
 def is_timestamp(value: object) -> bool:
-    """RFC 3339 in UTC without fractional seconds, as the contract has it."""
-    form = "%Y-%m-%dT%H:%M:%SZ"  # reading takes numbers without leading zeros, too
+    """Return whether a string is RFC 3339 in UTC without fractional seconds, as the contract requires."""
+    form = "%Y-%m-%dT%H:%M:%SZ"  # strptime() accepts numbers without leading zeros, too, so write the time again
     return not isinstance(value, str) or datetime.strptime(value, form).strftime(form) == value
 
 
 def resolved(node: Any) -> Any:
-    """Return the node with each $ref replaced by what it points at. (No schema here contains itself.)"""
+    """Return the node with each $ref replaced by its target. (No schema here contains itself.)"""
     if isinstance(node, Mapping):
         if "$ref" in node:
             target: Any = SPEC
@@ -59,7 +59,7 @@ class Operation:
     responses: dict[str, Any]
 
     def matches(self, path: str) -> bool:
-        """Return whether a path, as sent, is one of this operation's."""
+        """Return whether a path, as sent, belongs to this operation."""
         return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(self.path)), path) is not None
 
 
@@ -78,7 +78,7 @@ OPERATIONS = {operation.id: operation for operation in operations()}
 
 
 def find_operation(method: str, path: str) -> Operation | None:
-    """Return the operation that answers this method at this path, as sent; HEAD is answered by an unproven GET."""
+    """Return the operation that answers this method at this path, as sent. A GET without proofs also answers HEAD."""
     for operation in OPERATIONS.values():
         if operation.matches(path):
             proof = SPEC["paths"][operation.path][operation.method.lower()]["security"]
@@ -88,6 +88,6 @@ def find_operation(method: str, path: str) -> Operation | None:
 
 
 def left_out(document: Mapping[str, Any]) -> set[str]:
-    """Return the ids of the operations that a server leaves out of its own /openapi.json, `document`."""
+    """Return the ids of the operations that a server leaves out of `document`, its own /openapi.json."""
     paths = document["paths"]
     return {each.id for each in OPERATIONS.values() if each.method.lower() not in paths.get(each.path, {})}

@@ -1,20 +1,21 @@
-"""A server of a test's own: a process with a clock that can be moved and, if asked, with a fault.
+"""A server of a test's own: a process. A test can move its clock and give it a fault.
 
     with ServerProcess(tmp_path, BACKUPS_PER_HOUR="3") as server:
         server.client().register_user()
         server.move_clock(3600)
 
-What starts it is a command, COMMAND, which is about one server and so lies outside these tests. It is called
+A command, COMMAND, starts the server. It is specific to one server, so it is not part of these tests. It has two forms:
 
     COMMAND --clock FILE --fault FILE [--frozen SECONDS]
-        with the server's settings as its environment. It becomes the server, and prints a line of JSON with
-        "event": "serving" and "url" once it serves. It prints nothing but such lines. SIGTERM stops it.
-        FILE of --clock holds a number: the seconds by which the server's clock is ahead of the real time, or of
-        --frozen, at which it otherwise stands still (Unix seconds). FILE of --fault holds the name of a fault (FAULTS)
-        or spaces. Both change while the server runs, and are read whenever it matters.
+        The environment has the server's settings. The command becomes the server. When it serves, it prints a line of
+        JSON with "event": "serving" and "url". Everything that it prints is lines of JSON. SIGTERM stops it.
+        FILE of --clock contains a number: how many seconds the server's clock is ahead of the real time. If --frozen is
+        given, the server's clock stands still at SECONDS (Unix seconds) plus this number. FILE of --fault contains the
+        name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
+        whenever they matter.
     COMMAND --damage FILE
-        with the same environment, while the server is stopped. It flips the lowest bit of the last byte of the stored
-        backup that has the bytes of FILE, and exits with 0.
+        The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
+        of FILE, flips the lowest bit of its last byte, and exits with 0.
 """
 
 import json
@@ -34,32 +35,33 @@ from contract_tests.target.checked_client import checked_client
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import REPOSITORY, SERVER
 
-# What starts a server of a test's own: by default, this repository's.
+# The command that starts a server of a test's own. By default, it starts the server of this repository.
 COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
     *(sys.executable, "-P", str(REPOSITORY / "server_tests/launcher.py"))
 ]
-# What may be broken on purpose, while the server runs: its disk is full; its file cannot be used; something that
-# nobody foresaw happens; or, from the start on, what is stored cannot be counted.
+# What a test may break on purpose while the server runs: the disk is full; the file cannot be used; something
+# unforeseen happens; or, from the start on, the server cannot count what is stored.
 FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
-FROM_THE_START = {"uncountable"}  # the server starts all the same
+FROM_THE_START = {"uncountable"}  # the server must start in spite of it
 # Set if a run measures what it reaches.
 COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "COVERAGE_BRANCH", "COVERAGE_CORE")
 INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)
-START_SECONDS = 30  # until "serving", on a busy machine
-STOP_SECONDS = 60  # until the exit, with an upload in flight
-LENGTH = 40  # of the files that steer a running server
+START_SECONDS = 30  # how long a start may take, on a busy machine
+STOP_SECONDS = 60  # how long a stop may take, while an upload is in progress
+LENGTH = 40  # the length, in characters, of the files that control a running server
 
 
 class ServerProcess:
-    """The server in a process of its own, on 127.0.0.1 and a free port, its database and log in `directory`.
+    """A server process on 127.0.0.1 and a free port. Its database and its log are in `directory`.
 
-    `environ` are the server's settings; one that is None is left out. APP_SECRET_KEY and ADMIN_SECRET_KEY are made up
-    unless given. DEBUG is 1 unless given, so that the server's log tells what a failing test needs.
+    `environ` has the server's settings. A setting of None is left out. APP_SECRET_KEY and ADMIN_SECRET_KEY are random
+    unless given. DEBUG is 1 unless given, so that the server's log explains why a test fails.
 
-    `frozen` (Unix seconds) makes time stand still, but for `move_clock`. `fault`, one of FAULTS, makes the server fail
-    once it serves; it can be set, or cleared (None), at any time. `command` starts the server.
+    If `frozen` (Unix seconds) is given, the server's clock stands still until `move_clock` moves it. `fault`, one of
+    FAULTS, makes the server fail as soon as it serves. You can set the attribute, or clear it (None), at any time.
+    `command` starts the server.
 
-    Entering the context starts the server, leaving it stops it. The port is another after each start.
+    Entering the context starts the server, and leaving it stops the server. Each start picks another port.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class ServerProcess:
 
     @property
     def secrets(self) -> set[str]:
-        """All that nobody may see of the settings."""
+        """The settings that nobody may see."""
         entries = self.environ["APP_SECRET_KEY"].split(",")
         return {entry.rpartition(":")[2] for entry in entries} | ({self.admin_key} if self.admin_key else set())
 
@@ -119,7 +121,7 @@ class ServerProcess:
         return self.environ.get("ADMIN_SECRET_KEY")
 
     def client(self, credentials: Keys | tuple[str, str] | None = None, **options: Any) -> BackupClient:
-        """Return a client on the server's clock, of a made-up user unless given; the spec checks each answer."""
+        """Return a client that uses the server's clock and checks each answer. Without credentials, its user is new."""
         return checked_client(self, credentials, **options)
 
     def now(self) -> float:
@@ -127,7 +129,7 @@ class ServerProcess:
         return (time.time() if self.frozen is None else self.frozen) + self._offset
 
     def move_clock(self, seconds: float) -> None:
-        """Move the server's clock, at once, also backwards."""
+        """Move the server's clock at once, backwards if `seconds` is negative."""
         self._set_offset(self._offset + seconds)
 
     def _set_offset(self, offset: float) -> None:
@@ -136,7 +138,7 @@ class ServerProcess:
 
     @property
     def fault(self) -> str | None:
-        """What is broken on purpose."""
+        """The fault that the server has now, or None."""
         return self._fault
 
     @fault.setter
@@ -147,7 +149,7 @@ class ServerProcess:
             overwrite(self._fault_file, name or "")
 
     def start(self) -> Self:
-        """Start the server and wait until it serves. Raises RuntimeError with its stderr if it does not."""
+        """Start the server and wait until it serves. Raise RuntimeError with its stderr if it does not."""
         overwrite(self._fault_file, self._fault or "" if self._fault in FROM_THE_START else "")
         command = [*self.command, "--clock", str(self._clock), "--fault", str(self._fault_file)]
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
@@ -168,41 +170,41 @@ class ServerProcess:
         raise RuntimeError(f"the server did not start: {self.stderr.read_text()}")
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of the command: the settings, and where a server in Python finds its modules."""
+        """Return the environment of the command: the settings, and the path on which Python finds its modules."""
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         environ = inherited | self.environ
         folder = Path(environ.get("BACKUP_SERVER", SERVER)).resolve().parent
         return {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])} | environ
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal and return at once; `wait()` tells how it ended."""
+        """Send a signal and return at once. `wait()` returns how the process ended."""
         assert self.process
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for the exit; return the exit code."""
+        """Wait for the process to end. Return its exit code."""
         assert self.process
         return self.process.wait(STOP_SECONDS)
 
     def stop(self) -> int:
-        """Stop the server by SIGTERM and wait; return its exit code."""
+        """Stop the server with SIGTERM, and wait. Return its exit code."""
         self.send_signal(signal.SIGTERM)
         return self.wait()
 
     def kill(self) -> None:
-        """Kill the server by SIGKILL, as a crash would."""
+        """Kill the server with SIGKILL, like a crash."""
         self.send_signal(signal.SIGKILL)
         self.wait()
 
     def restart(self, *, fault: str | None = None) -> Self:
-        """Stop the server and start it again on the same file, with this fault or none."""
+        """Stop the server and start it again on the same file, with this fault, or with none."""
         if self.running():
             self.stop()
         self.fault = fault
         return self.start()
 
     def damage(self, blob: bytes) -> None:
-        """Flip the lowest bit of a stored blob's last byte, and start the server again."""
+        """Stop the server, flip the lowest bit of a stored blob's last byte, and start the server again."""
         self.stop()
         file = self.directory / "damage"
         file.write_bytes(blob)
@@ -212,22 +214,22 @@ class ServerProcess:
         self.start()
 
     def running(self) -> bool:
-        """Return whether the process is there."""
+        """Return whether the process is running."""
         return self.process is not None and self.process.poll() is None
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the log lines so far, those before a restart included."""
+        """Return the log lines so far, including those from before a restart."""
         if not self.stdout.exists():
             return []
         lines = self.stdout.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is not a whole line
+        return [json.loads(line) for line in lines[:-1]]  # after the last newline, a line may be incomplete
 
     def mark(self) -> None:
-        """Remember where the log and stderr end by now, for `since_mark`."""
+        """Remember where the log and stderr end now, for `since_mark`."""
         self._mark = {file: file.stat().st_size for file in (self.stdout, self.stderr) if file.exists()}
 
     def since_mark(self) -> tuple[str, str]:
-        """Return what the log and stderr have beyond the last mark, or all that they have."""
+        """Return what the log and stderr contain since the last mark, or everything if there is no mark."""
 
         def text(file: Path) -> str:
             return file.read_bytes()[self._mark.get(file, 0) :].decode("utf-8", "replace") if file.exists() else ""
@@ -247,6 +249,6 @@ class ServerProcess:
 
 
 def overwrite(file: Path, text: str) -> None:
-    """Replace the text of a file that steers a running server, at one length, so that nobody reads half."""
+    """Replace the text of a file that controls a running server. Keep its length, so that nobody reads half of it."""
     with open(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
         stream.write(text.ljust(LENGTH))

@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket, for what no HTTP library would send. The spec checks these answers too."""
+"""Requests as bytes on a socket, for requests that no HTTP library would send. These answers are checked, too."""
 
 import http.client
 import json
@@ -17,12 +17,12 @@ from contract_tests.target.exchanges import Exchange, headers_of
 from contract_tests.target.observer import Server
 
 TIMEOUT = 30  # seconds
-HOST = b"Host: backup.example\r\n"  # stands for the target's own
+HOST = b"Host: backup.example\r\n"  # a placeholder for the target's own
 
 
 @dataclass
 class Answer:
-    """An answer: its status, its headers (found in any case), its body."""
+    """An answer: its status, its headers (whose names ignore case) and its body."""
 
     status: int
     headers: Message
@@ -43,7 +43,7 @@ def host(target: Server) -> bytes:
 
 @contextmanager
 def connected(target: Server) -> Iterator[socket.socket]:
-    """Open a connection to the target, by TLS if its URL says so."""
+    """Open a connection to the target, with TLS if its URL is https."""
     url = urlsplit(target.base_url)
     is_secure = url.scheme == "https"
     address = (url.hostname, url.port or (443 if is_secure else 80))
@@ -58,7 +58,7 @@ def connected(target: Server) -> Iterator[socket.socket]:
 def receive(
     target: Server, connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b""
 ) -> Answer:
-    """Read the target's next answer on a connection, skip interim ones, and hold it against the spec."""
+    """Read the target's next answer on a connection, skip interim answers, and check it against the spec."""
     answer = None
     try:
         response = http.client.HTTPResponse(connection, method=method)
@@ -73,7 +73,7 @@ def receive(
 
 
 def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
-    """Send a request, given as bytes, on a connection of its own; HOST becomes the target's, unless `is_exact`."""
+    """Send a request, given as bytes, on a new connection. Unless `is_exact`, replace HOST by the target's host."""
     method, target_form, *_ = [*request.lstrip().partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
     path = re.sub("^https?://[^/]*", "", target_form, flags=re.IGNORECASE)  # RFC 9112 section 3.2.2
     target.observer.skip_without_answerer(method, path)
@@ -81,7 +81,7 @@ def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
     with connected(target) as connection:
         try:
             connection.sendall(request)
-        except (ConnectionError, ssl.SSLError):  # refused before it was sent whole: the answer is there all the same
+        except (ConnectionError, ssl.SSLError):  # refused before everything was sent: there is an answer nevertheless
             pass
         return receive(target, connection, method, path, request)
 
@@ -93,7 +93,7 @@ def request(
     headers: tuple[str, ...] = (),
     version: str = "HTTP/1.1",
 ) -> bytes:
-    """Return a request: these header lines, Host, and Content-Length if there is a body."""
+    """Return a request as bytes, with Host, these header lines, and Content-Length if there is a body."""
     lines = [f"{method} {path} {version}", HOST.decode().strip(), *headers]
     if body is not None and not any(line.lower().startswith("transfer-encoding") for line in headers):
         lines.append(f"Content-Length: {len(body)}")
@@ -103,7 +103,7 @@ def request(
 def signed(
     target: Server, credentials: tuple[str, str], method: str, path: str, body: bytes = b"", **change: Any
 ) -> tuple[str, ...]:
-    """Return the header lines that prove a request; `change` goes to `client.sign`."""
+    """Return the header lines that sign a request. `change` replaces arguments of `sign`."""
     options: dict[str, Any] = {"secret": target.secret, "keyid": target.keyid, "created": int(target.now())} | change
     headers = sign(method, path, body, authorization(*credentials), **options)
     return tuple(f"{name}: {value}" for name, value in headers.items())

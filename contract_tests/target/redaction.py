@@ -1,4 +1,4 @@
-"""What is left out of everything that a run writes: no credentials, keys, signatures or blobs are shown."""
+"""What every text of a run leaves out: credentials, keys, signatures and blobs."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ REDACTIONS: list[tuple[re.Pattern[str], str]] = [
     (PRIVATE_HEADER, r"\1\2 …"),
     (re.compile(r"(?i)\b(basic|bearer) +(?!realm)[A-Za-z0-9+/=_.~-]{5,}"), r"\1 …"),
     (re.compile(r"=:[A-Za-z0-9+/]{20,}={0,2}:"), "=:…:"),
-    (re.compile(r"(?i)\b([0-9a-f]{6})[0-9a-f]{26,}\b"), r"\1…"),  # a key, or a digest: that cannot be told
+    (re.compile(r"(?i)\b([0-9a-f]{6})[0-9a-f]{26,}\b"), r"\1…"),  # a key or a digest: they look the same
     (re.compile(r"[A-Za-z0-9+/]{40,}={0,2}"), "…"),
     (re.compile(r"(\\x[0-9a-f]{2}|\\\d|.)\1{60,}"), r"\1…"),
 ]
@@ -20,4 +20,4 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, "…")
     for pattern, replacement in REDACTIONS:
         text = pattern.sub(replacement, text)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate could not be written
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be written

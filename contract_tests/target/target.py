@@ -1,6 +1,6 @@
-"""The target: the server under test as the tests see it, and whether it can be tested at all.
+"""The target: the server under test, as the tests see it, and the checks whether it can be tested at all.
 
-It is a server that was started here, or any other that --base-url names.
+The run starts the target itself, or --base-url names it.
 """
 
 import os
@@ -23,7 +23,7 @@ from contract_tests.target.checked_client import CheckedSession, checked_client
 from contract_tests.target.observer import Observer
 from contract_tests.target.process import ServerProcess
 
-# Limits so high that tests on one server do not meet them.
+# Limits so high that tests on one server do not reach them.
 RAISED_LIMITS = {
     "REGISTRATIONS_PER_HOUR": 1_000_000,
     "FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000,
@@ -31,16 +31,17 @@ RAISED_LIMITS = {
     "BACKUPS_PER_DAY": 1000,
 }
 ALLOWED_ORIGIN = "https://app.example"
-KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}  # of the last ones at least as many
-UPLOADS_NEEDED = 100  # of one account in an hour, by the full profile
-PROBES = 32  # one more, and a few, than are allowed if the limits per address were not raised
+# The target must keep at least as many last versions.
+KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}
+UPLOADS_NEEDED = 100  # how many uploads an hour of one account the full profile needs
+PROBES = 32  # a few more than are allowed if the limits per address were not raised
 
 Credentials = tuple[str, str]
 
 
 @dataclass
 class Target:
-    """The server under test. `process` is None if it was not started here, and what was not given is None."""
+    """The server under test. `process` is None if the run did not start it. What the run was not given is None."""
 
     base_url: str
     secret: str = field(repr=False)
@@ -52,10 +53,10 @@ class Target:
     admin_key: str | None = field(default=None, repr=False)
     allowed_origin: str | None = None
     second_keyid: tuple[str, str] | None = field(default=None, repr=False)
-    users: dict[Credentials, bool] = field(default_factory=dict, repr=False)  # and whether they surely registered
+    users: dict[Credentials, bool] = field(default_factory=dict, repr=False)  # whether they certainly registered
 
     def client(self, credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
-        """Return a client, of a made-up user unless given; what it registers is deleted when the test ends."""
+        """Return a client. Without credentials, its user is new. Users that it registers are deleted after the test."""
         client = checked_client(self, credentials, **({"session": TargetSession(self)} | options))
         if credentials is not None:
             self.users.setdefault(client.credentials, False)
@@ -63,7 +64,7 @@ class Target:
 
     @property
     def secrets(self) -> set[str]:
-        """All that nobody may see of what the run was given."""
+        """What the run was given and nobody may see."""
         others = {self.second_keyid[1]} if self.second_keyid else set()
         return {self.secret} | others | ({self.admin_key} if self.admin_key else set())
 
@@ -72,13 +73,13 @@ class Target:
         self.observer.skip_without(*operation_ids)
 
     def delete_users(self) -> None:
-        """Delete the users that registered since the last call. Raises AssertionError if one is still there."""
+        """Delete the users that registered since the last call. Raise AssertionError if one could not be deleted."""
         users, self.users = self.users, {}
         if "deleteUser" in self.observer.lacking:
             return
         left = 0
         for credentials, is_registered in users.items():
-            if is_registered or not self.is_public:  # a wrong guess would be a failure that a public target counts
+            if is_registered or not self.is_public:  # a public target would count a wrong guess as a failure
                 client = BackupClient(self.base_url, self.secret, credentials, keyid=self.keyid, clock=self.now)
                 try:
                     left += client.delete_user().status_code not in (204, 401)
@@ -88,7 +89,7 @@ class Target:
 
 
 class TargetSession(CheckedSession):
-    """Learns from the exchanges which users there are; `meets_limits` says that an account's are met on purpose."""
+    """Learns from the exchanges which users exist. Set `meets_limits` if a test reaches account limits on purpose."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target.observer)
@@ -114,7 +115,7 @@ class TargetSession(CheckedSession):
 
 
 def limit_met(target: Target, method: str, path: str) -> None:
-    """End a test that met a limit which it should not have met."""
+    """End a test that reached a limit by accident."""
     operation = openapi.find_operation(method, path)
     names = ["FAILED_CREDENTIALS_PER_5_MINUTES"]
     if operation and operation.id == "registerUser":
@@ -122,11 +123,11 @@ def limit_met(target: Target, method: str, path: str) -> None:
     if operation and operation.id in ("storeBackup", "changeStorageKey"):
         names += ["BACKUPS_PER_HOUR", "BACKUPS_PER_DAY"]
     if target.is_public:
-        not_run(f"the target's limits are spent for now: {' or '.join(names)}")
+        not_run(f"the target's limits are used up for now: {' or '.join(names)}")
     pytest.fail(f"the target's limits are too low for the full profile: raise {' or '.join(names)}", pytrace=False)
 
 
-# ---- A target that was given -------------------------------------------------------------------------------
+# ---- A given target ----------------------------------------------------------------------------------------
 
 
 def app_secrets(text: str) -> list[tuple[str, str]]:
@@ -136,10 +137,10 @@ def app_secrets(text: str) -> list[tuple[str, str]]:
 
 
 def given_target(base_url: str, profile: str) -> Target:
-    """Return the target that --base-url names, with what the environment gives. Raises UsageError."""
+    """Return the target that --base-url names, with what the environment gives. Raise UsageError if it is unusable."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query or url.username:
-        raise pytest.UsageError("--base-url must be http://… or https://…, with a host and without path or user")
+        raise pytest.UsageError("--base-url must be http://… or https://…, with a host but without a path or a user")
     if not os.environ.get("APP_SECRET_KEY"):
         raise pytest.UsageError("--base-url needs the app's secret in APP_SECRET_KEY")
     (keyid, secret), *more = app_secrets(os.environ["APP_SECRET_KEY"])
@@ -156,12 +157,12 @@ def given_target(base_url: str, profile: str) -> Target:
 
 
 def check_target(base_url: str, profile: str) -> None:
-    """Raise UsageError unless the target can be reached, proven to, and tested as much as the profile wants."""
+    """Raise UsageError unless the target can be reached, accepts the secrets, and has the limits of the profile."""
     target = given_target(base_url, profile)
     try:
         document = requests.get(f"{target.base_url}/openapi.json", timeout=30, allow_redirects=False)
         if document.status_code != 200:
-            raise pytest.UsageError(f"the target's /openapi.json answers {document.status_code}: it has to be there")
+            raise pytest.UsageError(f"the target's /openapi.json gets {document.status_code}, but it must be there")
         target.observer = Observer(openapi.left_out(document.json()))
         check_secrets(target)
         check_admin_key_and_origin(target)
@@ -170,18 +171,18 @@ def check_target(base_url: str, profile: str) -> None:
     except requests.RequestException as error:
         raise pytest.UsageError(f"the target cannot be reached at {base_url}: {type(error).__name__}") from None
     except (ValueError, LookupError, TypeError):
-        raise pytest.UsageError("the target's answers are not those of openapi.yaml: is it a backup server?") from None
+        raise pytest.UsageError("the target's answers do not fit openapi.yaml: is it a backup server?") from None
 
 
 def a_client(target: Target, **options: Any) -> BackupClient:
-    """Return a client of a made-up user, whose answers are not held against the spec."""
+    """Return a client of a new user, without checks of its answers."""
     options = {"keyid": target.keyid, "secret": target.secret} | options
     return BackupClient(target.base_url, credentials=(secrets.token_hex(32), secrets.token_hex(32)), **options)
 
 
 def check_secrets(target: Target) -> None:
     for keyid, secret in [(target.keyid, target.secret), *([target.second_keyid] if target.second_keyid else [])]:
-        # A signature is looked at before anything else of a request to a path that is there.
+        # If the path exists, a server checks the signature before anything else.
         there = [each for each in openapi.OPERATIONS.values() if each.id not in target.observer.lacking]
         signed = next((each for each in there if each.signed), None)
         if signed is None:
@@ -196,7 +197,7 @@ def check_secrets(target: Target) -> None:
                 raise pytest.UsageError("the clocks of the target and of this machine are more than 300 s apart")
             case "rate_limited":
                 wait = answer.headers.get("Retry-After")
-                raise pytest.UsageError(f"FAILED_CREDENTIALS_PER_5_MINUTES is spent for this address: wait {wait} s")
+                raise pytest.UsageError(f"FAILED_CREDENTIALS_PER_5_MINUTES is used up for this address: wait {wait} s")
 
 
 def check_admin_key_and_origin(target: Target) -> None:
@@ -211,7 +212,7 @@ def check_admin_key_and_origin(target: Target) -> None:
 
 
 def check_raised_limits(target: Target) -> None:
-    """Try whether the limits were raised, those that a header tells first."""
+    """Raise UsageError unless the limits were raised. First check those that a header shows."""
     clients = [a_client(target) for _ in range(PROBES)]
     registered = []
     too_low: list[str] = []
@@ -248,7 +249,7 @@ def too_low_for_uploads(target: Target, client: BackupClient) -> list[str]:
 
 
 def too_few_kept(target: Target, client: BackupClient) -> list[str]:
-    """Stores, after the probe, as many versions as the contract's last ones, and counts those that are listed."""
+    """Store as many versions as the contract keeps, counting the probe. Return KEEP_VERSIONS if fewer are listed."""
     if {"storeBackup", "listBackupVersions"} & target.observer.lacking:
         return []
     last = int(KEPT["KEEP_VERSIONS"].partition(",")[0])

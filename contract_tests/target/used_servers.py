@@ -1,6 +1,6 @@
-"""The servers that a run uses, and what a failing test shows of them: the last exchanges, and what they logged.
+"""The servers that a run uses, and what a failing test shows about them: the last exchanges, and what they logged.
 
-Nothing that is made here holds a secret of these servers, a key, a signature or a blob.
+No text from this module contains a secret of these servers, a key, a signature or a blob.
 """
 
 import json
@@ -13,12 +13,12 @@ from contract_tests.target.process import ServerProcess
 from contract_tests.target.redaction import redacted
 from contract_tests.target.target import Target
 
-SHOWN_REQUESTS = 20  # the last lines about requests; what else is logged is rare and shown in full
-SHOWN_CHARACTERS = 20_000  # of what one server logged, the last ones
+SHOWN_REQUESTS = 20  # how many of the last lines about requests are shown; other lines are rare, and all are shown
+SHOWN_CHARACTERS = 20_000  # how many of the last characters of a server's log are shown
 
 
 class UsedServers:
-    """The servers of one pytest session. Those of the test that runs are told apart from those that tests share."""
+    """The servers of one pytest session: those of the current test, and those that tests share."""
 
     def __init__(self) -> None:
         self._shared: list[Target | ServerProcess] = []
@@ -26,7 +26,7 @@ class UsedServers:
         self._secrets: set[str] = set()
 
     def add(self, server: Target | ServerProcess, *, shared: bool = False) -> None:
-        """Take in a server, which several tests share or only the one that runs has."""
+        """Add a server that several tests share, or that only the current test has."""
         (self._shared if shared else self._own).append(server)
 
     def begin_test(self) -> None:
@@ -39,7 +39,7 @@ class UsedServers:
                 server.mark()
 
     def exchanges(self) -> list[dict[str, str]]:
-        """Return the last exchanges since the test began, the very last one first: "request" and "answer" as texts."""
+        """Return the last exchanges since the test began, the newest first. Each has "request" and "answer" as text."""
         exchanges = [exchange for server in self._shared + self._own for exchange in server.observer.last]
         exchanges.sort(key=lambda exchange: -exchange.at)
         secrets = self._secrets | self._current_secrets()
@@ -55,7 +55,7 @@ class UsedServers:
         return "\n".join(self.redacted(f"{process.base_url}\n{text}") for process, text in texts if text)
 
     def redacted(self, text: str) -> str:
-        """Return the text without secrets of any server of the session."""
+        """Return the text without the secrets of any server of the session."""
         return redacted(text, self._secrets | self._current_secrets())
 
     def _current_secrets(self) -> set[str]:
@@ -66,21 +66,21 @@ SERVERS = pytest.StashKey[UsedServers]()
 
 
 def log_text(process: ServerProcess) -> str:
-    """Return what a process has logged since its mark: the errors with their tracebacks, the last requests."""
+    """Return what a process has logged since its mark: errors with their tracebacks, and the last requests."""
     log, errors = process.since_mark()
     lines = log.splitlines()
     requests = [number for number, line in enumerate(lines) if '"event":"request"' in line.replace(" ", "")]
     left_out = set(requests[:-SHOWN_REQUESTS])
     shown = [readable(line) for number, line in enumerate(lines) if number not in left_out]
     if left_out:
-        shown.insert(0, f"… ({len(left_out)} requests before)")
+        shown.insert(0, f"… ({len(left_out)} earlier requests)")
     if errors.strip():
         shown += ["stderr:", errors.rstrip()]
     return "\n".join(shown)[-SHOWN_CHARACTERS:]
 
 
 def readable(line: str) -> str:
-    """Return a line of the log, its traceback, if it has one, below it."""
+    """Return a line of the log. If it has a traceback, put that below the line."""
     try:
         event = json.loads(line)
     except ValueError:
