@@ -767,7 +767,7 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Tell whether If-None-Match names this entity tag, by weak comparison (RFC 9110 sections 13.1.2 and 8.8.3.2)."""
+    """Return whether If-None-Match names this entity tag, by weak comparison (RFC 9110 sections 13.1.2 and 8.8.3.2)."""
     return if_none_match is not None and (
         if_none_match == "*" or etag in re.findall(r'(?:W/)?("[^"]*")', if_none_match)
     )
