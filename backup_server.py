@@ -137,7 +137,7 @@ class Settings:
         if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in origins):
             raise StartupError("ALLOWED_ORIGINS must be origins such as https://app.example, separated by commas.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
-            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2, the first at least 1.")
+            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(
             app_secrets=app_secrets,
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,

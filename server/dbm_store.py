@@ -46,7 +46,7 @@ from server.accounts import (
 from server.log import log
 
 FILE_FORMAT = b"2"
-FORMER_FORMAT = b"1"  # without checksums; the server reads it, and writes each record in the new format
+FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
 

@@ -150,7 +150,7 @@ def trials(faults: Iterable[str]) -> list[Trial]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="run only these faults, and show how they fail")
-    parser.add_argument("--quick", action="store_true", help="run a fault of each category, with its one known test")
+    parser.add_argument("--quick", action="store_true", help="run one fault per category with the test that catches it")
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
     parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
