@@ -137,7 +137,7 @@ class Settings:
         if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in origins):
             raise StartupError("ALLOWED_ORIGINS must be origins such as https://app.example, separated by commas.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
-            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2, the first at least 1.")
+            raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(
             app_secrets=app_secrets,
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
@@ -767,7 +767,7 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Tell whether If-None-Match names this entity tag, by weak comparison (RFC 9110 sections 13.1.2 and 8.8.3.2)."""
+    """Return whether If-None-Match names this entity tag, by weak comparison (RFC 9110 sections 13.1.2 and 8.8.3.2)."""
     return if_none_match is not None and (
         if_none_match == "*" or etag in re.findall(r'(?:W/)?("[^"]*")', if_none_match)
     )

@@ -46,7 +46,7 @@ from server.accounts import (
 from server.log import log
 
 FILE_FORMAT = b"2"
-FORMER_FORMAT = b"1"  # without checksums; the server reads it, and writes each record in the new format
+FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
 
@@ -224,7 +224,7 @@ class DbmStore(DbmReader, Store):
             if database.setdefault(b"format", FILE_FORMAT) not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             if database[b"format"] == FORMER_FORMAT:
-                database[b"format"] = FILE_FORMAT  # a server that knows only the former format cannot open it any more
+                database[b"format"] = FILE_FORMAT  # a server that knows only the former format can no longer open it
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
             address = f"{self.path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:

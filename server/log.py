@@ -25,7 +25,10 @@ class Log:
             sys.stdout.flush()
 
     def error(self, error: BaseException) -> None:
-        """Write the type of an error and where it was raised. If `debug` is set, add its message and traceback."""
+        """Write the type of an error and the innermost frames of its traceback.
+
+        If `debug` is set, add its message and its full traceback.
+        """
         frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
         details = {"message": str(error), "traceback": traceback.format_exception(error)} if self.debug else {}
         self(event="error", error=type(error).__name__, at=frames[-MOST_FRAMES:], **details)

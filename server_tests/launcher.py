@@ -1,8 +1,8 @@
-"""Starts the real server for a test: with a clock that can be moved and, if asked, with a fault.
+"""Start the real server for a test, with a clock that the test can move, and with faults.
 
-It is the command that contract_tests/target/process.py describes. The server's code is not changed: its one clock,
-`server.clock.now()`, is replaced, and the faults go into `dbm.sqlite3` beneath it. `backup_server` is imported from the
-first folder of PYTHONPATH that has it.
+This is the command that contract_tests/target/process.py describes. It does not change the server's code. It replaces
+the server's only clock, `server.clock.now()`, and puts faults into `dbm.sqlite3`, which the server uses. It imports
+`backup_server` from the first folder of PYTHONPATH that has it.
 """
 
 import argparse
@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-LENGTH = 100  # bytes that a file that steers the server has at most
+LENGTH = 100  # at most so many bytes are in a file that controls the server
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clock", type=Path, help="file with the offset in seconds, read at each call")
-    parser.add_argument("--frozen", type=float, help="Unix seconds at which time stands still, but for the offset")
+    parser.add_argument("--clock", type=Path, help="file with the offset in seconds; it is read at each call")
+    parser.add_argument("--frozen", type=float, help="stop the clock at this time in Unix seconds, plus the offset")
     parser.add_argument("--fault", type=Path, help=f"file with a fault's name, or none: {', '.join(FAULTS)}")
     parser.add_argument("--damage", type=Path, help="damage the stored backup that has this file's bytes, and exit")
     parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
-    parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for what is in flight")
+    parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for requests in progress")
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     arguments = parser.parse_args()
     if arguments.damage:
         damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
         return 0
-    import backup_server  # only now, as nothing else needs it
+    import backup_server  # only here, because nothing above needs it
     from server import clock, http_server
 
     if arguments.broken:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def settable_clock(file: Path, frozen: float | None) -> Callable[[], int]:
-    """Return a `now()` in milliseconds: the real time, or the frozen one, moved by the seconds that `file` holds."""
+    """Return a function `now()`. It returns the real or frozen time, plus the seconds in `file`, in milliseconds."""
     descriptor = os.open(file, os.O_RDONLY)
 
     def now() -> int:
@@ -71,7 +71,7 @@ def settable_clock(file: Path, frozen: float | None) -> Callable[[], int]:
 
 
 def storage_full() -> None:
-    """Raise what dbm.sqlite3 raises when the disk is full: SQLite's own error."""
+    """Raise the error that dbm.sqlite3 raises if the disk is full, with SQLite's own error."""
     database = sqlite3.connect(":memory:")
     database.execute("PRAGMA max_page_count = 1")
     try:
@@ -81,7 +81,7 @@ def storage_full() -> None:
 
 
 def unavailable() -> None:
-    """Raise what dbm.sqlite3 raises when the file cannot be used: SQLite's own error, from a directory."""
+    """Raise the error that dbm.sqlite3 raises if the file cannot be used, with SQLite's own error for a directory."""
     try:
         sqlite3.connect("/")
     except sqlite3.Error as exception:
@@ -89,13 +89,13 @@ def unavailable() -> None:
 
 
 def internal_error() -> None:
-    """Raise what nobody foresaw."""
+    """Raise an error that the server does not expect."""
     raise ZeroDivisionError("a fault put in on purpose")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and before which methods of a database's handle; "handler" stands for each operation."""
+    """What happens, and before which methods of a database connection. "handler" means every operation."""
 
     strike: Callable[[], None]
     before: tuple[str, ...]
@@ -111,12 +111,12 @@ FAULTS = {
 
 
 def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
-    """Make the database's handles and the operations fail as `file` says at each call: as in FAULTS, or not at all."""
+    """Make database connections and operations fail. At each call, `file` names the fault of FAULTS, or none."""
     descriptor = os.open(file, os.O_RDONLY)
     handle = dbm.sqlite3._Database
 
     def faulty(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)  # the server reads from its signature what a handler needs
+        @functools.wraps(method)  # the server reads from a handler's signature what it needs
         def call(*arguments: Any, **options: Any) -> Any:
             fault = os.pread(descriptor, LENGTH, 0).decode().strip()
             if fault and name in FAULTS[fault].before:
@@ -131,7 +131,7 @@ def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
 
 
 def slow_reads_down() -> None:
-    """Wait before each blob is read: time enough for its slot to be overwritten."""
+    """Wait before each read of a blob, long enough for its slot to be overwritten."""
     handle = dbm.sqlite3._Database
     read = handle.__getitem__
 
@@ -143,7 +143,7 @@ def slow_reads_down() -> None:
 
 
 def damage(database: Path, blob: bytes) -> None:
-    """Flip the lowest bit of a stored blob's last byte, wherever the file has it."""
+    """Flip the lowest bit of a stored blob's last byte. Find the blob by its bytes."""
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         ((key, value),) = connection.execute("SELECT key, value FROM Dict WHERE instr(value, ?)", (blob,)).fetchall()
         value = value.replace(blob, blob[:-1] + bytes([blob[-1] ^ 1]))

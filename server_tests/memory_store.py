@@ -1,4 +1,4 @@
-"""A second store, in memory: it shows how little a store needs to know, and what `server/accounts.py` asks of it."""
+"""A second store, in memory. It shows how little a store needs to know, and what `server/accounts.py` requires."""
 
 import contextlib
 import threading
@@ -8,7 +8,7 @@ from server.accounts import Account, Deleted, HeldAccount, Record, Stats, Store,
 
 
 class MemoryStore(Store):
-    """Accounts in a dictionary. Everything is gone with the process."""
+    """Accounts in a dictionary. They are gone when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class MemoryStore(Store):
         pass
 
     def _keep(self, user_id: str, record: Record, data: dict[Version, bytes]) -> None:
-        """Replace an account's record. Of its versions keep those that the record names."""
+        """Replace an account's record. Keep only the versions that the record names."""
         kept = record.versions if isinstance(record, Account) else ()
         before = {key: blob for key, blob in self._data.items() if key[0] != user_id or key[1] in kept}
         self._data = before | {(user_id, version): blob for version, blob in data.items()}

@@ -1,10 +1,10 @@
-"""Shows that the tests find what they are for: runs them against servers that are broken on purpose.
+"""Run the tests against servers that are broken on purpose, to show that the tests find what they should find.
 
-For each fault of broken/, and each requirement that it breaks, the tests that name this requirement run against a
-server with this fault until one of them fails. Prints a table of what was caught by which test. The exit code is 1
-if anything was not caught, or if one of those tests fails on the healthy server, too.
+For each fault of broken/, and for each requirement that it breaks, run the tests that name this requirement against a
+server with this fault, until one of them fails. Then print a table of which test caught what. The exit code is 1 if
+anything was not caught, or if one of those tests fails on the healthy server, too.
 
---quick takes a fault of each category and only the test that is known to catch it.
+--quick runs one fault of each category, and only the test that is known to catch it.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from server_tests.broken import FAULTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
-LONGEST = 300  # seconds that the tests of one requirement may take
-OF_THIS_SERVER = "of this server"  # stands for the requirement of a fault that no client can see
-# A fault of each category, and the test that is known to catch it.
+LONGEST = 300  # how many seconds the tests of one requirement may take
+OF_THIS_SERVER = "of this server"  # shown instead of a requirement if no client can see the fault
+# At least one fault of each category, and the test that is known to catch it.
 QUICK = {
     "any-signature-is-accepted": "contract_tests/test_signature.py::test_no_other_profile_is[the wrong secret]",
     "anyone-reads": "contract_tests/test_isolation.py::test_a_stranger_can_do_nothing",
@@ -51,7 +51,7 @@ QUICK = {
 
 
 class Collector:
-    """A pytest plugin that keeps which tests name which requirement."""
+    """A pytest plugin that collects which tests name which requirement."""
 
     def __init__(self) -> None:
         self.tests: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ class Collector:
 
 
 def collect() -> dict[str, list[str]]:
-    """Return the node ids of the contract's tests, by requirement."""
+    """Return the node ids of the contract tests, by requirement."""
     collector, output = Collector(), io.StringIO()
     with contextlib.redirect_stdout(output):
         status = pytest.main(["--collect-only", "-q", str(REPOSITORY / "contract_tests")], plugins=[collector])
@@ -74,21 +74,21 @@ def collect() -> dict[str, list[str]]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
-    """This file as a plugin of the runs that it starts: the first test that fails ends the run.
+    """End a run at the first test that fails. (The runs that this file starts load it as a plugin.)
 
-    A test whose set-up or tear-down fails has not found anything, nor one that was about another requirement then.
+    A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then.
     """
-    from contract_tests.suite.plugin import ABOUT  # which pytest has loaded by now
+    from contract_tests.suite.plugin import ABOUT  # pytest has loaded it before
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
     if report.when == "call" and report.failed and requirement in [None, *item.stash.get(ABOUT, [requirement])]:
-        item.session.shouldstop = f"failed: {item.nodeid}"  # which pytest prints between exclamation marks
+        item.session.shouldstop = f"failed: {item.nodeid}"  # pytest prints it between exclamation marks
     return report
 
 
 def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
-    """Run tests, by node id, until one fails; return pytest's exit code, the test that failed, and the output."""
+    """Run tests, by node id, until one fails. Return pytest's exit code, the test that failed, and the output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CONTRACT_")} | environ
     environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest starts four times as fast
     with tempfile.NamedTemporaryFile("w") as arguments:
@@ -99,14 +99,14 @@ def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
         try:
             done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=LONGEST)
         except subprocess.TimeoutExpired:
-            return -1, "", f"took more than {LONGEST} s"
+            return -1, "", f"the tests took more than {LONGEST} s"
     failed = re.search("failed: (.+) !+$", done.stdout, re.MULTILINE)
     return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
 
 
 @dataclass
 class Trial:
-    """A fault, and one of the requirements that it breaks; then what became of it."""
+    """A fault, one of the requirements that it breaks, and the result of the run."""
 
     fault: str
     requirement: str
@@ -130,7 +130,7 @@ class Trial:
 
 
 def quick_trial(fault: str) -> Trial:
-    """Return the trial of one of QUICK."""
+    """Return the trial of a fault in QUICK."""
     requirement, *_ = *FAULTS[fault].requirements, OF_THIS_SERVER
     return Trial(fault, requirement, [QUICK[fault]])
 
@@ -149,10 +149,10 @@ def trials(faults: Iterable[str]) -> list[Trial]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("faults", nargs="*", metavar="FAULT", help="run these faults alone, and show how they fail")
-    parser.add_argument("--quick", action="store_true", help="a fault of each category, by the test that catches it")
-    parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many run at a time (2)")
-    parser.add_argument("--list", action="store_true", help="say what the faults are, and run nothing")
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="run only these faults, and show how they fail")
+    parser.add_argument("--quick", action="store_true", help="run one fault per category with the test that catches it")
+    parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
+    parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
     if unknown := set(arguments.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list shows them")

@@ -1,9 +1,9 @@
 """Start the server for development, with a secret of its own: `tox run -e serve`.
 
-The secret is made at the first start and kept in data/app-secret (outside version control, readable by its
-owner alone), so that accounts made today still answer to the same app tomorrow. APP_SECRET_KEY, if set,
-takes its place. DEBUG is 1 unless it is set, so that the log keeps the messages and tracebacks of errors.
-Every other setting reaches the server as it is in the environment.
+The first start makes the secret and keeps it in data/app-secret, so that accounts made today still work with the same
+app tomorrow. The file is outside version control, and only its owner can read it. If APP_SECRET_KEY is set, it replaces
+this secret. DEBUG is 1 unless it is set, so that the log keeps the messages and tracebacks of errors. Every other
+setting reaches the server unchanged from the environment.
 """
 
 import os
@@ -16,7 +16,7 @@ SECRET_FILE = Path("data/app-secret")  # relative to ROOT, as is the server's ow
 
 
 def main() -> None:
-    """Say what to try next, then become the server: signals and the exit status are its own."""
+    """Print what to try next, then become the server, which gets the signals and gives the exit status."""
     os.chdir(ROOT)
     if not os.environ.get("APP_SECRET_KEY"):
         os.environ["APP_SECRET_KEY"] = development_secret(SECRET_FILE)
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def development_secret(path: Path) -> str:
-    """Return the secret kept at `path`, 43 random characters; make it there if there is none."""
+    """Return the secret in the file at `path`, 43 random characters. If there is no such file, make one."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -38,7 +38,7 @@ def development_secret(path: Path) -> str:
 
 
 def next_steps(port: str) -> str:
-    """Return what to type in a second terminal. (What a `port` of 0 became, the server prints itself.)"""
+    """Return what to type in a second terminal. (If `port` is 0, the server itself prints the real port.)"""
     base_url = f"http://127.0.0.1:{port if port != '0' else 'PORT'}"
     tox = ".venv/bin/tox" if Path(".venv/bin/tox").exists() else "tox"
     return f"""\

@@ -1,4 +1,4 @@
-"""The interface of a store, on each store there is; and records as bytes."""
+"""The interface of a store, tested on each store, and records as bytes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def test_versions_are_kept_as_long_as_the_record_names_them(store):
     assert store.find(USER) == Account(ACCOUNT.created_at, KEY, versions=tuple(versions[-2:]))
     assert [store.data(USER, version) for version in versions] == [None, None, b"data 3", b"data 4"]
     assert store.data(OTHER, versions[-1]) is None
-    assert store.data(USER, version_of(b"data 4", 3)) is None  # of that number another was stored
+    assert store.data(USER, version_of(b"data 4", 3)) is None  # another version with this number was stored
 
 
 def test_nothing_of_a_deleted_account_comes_back(store):
@@ -78,7 +78,7 @@ def test_a_block_that_fails_changes_nothing(store):
     with pytest.raises(ZeroDivisionError), store.account(USER):
         raise ZeroDivisionError
     assert store.find(USER) == ACCOUNT
-    append(store, b"data")  # and the account is not held any more
+    append(store, b"data")  # the account is no longer held
 
 
 def test_counts(store):
@@ -95,7 +95,7 @@ def test_counts(store):
 
 
 def test_a_reader_beside_the_server(tmp_path):
-    """It sees what is committed at each moment, and nothing that it does needs the writer or its lock."""
+    """A reader sees what is committed at each moment. It needs neither the writer nor its lock."""
     store = DbmStore(tmp_path / "backup.db", 601)
     reader = DbmReader(tmp_path / "backup.db")
     try:

@@ -1,6 +1,6 @@
-"""The quick form of the gallery: a broken server of each category is caught, so that nobody refactors past it.
+"""The quick form of the gallery: the tests catch a broken server of each category, so that nobody refactors past it.
 
-`python -m server_tests.run_broken` tries all of them, by all tests of the requirements that they break.
+`python -m server_tests.run_broken` runs all of them, with all tests of the requirements that they break.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from server_tests.run_broken import QUICK, quick_trial
 @pytest.mark.parametrize("fault", QUICK)
 def test_a_broken_server_is_caught(request, fault):
     if request.config.getoption("--base-url"):
-        pytest.skip("not run: it is about servers started here, and --base-url names another's")
+        pytest.skip("not run: it is about servers that the run starts, but --base-url names another server")
     trial = quick_trial(fault).run()
     assert trial.caught_by.startswith(QUICK[fault]), trial.output
 

@@ -1,4 +1,4 @@
-"""The reference client against the vectors, and both against http-message-signatures, which is not ours."""
+"""The reference client, checked with the vectors. An independent library, http-message-signatures, checks both."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ from clients.python.backup_client import BackupClient, Keys, SignatureAuth
 from server_tests import vectors
 from server_tests.vectors import FIXTURES, KINDS, VectorError, Vectors
 
-# Of each group, as parameters of a test; the id of a failing case is its tcId.
+# The cases of each group, as parameters of a test. The id of a failing case is its tcId.
 
 
 def each(kind: str, group_type: str, result: str | None = None) -> Any:
@@ -133,7 +133,7 @@ def header_lines(case: Vectors) -> list[tuple[str, str]]:
 
 
 def verdict(group: Vectors, case: Vectors) -> str | None:
-    """Return the code of the problem that a request is answered with, or None: the rules, in their order."""
+    """Return the code of the problem that a request must get, or None. This applies the rules in their order."""
     values = {name: [value for other, value in header_lines(case) if other == name] for name in FOUR}
     if not all(values.values()):
         return "signature_missing"
@@ -212,7 +212,7 @@ def test_request_refused(group: Vectors, case: Vectors) -> None:
 def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable[..., Any]) -> None:
     server = start_server(
         APP_SECRET_KEY=group["appSecretKey"],
-        FAILED_CREDENTIALS_PER_5_MINUTES=1000,  # what is accepted may be of a deleted user
+        FAILED_CREDENTIALS_PER_5_MINUTES=1000,  # an accepted signature may belong to a deleted user
         frozen=group["serverTime"],
     )
     address = urlsplit(server.base_url).netloc
@@ -228,7 +228,7 @@ def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable
 
 
 def exchange(address: str, case: Vectors) -> tuple[int, dict[str, Any]]:
-    """Send a request just as the case has it; return status and JSON, if there is some."""
+    """Send a request exactly as in the case. Return the status, and the JSON if there is any."""
     body = case["body"].encode()
     connection = HTTPConnection(address, timeout=30)
     connection.putrequest(case["method"], case["path"], skip_accept_encoding=True)
@@ -245,7 +245,7 @@ def exchange(address: str, case: Vectors) -> tuple[int, dict[str, Any]]:
 
 
 class VerifierWithoutClock(HTTPMessageVerifier):
-    """The cases' clock stands still, the library's does not; expiry is the server's matter."""
+    """The cases' clock stands still, but the library's clock runs. The server checks the expiry."""
 
     def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
         pass
@@ -292,7 +292,7 @@ def test_oracle_signs_the_same(group: Vectors, case: Vectors) -> None:
 
 @each("signing", "Request", "invalid")
 def test_oracle_refuses_what_is_of_the_profile(group: Vectors, case: Vectors) -> None:
-    """What breaks a rule of the profile alone is good by RFC 9421; that is for `verdict` to see."""
+    """A signature that breaks only a rule of the profile is valid by RFC 9421. `verdict` must find such a case."""
     if "signatureBase" not in case or case["code"] == "signature_expired":
         return
     with pytest.raises(InvalidSignature):
@@ -301,7 +301,7 @@ def test_oracle_refuses_what_is_of_the_profile(group: Vectors, case: Vectors) ->
 
 @pytest.mark.parametrize("body", [None, b"", b'{"data":"AA=="}', "text é"])
 def test_signature_auth_signs_what_is_sent(body: bytes | str | None) -> None:
-    """On a prepared request, with the path as `requests` has encoded it."""
+    """Check the library on a prepared request, with the path as `requests` has encoded it."""
     auth = SignatureAuth("ab" * 32, "cd" * 32, "s" * 32, "k", clock=lambda: 1_767_225_600.9)
     url = "https://backup.example/api/backup/versions/a b/../é%2f?x=1"
     request = requests.Request("PUT", url, data=body, auth=auth).prepare()
@@ -332,7 +332,7 @@ def test_a_keyid_that_cannot_be_one(keyid: str) -> None:
         backup_client.signature_params(keyid, 0)
 
 
-# ---- What the client makes of an answer --------------------------------------------------------------------
+# ---- How the client reads an answer ------------------------------------------------------------------------
 
 
 def answer(status: int, content_type: str, body: bytes) -> requests.Response:

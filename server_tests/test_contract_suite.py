@@ -1,6 +1,6 @@
-"""The contract tests as a program: what they do with a fault of their own, and with a target that is not right.
+"""The contract tests as a program: what they do if a test is wrong, and if a target is wrong.
 
-Each run is pytest in a process of its own, on a copy of the harness with a few small tests, or on the tests themselves.
+Each run is a pytest process, on a copy of the harness with a few small tests, or on the contract tests themselves.
 """
 
 import json
@@ -88,7 +88,7 @@ Suite = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
-    """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, within a copy of the harness."""
+    """`suite(tests, *arguments, **environ)` runs these tests, the text of a module, in a copy of the harness."""
     directory = tmp_path / "contract_tests"
     shutil.copytree(CONTRACT_TESTS, directory, ignore=shutil.ignore_patterns("test_*.py", "__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
@@ -136,7 +136,7 @@ def test_a_test_with_a_wrong_mark_fails_the_run(suite, tests, says):
     done = suite(PASSES + tests)
     assert (done.returncode, says in text(done)) == (pytest.ExitCode.USAGE_ERROR, True)
     assert "passed" not in done.stdout
-    # Where the tests are collected by others, it fails itself.
+    # If workers collect the tests, the test itself fails.
     done = suite(PASSES + tests, "-n", "1")
     assert (done.returncode, says in text(done)) == (pytest.ExitCode.TESTS_FAILED, True)
 
@@ -221,7 +221,7 @@ def test_a_timestamp_has_all_its_digits():
 
 
 def of(server: Any, **more: str) -> dict[str, str]:
-    """Return the environment that gives a run this target."""
+    """Return the environment that a run against this target needs."""
     return {"CONTRACT_BASE_URL": server.base_url, "APP_SECRET_KEY": server.environ["APP_SECRET_KEY"], **more}
 
 
@@ -278,7 +278,7 @@ def test_what_was_not_given_is_not_run_and_not_passed(suite, start_server):
 
 @pytest.mark.parametrize("absent", ["listBackupVersions", "getAdminStats"])
 def test_a_target_without_an_operation(start_server, tmp_path, absent):
-    """It leaves it out of its /openapi.json: what needs it is skipped, all else is tested."""
+    """The target leaves it out of its /openapi.json. Tests that need it are skipped, and all others run."""
     text = SERVER.read_text().replace("\nif __name__", f'\ndel HANDLERS["{absent}"]\n\nif __name__')
     copy_server(tmp_path).write_text(text)
     document = (SERVER.parent / "openapi.yaml").read_text()
@@ -296,7 +296,7 @@ def test_a_target_without_an_operation(start_server, tmp_path, absent):
 
 
 def test_the_public_profile_stays_inside_the_limits_of_the_contract(start_server):
-    server = start_server(ALLOWED_ORIGINS="https://app.example")  # twice, as the limits are those of an hour
+    server = start_server(ALLOWED_ORIGINS="https://app.example")  # the limits are for an hour, so run it twice
     given = of(server, ADMIN_SECRET_KEY=server.admin_key, CONTRACT_ORIGIN="https://app.example")
     for _ in range(2):
         done = pytest_run(REPOSITORY, CONTRACT_TESTS, "-q", "--profile", "public", **given)
@@ -335,7 +335,7 @@ def test_a_report_shows_what_happened_and_nothing_private(suite, start_server, t
             assert not re.search(r"app=:[A-Za-z0-9+/]{6}", shown)
             assert "YSBibG9iIHRoYXQ" not in shown and "YW5vdGhlciBibG9i" not in shown
             assert "ab" * 32 not in shown
-        assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)  # it needs nothing else
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)  # the page needs no other file
 
 
 FAULTY = """
@@ -361,7 +361,7 @@ def test_a_failing_test_shows_the_servers_side(suite, workers):
     _, exchanges, log = re.split("-+ the (?:last exchanges|servers' log since the test began) -+", done.stdout)
     assert "curl --include --path-as-is --request GET" in exchanges and "internal_error" in exchanges
     assert "ZeroDivisionError" in log and "/health" in log
-    assert "/api/register" not in log  # it was in the test before
+    assert "/api/register" not in log  # that was in the test before
 
 
 def test_a_traceback_stands_below_its_line():

@@ -1,4 +1,4 @@
-"""A damaged record is told apart from a wrong password, and a file of the former format is read."""
+"""A damaged record never looks like a wrong password. A file in the former format can still be read."""
 
 import contextlib
 import dbm.sqlite3
@@ -17,7 +17,7 @@ BLOB, OTHER_BLOB = b"a backup", b"another backup"
 
 
 def flip_a_bit(database: Path, key: str, bit: int) -> None:
-    """Flip one bit of a value, counted from its beginning, of a server that is stopped."""
+    """Flip one bit of a stored value while the server is stopped. Bits are counted from the beginning of the value."""
     with contextlib.closing(dbm.sqlite3.open(database, "w")) as file:
         value = bytearray(file[key.encode()])
         value[bit // 8 % len(value)] ^= 1 << bit % 8
@@ -26,7 +26,7 @@ def flip_a_bit(database: Path, key: str, bit: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
-    """Every operation of this account is a logged 500, whatever the key. Others are served."""
+    """Every operation of this account gets a logged 500, with any key. Other accounts still work."""
     server = start_server()
     user, other = server.client(), server.client()
     for each in (user, other):
@@ -59,7 +59,7 @@ def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
 
 
 def former(record: dict[str, Any]) -> bytes:
-    """A record as the former format had it: JSON alone, with the slot in each version."""
+    """Return a record in the former format: only JSON, with the slot in each version."""
     record = {name: value for name, value in record.items() if name not in ("format", "slotsUsed")}
     slots = record.pop("slots")
     versions = [version | {"slot": slot} for version, slot in zip(record["versions"], slots, strict=True)]
@@ -89,7 +89,7 @@ def test_a_file_of_the_former_format_is_read(start_server):
     assert (third.status_code, third.json()["version"]) == (201, 3)
     server.stop()
     with contextlib.closing(dbm.sqlite3.open(server.database, "r")) as file:
-        assert file[b"format"] == b"2"  # so that a server that knows the former alone refuses it
+        assert file[b"format"] == b"2"  # a server that knows only the former format refuses it
         account, members = from_bytes(user.credentials[0], file[user_key])
         assert [version.number for version in account.versions] == [1, 2, 3]
         assert members["slotsUsed"] == 3

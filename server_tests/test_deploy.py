@@ -1,7 +1,7 @@
-"""What is deployed: the image, fly.toml, the pinned requirements and what the README promises about them.
+"""What is deployed: the image, fly.toml, the pinned requirements, and what the README promises about them.
 
-Neither Docker nor flyctl is needed: the files are read, held against each other and against the server, and
-the image's command is run on the image's files.
+The tests need neither Docker nor flyctl. They read the files, compare them with each other and with the server, and run
+the image's command on the image's files.
 """
 
 import ast
@@ -34,7 +34,7 @@ SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 TOX = configparser.ConfigParser(interpolation=None)
 TOX.read(ROOT / "tox.ini")
 SET_BY_FLY = {"FLY_APP_NAME"}
-NOT_OF_THE_CONTRACT = {"DEBUG"}  # what the server logs is its own business
+NOT_OF_THE_CONTRACT = {"DEBUG"}  # the contract does not say what a server logs
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def arguments(instruction: str) -> list[str]:
-    """Return what follows each `instruction` of the Dockerfile, in order."""
+    """Return the arguments of each `instruction` of the Dockerfile, in order."""
     return [rest for name, rest in dockerfile() if name == instruction]
 
 
@@ -54,12 +54,12 @@ def image_environment() -> dict[str, str]:
 
 
 def copied_files() -> list[str]:
-    """Return the files and directories/ that are copied from the checkout, by the build stage or into the image."""
+    """Return the files and directories/ that the build stage or the image copies from the checkout."""
     return [name for rest in arguments("COPY") if not rest.startswith("--from") for name in rest.split()[:-1]]
 
 
 def image_files() -> list[str]:
-    """Return the files and directories/ of the checkout that the image itself holds."""
+    """Return the files and directories/ of the checkout that are in the image itself."""
     return [name for name in copied_files() if name != "reference/"]
 
 
@@ -114,7 +114,7 @@ def test_the_image_sets_documented_variables_and_no_secret():
 
 
 def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
-    """The image without Docker: its files in an empty directory, its CMD, its ENV but path and address."""
+    """Run the image without Docker: its files in an empty directory, its CMD, and its ENV except path and address."""
     for name in image_files():
         if name.endswith("/"):
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -192,7 +192,7 @@ def test_fly_leaves_time_for_a_graceful_stop():
 
 
 def requirements(lock: str) -> dict[str, str]:
-    """Return {name: version} of a lock; a line that is neither pin nor hash nor comment fails."""
+    """Return {name: version} of a lock file. Fail at a line that is not a pin, a hash or a comment."""
     pins, hashed = {}, set()
     for line in (REQUIREMENTS / lock).read_text().splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -207,7 +207,7 @@ def requirements(lock: str) -> dict[str, str]:
 
 
 def wanted(name: str) -> set[str]:
-    """Return the requirements that a .in file names, in the lower case of the locks."""
+    """Return the requirements that a .in file names, in lowercase as in the lock files."""
     lines = [line.partition("#")[0].strip() for line in (REQUIREMENTS / name).read_text().splitlines()]
     return {re.split(r"[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith("-")}
 
@@ -226,7 +226,7 @@ def test_the_linter_is_one_version_everywhere():
 
 
 def test_waitress_is_pinned_where_a_person_chooses_its_version():
-    """The server builds on parts of it that may change without notice."""
+    """The server uses parts of waitress that may change without notice."""
     assert re.search(r"^waitress==[\d.]+$", (REQUIREMENTS / "server.in").read_text(), re.MULTILINE)
 
 
@@ -267,7 +267,7 @@ def test_the_locks_record_no_registry_and_no_path_of_the_machine_that_made_them(
 
 
 def section(title: str) -> str:
-    """Return the README's text under a heading, up to the next one of that level."""
+    """Return the README's text under a heading, up to the next heading of the same level."""
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)[1]
 
 
@@ -311,7 +311,7 @@ def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_
     names = {text for text in texts if isinstance(text, str) and re.fullmatch("[A-Z]+(_[A-Z0-9]+)*", text)}
     specified = SPEC["x-settings"].keys() | SPEC["x-configurable-limits"].keys()
     assert names - SET_BY_FLY == documented_variables() == specified | NOT_OF_THE_CONTRACT
-    assert text.count("os.environ") == 1 and "getenv" not in text  # nothing reads it but Settings
+    assert text.count("os.environ") == 1 and "getenv" not in text  # only Settings reads the environment
     assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
 
 
@@ -325,7 +325,7 @@ def test_the_layout_in_the_readme_is_the_one_on_disk():
 
 
 def test_the_documents_name_files_that_exist():
-    """A path in backticks or a link in CONTRIBUTING.md, SECURITY.md or CHANGELOG.md leads somewhere."""
+    """Each path in backticks and each link in CONTRIBUTING.md, SECURITY.md and CHANGELOG.md exists."""
     for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text()
         paths = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|yaml|toml|ini))`", text)

@@ -1,7 +1,7 @@
-"""Every example in openapi.yaml is true: each exchange that it documents is made, and that answer comes back.
+"""Every example in openapi.yaml is true. The tests send each documented request, and the documented answer comes back.
 
-The clock stands still at the examples' time. ROWS says for each example what has happened before and how the request
-departs from the documented one; an example without a row fails, and so does a row without an example.
+The clock stands still at the examples' time. For each example, ROWS says what has happened before, and how the request
+differs from the documented one. An example without a row fails, and so does a row without an example.
 """
 
 import base64
@@ -32,7 +32,7 @@ PROBLEMS: dict[str, tuple[int, str]] = problems()
 
 @dataclass(frozen=True)
 class Example:
-    """One documented answer: of an operation, with a status, and with a body unless there is none."""
+    """One documented answer: its operation, its status, and its body if it has one."""
 
     operation: openapi.Operation
     status: str
@@ -60,7 +60,7 @@ EXAMPLES = list(examples())
 
 
 def documented_upload(operation_id: str, name: str = "") -> dict[str, str]:
-    """Return the request body that an operation shows, the first if there are several."""
+    """Return the example of an operation's request body, the first if there are several."""
     operation = openapi.OPERATIONS[operation_id]
     (content,) = SPEC["paths"][operation.path][operation.method.lower()]["requestBody"]["content"].values()
     if "example" in content:
@@ -77,7 +77,7 @@ def header_example(operation_id: str, status: str, name: str) -> str:
 
 @dataclass
 class Scene:
-    """A server, and a user of it whom nobody else knows."""
+    """A server, and a user that no other test uses."""
 
     server: ServerProcess
     credentials: tuple[str, str] = field(default_factory=lambda: (secrets.token_hex(32), secrets.token_hex(32)))
@@ -130,18 +130,18 @@ def failed_too_often(scene: Scene) -> None:
 
 
 def damaged(scene: Scene) -> None:
-    blob = secrets.token_bytes(43)  # another than the documented one, which others have stored, too
+    blob = secrets.token_bytes(43)  # not the documented blob, because other rows have stored that
     registered(scene)
     scene.store({"data": base64.b64encode(blob).decode()})
     scene.server.damage(blob)
 
 
-# ---- How the request departs from the documented one ---------------------------------------------------------
+# ---- How the request differs from the documented one ---------------------------------------------------------
 
 
 @dataclass
 class Call:
-    """What is sent; as it stands, just what the document asks for."""
+    """The request to send. Without changes, it is exactly the documented one."""
 
     scene: Scene
     operation: openapi.Operation
@@ -228,16 +228,16 @@ patched = change(method="PATCH")
 # ---- The rows ----------------------------------------------------------------------------------------------
 
 ORIGIN = header_example("getHealth", "200", "Access-Control-Allow-Origin")
-# Other tests' failures and registrations, all at the same moment, shall not count.
+# All tests send at the same moment. Failures and registrations of other tests must not count.
 USUAL = {"FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000, "REGISTRATIONS_PER_HOUR": 1_000_000, "ALLOWED_ORIGINS": ORIGIN}
 ONE_FAILURE = USUAL | {"FAILED_CREDENTIALS_PER_5_MINUTES": 1}
 NO_ADMIN_KEY = USUAL | {"ADMIN_SECRET_KEY": None}
-NEW_SERVER = USUAL | {"BACKUPS_PER_DAY": 20}  # the default; for a server of the row's own
+NEW_SERVER = USUAL | {"BACKUPS_PER_DAY": 20}  # for rows that need a server of their own; 20 is the default
 
 
 @dataclass(frozen=True)
 class Row:
-    """How to come by a documented answer: what happens first, what becomes of the documented request, where."""
+    """How to get a documented answer: what happens first, how the request is changed, and on which server."""
 
     before: Callable[[Scene], None] = lambda _: None
     sent: Change = lambda _: None
@@ -245,9 +245,9 @@ class Row:
     fault: str | None = None
 
 
-UNREACHABLE = None  # only the table of problems can be asked
+UNREACHABLE = None  # no request gets this answer, so only the table of problems is compared
 
-ROWS: dict[str, Row | None] = {  # by operation, status, name of the example; * stands for any operation without a row
+ROWS: dict[str, Row | None] = {  # by operation, status and name of the example; * means each operation without a row
     "registerUser 201": Row(),
     "registerUser 200": Row(registered),
     "storeBackup 201": Row(registered),
@@ -321,7 +321,7 @@ def test_each_answer_with_content_has_an_example() -> None:
 
 @pytest.fixture(scope="module")
 def servers(start_shared_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
-    """The server with these settings, frozen in the examples' time; started once."""
+    """Return the server with these settings, frozen at the examples' time. It is started once."""
     started: dict[str, ServerProcess] = {}
 
     def server(settings: Mapping[str, Any]) -> ServerProcess:
@@ -334,7 +334,7 @@ def servers(start_shared_server: Callable[..., ServerProcess]) -> Callable[..., 
 
 
 def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerProcess]) -> raw.Answer:
-    """Send a row's request, after what has to happen before it; return the answer."""
+    """Do what must happen before a row's request, then send it. Return the answer."""
     scene = Scene(servers(row.server))
     row.before(scene)
     call = Call(scene, operation)
@@ -346,12 +346,12 @@ def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerPr
         scene.server.fault = None
 
 
-NOT_FIXED = {"X-Request-Id"}  # another one in each answer
-WHERE_HEADERS_ARE_AS_SHOWN = {  # elsewhere they depend on what happened before, or on the path
+NOT_FIXED = {"X-Request-Id"}  # different in each answer
+WHERE_HEADERS_ARE_AS_SHOWN = {  # in other answers, they depend on earlier requests or on the path
     "RateLimit": {"storeBackup 201", "storeBackup 200"},
     "Retry-After": {"storeBackup 429 uploads", "changeStorageKey 429 uploads", "registerUser 409 recently_deleted"},
     "Allow": {"storeBackup default method_not_allowed", "fetchBackup default method_not_allowed"},
-    # Headers that are too large are not read, and so the Origin is not known.
+    # The server does not read headers that are too large, so it does not know the Origin.
     "Access-Control-Allow-Origin": {str(example) for example in EXAMPLES if example.status != "431"},
 }
 
@@ -373,7 +373,7 @@ def test_the_documented_answer_comes_back(example: Example, servers: Callable[..
 
 
 def check_body(example: Example, answer: raw.Answer) -> None:
-    """Check that the body is as documented, but for what cannot be: bytes on the disk, this document in itself."""
+    """Check that the body is as documented, except for bytes on the disk and for this document inside itself."""
     if example.body is None:
         assert answer.body == b""
     elif str(example) == "getAdminStats 200":
@@ -405,7 +405,7 @@ def test_the_documented_uploads_are_accepted(name: str, servers: Callable[..., S
 
 
 def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -> None:
-    """Just as the prose prints it: its body and its four headers."""
+    """Send exactly the request that the prose prints: its body and its four headers."""
     server = servers(USUAL)
     keys = backup_client.derive_keys(USERNAME, PASSWORD)
     assert server.client(keys).register_user().status_code == 201
@@ -422,7 +422,7 @@ def test_the_worked_request_is_accepted(servers: Callable[..., ServerProcess]) -
 
 
 def block(after: str) -> str:
-    """Return the first fenced block of the prose after these words."""
+    """Return the first fenced block of the prose after this text."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
@@ -431,7 +431,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def recomputed() -> set[str]:
-    """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, a signature."""
+    """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, signatures."""
     keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
     master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
     blobs = [
@@ -450,7 +450,7 @@ def recomputed() -> set[str]:
 
 
 def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
-    """A value that looks derived and is none of those fails, wherever it stands in the file."""
+    """Any value in the file that looks derived must be one of these."""
     text = openapi.SPEC_BYTES.decode()
     shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
     assert shown - recomputed() == set()
@@ -471,7 +471,7 @@ def members(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def test_examples_within_schemas_are_those_of_the_exchanges() -> None:
-    """Each property's own example stands in a documented body, too; and those have been compared."""
+    """Each example of a property is also in a documented body, and the tests above compare those bodies."""
     bodies = [example.body for example in EXAMPLES if example.body is not None]
     bodies += [documented_upload("storeBackup", "first"), documented_upload("storeBackup", "next")]
     bodies.append(documented_upload("changeStorageKey"))

@@ -13,7 +13,7 @@ from server_tests.vectors import Vectors
 
 STORIES = vectors.load("exchanges")["testGroups"]
 EXCHANGES = [test for story in STORIES for test in story["tests"]]
-NOT_BY_A_REQUEST = {"internal_error", "backup_damaged", "unavailable", "storage_full"}  # the disk has to fail
+NOT_BY_A_REQUEST = {"internal_error", "backup_damaged", "unavailable", "storage_full"}  # the disk must fail
 
 
 @pytest.mark.parametrize("story", [pytest.param(story, id=story["comment"]) for story in STORIES])
@@ -32,7 +32,7 @@ def request_bytes(test: Vectors) -> bytes:
 
 
 def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
-    """Yield where an answer departs from what the file says of it; what the file does not say may be anything."""
+    """Yield where an answer differs from the file. What the file does not mention may be anything."""
     if answer.status != expected["status"]:
         yield f"status is {answer.status}, not {expected['status']}: {answer.text[:300]}"
         return
@@ -47,7 +47,7 @@ def compare(expected: Vectors, answer: raw.Answer) -> Iterator[str]:
 
 
 def compare_value(expected: Any, value: Any, at: str) -> Iterator[str]:
-    """Yield where a JSON value departs: objects may have more members, arrays no more items."""
+    """Yield where a JSON value differs. Objects may have more members, but arrays may not have more items."""
     if isinstance(expected, dict) and isinstance(value, dict):
         for name, member in expected.items():
             yield from compare_value(member, value[name], f"{at}/{name}") if name in value else [f"no {at}/{name}"]

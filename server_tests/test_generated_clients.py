@@ -1,6 +1,6 @@
-"""What others' generators make of openapi.yaml, as it stands: a client in Python is used, types in TypeScript compile.
+"""What public generators make from openapi.yaml, unchanged: the Python client works, and the TypeScript types compile.
 
-Both are generated into a temporary directory; nothing generated is kept.
+Both are generated into a temporary directory. Nothing generated is kept.
 """
 
 import base64
@@ -37,7 +37,7 @@ def run(*command: object, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The package that openapi-python-client makes, without a warning."""
+    """The package that openapi-python-client generates, without a warning."""
     directory = tmp_path_factory.mktemp("python_client")
     options = ["--config", HERE / "python_client.yaml", "--meta", "none", "--output-path", "backup_api"]
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", openapi.SPEC_PATH]
@@ -48,9 +48,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 
 class Middleware:
-    """What the app adds to each request of its generated client: the four headers that prove it, and If-None-Match.
+    """What the app adds to each request of its generated client: the four headers of the proofs, and If-None-Match.
 
-    One request hook of httpx, called when the body's bytes are final.
+    It is one request hook of httpx. httpx calls it when the body's bytes are final.
     """
 
     def __init__(self, credentials: backup_client.Keys, secret: str, keyid: str, clock: Callable[[], float]) -> None:
@@ -67,7 +67,7 @@ class Middleware:
 
 
 class Api:
-    """The generated client: `api.store_backup(body=…)` is the answer's status and what the body was parsed into."""
+    """The generated client. `api.store_backup(body=…)` returns the answer's status and its parsed body."""
 
     def __init__(
         self, package: ModuleType, target: Target, *, token: str = "none", middleware: Middleware | None = None
@@ -112,7 +112,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     keys = backup_client.derive_keys(username, "correct horse battery staple")
     new_keys = backup_client.derive_keys(username, "a longer and better passphrase")
     for credentials in (keys, new_keys):
-        target.client(credentials)  # deletes the user when the test ends, whichever key is in force by then
+        target.client(credentials)  # so that the user is deleted when the test ends, with any key
     middleware = Middleware(keys, target.secret, target.keyid, target.now)
     api = Api(generated, target, middleware=middleware)
 
@@ -121,20 +121,20 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
         return blob, base64.b64encode(blob).decode()
 
     def expect(answer: tuple[int, Any], status: int, code: str) -> Any:
-        """Assert that an answer is this problem, and return it."""
+        """Assert that an answer is this problem. Return the problem."""
         assert answer[0] == status
         assert isinstance(answer[1], models.Problem) and answer[1].code == code
-        assert answer[1].code is models.ProblemCodeType0(code)  # a member of the enum, as long as the code is known
+        assert answer[1].code is models.ProblemCodeType0(code)  # a known code is a member of the enum
         return answer[1]
 
-    # Register, and again, as after a lost answer.
+    # Register, and repeat that, as after a lost answer.
     expect(api.fetch_backup(), 401, "credentials_invalid")
     status, registration = api.register_user()
     assert status == 201
     assert abs(registration.created_at - datetime.fromtimestamp(target.now(), UTC)).total_seconds() < 60
     assert api.register_user() == (200, registration)
 
-    # Store, and again.
+    # Store, and repeat that.
     expect(api.fetch_backup(), 404, "no_backup")
     blob, data = upload(keys, log)
     status, receipt = api.store_backup(body=models.BackupUpload(data=data))
@@ -142,7 +142,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     assert api.headers["RateLimit"].startswith('"hour";r=')
     assert api.store_backup(body=models.BackupUpload(data=data)) == (200, receipt)
 
-    # A second device that has not seen it.
+    # Use a second device that has not seen the version.
     blob, data = upload(keys, longer_log)
     conflict = expect(api.store_backup(body=models.BackupUpload(data=data)), 409, "version_conflict")
     assert conflict.current_version == 1 and not conflict.errors and not conflict.server_time
@@ -159,7 +159,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     status, receipt = api.store_backup(body=models.BackupUpload(data=data, base_sha_256=backup.sha256))
     assert (status, receipt.version) == (201, 2)
 
-    # What is kept, and what has not changed.
+    # List the kept versions, and fetch what has not changed.
     status, listed = api.list_backup_versions()
     assert (status, [version.version for version in listed.versions]) == (200, [2, 1])
     assert listed.versions[0] == receipt
@@ -173,7 +173,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     middleware.etag = None
     expect(api.fetch_backup_version(3), 404, "no_such_version")
 
-    # Another password.
+    # Change the password.
     blob, data = upload(new_keys, longer_log)
     change = models.StorageKeyChange(storage_key=new_keys.storage_key, data=data, base_sha_256=receipt.sha256)
     status, receipt = api.change_storage_key(body=change)
@@ -184,13 +184,13 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     assert status == 200
     assert backup_client.decrypt(new_keys, base64.b64decode(backup.data)) == longer_log
 
-    # A phone whose clock is wrong.
+    # Use a phone with a wrong clock.
     middleware.clock = lambda: target.now() - 3600
     problem = expect(api.list_backup_versions(), 401, "signature_expired")
     middleware.clock = lambda: problem.server_time
     assert api.list_backup_versions()[0] == 200
 
-    # The end.
+    # Delete the account.
     middleware.clock = target.now
     assert api.delete_user() == (204, None)
     expect(api.delete_user(), 401, "credentials_invalid")
@@ -217,7 +217,7 @@ def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
 
 
 def installed_tools() -> Path:
-    """Return the node_modules that package-lock.json asks for; install them if they are missing or out of date."""
+    """Return the node_modules of package-lock.json. Install them if they are missing or out of date."""
     tools = TYPESCRIPT / "node_modules"
     installed = tools / ".package-lock.json"  # npm writes it last
     if not installed.exists() or installed.stat().st_mtime < (TYPESCRIPT / "package-lock.json").stat().st_mtime:
@@ -226,9 +226,9 @@ def installed_tools() -> Path:
 
 
 def test_generated_types_compile(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """openapi-typescript's types, with the strictest settings, under an app that uses every operation."""
+    """Compile an app that uses every operation with the types of openapi-typescript, with the strictest settings."""
     if request.config.getoption("--base-url"):
-        pytest.skip("not run: it is about openapi.yaml here, and --base-url names another's server")
+        pytest.skip("not run: it is about the openapi.yaml of this repository, but --base-url names another server")
     node = shutil.which("node")
     assert node, "node is missing: requirements/tests.txt has it"
     tools = installed_tools()

@@ -1,4 +1,4 @@
-"""Requests that are made to hold threads or memory, a stop beside them, and replays across a jump of the clock."""
+"""Requests that try to occupy threads or memory, a stop during such requests, and replays after a jump of the clock."""
 
 import io
 import json
@@ -26,17 +26,17 @@ CHUNKED = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunke
 
 
 class Received(io.BytesIO):
-    """All that came on a connection up to its end, in the place of the connection that answers are read from."""
+    """Everything that arrived on a connection up to its end. Answers can be read from it instead of the connection."""
 
     def makefile(self, _: str) -> "Received":
         return self
 
     def close(self) -> None:
-        """Do nothing: each answer closes what it was read from."""
+        """Do nothing, because each answer closes what it was read from."""
 
 
 def to_the_end(connection: socket.socket) -> Received:
-    """Read until the server ends the connection. Raises TimeoutError after 5 s of silence."""
+    """Read until the server ends the connection. Raise TimeoutError after 5 s of silence."""
     connection.settimeout(5)
     with connection.makefile("rb") as stream:
         return Received(stream.read())
@@ -51,7 +51,7 @@ def signed(target: Any, user: Any, method: str, path: str) -> bytes:
 
 @pytest.mark.parametrize("more", [0, 1, 50, 250])
 def test_of_requests_sent_ahead_two_are_answered(target, more):
-    """In order and whole; the third has no effect, and the connection ends."""
+    """The first two answers are complete and in order. The third request has no effect, and the connection ends."""
     user, health = target.client((token_hex(32), token_hex(32))), raw.request("GET", "/health")
     register, delete = signed(target, user, "POST", "/api/register"), signed(target, user, "DELETE", "/api/user")
     with raw.connected(target) as connection:
@@ -65,11 +65,11 @@ def test_of_requests_sent_ahead_two_are_answered(target, more):
 
 
 def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server):
-    """There are 4 threads. The one client that reads after all, during the stop, still gets its answers whole."""
+    """The server has 4 threads. One client starts to read during the stop, and still gets complete answers."""
     server = start_server(command=[*COMMAND, "--drain-seconds", "2"])
     user = server.client(timeout=5)
     assert outcome(user.register_user()) == "201"
-    assert outcome(user.store_backup(bytes(5_242_880))) == "201"  # the largest: more than the kernel keeps for a client
+    assert outcome(user.store_backup(bytes(5_242_880))) == "201"  # more than the kernel buffers for a client
     fetch = signed(server, user, "GET", "/api/backup")
 
     def fetches() -> int:
@@ -94,7 +94,7 @@ def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_serve
 
 # ---- Framing and bodies --------------------------------------------------------------------------------------
 
-UNENDED = {  # what comes before it, and how it begins
+UNENDED = {  # what comes before the endless part, and how that part begins
     "a chunk's size": (b"", b"0"),
     "a chunk's extension": (b"", b"0;"),
     "a later chunk's size": (b"1\r\nx\r\n", b"0"),
@@ -105,7 +105,7 @@ UNENDED = {  # what comes before it, and how it begins
 
 @pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
 def test_framing_without_end(target, before, begin):
-    """What a chunk's line or the trailer may have is what the headers may have."""
+    """A chunk's line, and the trailer, have the same limit as the headers."""
     unended = begin.ljust(HEADER_BYTES + 1, b"0")
     with raw.connected(target) as connection:
         connection.sendall(CHUNKED + before)
@@ -119,7 +119,7 @@ def test_framing_without_end(target, before, begin):
 
 @pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
 def test_long_framing_that_ends(target, before, begin):
-    """As long as may be, in two parts: the request gets as far as its proofs."""
+    """Send as much as the limit allows, in two parts. Then the server reads the request and checks its proofs."""
     end, more = (b"\r\n\r\n", b"") if before.startswith(b"0") else (b"", b"\r\n\r\n")
     with raw.connected(target) as connection:
         connection.sendall(CHUNKED + before + begin.ljust(HEADER_BYTES - len(end), b"0"))
@@ -142,7 +142,7 @@ def test_commas_of_a_body(new_user, commas, wants, value):
 
 @pytest.mark.parametrize("coding", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
 def test_an_unfinished_body_waits_on_disk(start_server, coding):
-    """One that came as far as 100,000 bytes is a file without a name, not memory."""
+    """After 100,000 bytes, an unfinished body is in a file without a name, not in memory."""
     server = start_server()
     open_files = Path(f"/proc/{server.process.pid}/fd")
     if not open_files.exists():
@@ -151,7 +151,7 @@ def test_an_unfinished_body_waits_on_disk(start_server, coding):
     def unnamed_bytes() -> int:
         found = []
         for file in open_files.iterdir():
-            with suppress(FileNotFoundError):  # closed by now
+            with suppress(FileNotFoundError):  # it has been closed since
                 found.append(os.stat(file))
         return sum(status.st_size for status in found if status.st_nlink == 0)
 
@@ -167,7 +167,7 @@ def test_an_unfinished_body_waits_on_disk(start_server, coding):
 
 @pytest.mark.parametrize("jump", [700, -700, 7 * 3600, 86_401])
 def test_a_signature_stays_spent_when_the_clock_jumps(start_server, jump):
-    """An old client stores the same bytes again while the clock is wrong, so that the replayed request's base fits."""
+    """While the clock is wrong, an old client stores the same bytes again, so that the base of the replay fits."""
     server = start_server(frozen=FROZEN)
     user = server.client()
     assert outcome(user.register_user()) == "201"

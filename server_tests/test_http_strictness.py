@@ -1,6 +1,6 @@
-"""Where HTTP leaves a choice, this server takes the strict one; and what follows from how it is built.
+"""If HTTP leaves a choice, this server is strict. These tests also cover what follows from how the server is built.
 
-Another server may choose otherwise, so none of this is part of the contract.
+Another server may choose differently, so none of this is part of the contract.
 """
 
 from typing import Any
@@ -30,11 +30,11 @@ MALFORMED = {
 def test_malformed_requests(target, request_bytes):
     answer = raw.send(target, request_bytes)
     assert outcome(answer) == "400 malformed_request"
-    assert answer.headers["Connection"] == "close"  # nobody knows where the next request would begin
+    assert answer.headers["Connection"] == "close"  # the server cannot know where the next request begins
 
 
 def test_an_empty_line_before_a_request_is_ignored(target):
-    """RFC 9112 section 2.2."""
+    """See RFC 9112 section 2.2."""
     assert outcome(raw.send(target, b"\r\nGET /health HTTP/1.1\r\n" + HOST + b"\r\n")) == "200"
 
 
@@ -57,7 +57,7 @@ def test_ambiguous_framing(target, lines):
 
 
 def test_chunked_is_for_http_1_1(target):
-    """RFC 9112 section 6.1: its framing in HTTP/1.0 is faulty."""
+    """In HTTP/1.0, its framing is faulty (RFC 9112 section 6.1)."""
     request_bytes = raw.request("GET", "/health", headers=("Transfer-Encoding: chunked",), version="HTTP/1.0")
     assert outcome(raw.send(target, request_bytes + b"0\r\n\r\n")) == "400 malformed_request"
 
@@ -119,7 +119,7 @@ def test_connect_is_a_method_that_no_path_has(target, path):
     "form", ["http://backup.example{path}", "HTTP://other.example:80{path}", "https://[::1]{path}"]
 )
 def test_absolute_form(target, new_user, form):
-    """RFC 9112 section 3.2.2. `@path` is the path of that target (RFC 9421 section 2.2.6)."""
+    """See RFC 9112 section 3.2.2. `@path` is the path of such a target (RFC 9421 section 2.2.6)."""
     assert outcome(raw.send(target, raw.request("GET", form.format(path="/health")))) == "200"
     proofs = raw.signed(target, new_user().credentials, "GET", "/api/backup/versions")
     request_bytes = raw.request("GET", form.format(path="/api/backup/versions"), headers=proofs)
@@ -139,7 +139,7 @@ def store(client: Any, body: bytes, content_type: str = "application/json") -> s
 
 
 def test_a_byte_order_mark_is_not_json(new_user):
-    """RFC 8259 section 8.1 lets a parser ignore it; this one does not."""
+    """RFC 8259 section 8.1 allows a parser to ignore it. This server does not."""
     assert store(new_user(), b'\xef\xbb\xbf{"data":"QUFB"}') == "400 malformed_request"
 
 
@@ -161,7 +161,7 @@ def test_every_departure_from_the_schema_is_told(new_user):
 @pytest.mark.parametrize("path", ["/api/backup", "/api/backup/versions/x"])
 def test_a_body_where_none_belongs_comes_before_what_is_asked_for(new_user, path):
     answer = new_user().request("GET", path, body=b"{}")
-    assert outcome(answer) == "400 malformed_request"  # not no_backup, not no_such_version
+    assert outcome(answer) == "400 malformed_request"  # neither no_backup nor no_such_version
 
 
 # ---- Addresses ---------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def fail(client: Any) -> None:
 
 
 def test_an_address_is_not_what_a_header_says(start_server):
-    """Off Fly nothing in front of the server sets these headers, so anybody may."""
+    """If the server does not run on Fly, no proxy sets these headers, so anybody could send them."""
     stranger = start_server(FAILED_CREDENTIALS_PER_5_MINUTES=5).client()
     for number in range(5):
         forged = {"Fly-Client-IP": f"192.0.2.{number}", "X-Forwarded-For": f"192.0.2.{number}"}

@@ -1,4 +1,4 @@
-"""The JavaScript client, written from openapi.yaml and fixtures/ alone, against this server."""
+"""The JavaScript client, which was written from openapi.yaml and fixtures/ alone, works with this server."""
 
 import os
 import subprocess

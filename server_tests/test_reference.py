@@ -1,8 +1,8 @@
-"""The reference page: how the server sends it, and what a reader sees of it in a browser.
+"""The reference page: how the server sends it, and what a reader sees in a browser.
 
-It lies outside the contract: a server without it is as good a server. The first half needs no build: a copy of the
-server gets small files in its place. The second half reads the built page in headless Chromium, at the width of a
-desktop and of a phone: `tox run -e browser` builds it and runs this.
+It is not part of the contract: a server may leave it out. The first half needs no build, because a copy of the server
+gets small files instead of the page. The second half reads the built page in headless Chromium, at the width of a
+desktop and of a phone. `tox run -e browser` builds the page and runs these tests.
 """
 
 import os
@@ -32,7 +32,7 @@ FILES = {
     "page.0123456789ab.js": b"'use strict';",
     "page.js.orig": b"what an editor left there",
 }
-SENT = [  # path, file, media type, whether a browser may keep it without asking again
+SENT = [  # path, file, media type, and whether a browser may keep it without asking again
     ("/", "index.html", "text/html; charset=utf-8", False),
     ("/reference/page.0123456789ab.css", "page.0123456789ab.css", "text/css; charset=utf-8", True),
     ("/reference/page.0123456789ab.js", "page.0123456789ab.js", "text/javascript; charset=utf-8", True),
@@ -41,7 +41,7 @@ SHA256_OF_NOTHING = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
 POLICY = {
     "default-src": ["'none'"],
     "script-src": ["'self'"],
-    "style-src": ["'self'", SHA256_OF_NOTHING],  # an inline style may be there, but be empty
+    "style-src": ["'self'", SHA256_OF_NOTHING],  # an inline style is allowed only if it is empty
     "img-src": ["'self'", "data:"],
     "connect-src": ["'self'"],
     "base-uri": ["'none'"],
@@ -54,7 +54,7 @@ StartServer = Callable[..., ServerProcess]
 
 @pytest.fixture
 def start_with_page(start_server: StartServer, tmp_path: Path) -> StartServer:
-    """`start_with_page(files)` is a copy of the server, and beside it a reference page of these files, or none."""
+    """`start_with_page(files)` starts a copy of the server with a reference page of these files, or with none."""
 
     def start(files: dict[str, bytes]) -> ServerProcess:
         copy = tmp_path / "copy"
@@ -156,13 +156,13 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def page_server(start_shared_server: StartServer) -> ServerProcess:
-    """The server, with the page as it was built."""
+    """The server, with the built page."""
     return start_shared_server()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium, which finds no host but this one."""
+    """Headless Chromium, which can reach no other host than this one."""
     reason = "not run: needs a browser; `tox run -e browser` runs it"
     playwright = pytest.importorskip("playwright.sync_api", reason=reason)
     if CHROMIUM is None:
@@ -178,7 +178,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=WIDTHS)
 def page(request: pytest.FixtureRequest, browser: Any, page_server: ServerProcess) -> Iterator[Any]:
-    """The page, drawn. When the test ends its console is clean, and it has asked no other host for anything."""
+    """The rendered page. When the test ends, its console must be clean, and it must not have called another host."""
     width, height = WIDTHS[request.param]
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(10_000)  # milliseconds
@@ -199,7 +199,7 @@ def page(request: pytest.FixtureRequest, browser: Any, page_server: ServerProces
 
 
 def place(path: str, method: str, operation: dict[str, Any]) -> str:
-    """Return the selector of an operation's place on the page."""
+    """Return the selector of an operation's section on the page."""
     return f'[id="tag/{operation["tags"][0]}/operation/{operation["operationId"]}"]'
 
 
@@ -234,7 +234,7 @@ def test_the_page_shows_the_prose_with_the_signing_example(page: Any):
 
 
 def test_the_page_fits_its_width(page: Any):
-    """Nothing is cut off, and only a block of code is scrolled sideways."""
+    """Nothing is cut off, and only blocks of code scroll sideways."""
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.evaluate("getComputedStyle(document.body).overflowX") == "visible"
     beyond = page.evaluate(

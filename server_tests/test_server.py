@@ -1,4 +1,4 @@
-"""The server as a process: settings, boot, signals, log, files. These are this server's own, not the contract's."""
+"""The server as a process: settings, boot, signals, log, files. The contract says nothing about these."""
 
 import base64
 import hashlib
@@ -47,11 +47,11 @@ pytestmark = pytest.mark.usefixtures("local")
 @pytest.fixture
 def local(request):
     if request.config.getoption("--base-url"):
-        pytest.skip("not run: needs a server process of its own, and --base-url names another's")
+        pytest.skip("not run: needs a server process of its own, but --base-url names another server")
 
 
 def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the server's file itself, as its user does, to its end."""
+    """Run the server's file itself, as a user does, until it ends."""
     return subprocess.run(
         [sys.executable, server, *arguments],
         cwd=directory,
@@ -66,7 +66,7 @@ def run(directory: Path, server: Path = SERVER, *arguments: str, **environ: str)
 def serving(
     directory: Path, server: Path = SERVER, **environ: str
 ) -> Iterator[tuple[subprocess.Popen, dict[str, Any]]]:
-    """Run the server's file itself; yield the process, and the line that says where it serves."""
+    """Run the server's file itself. Yield the process, and the log line that says where it serves."""
     command = [sys.executable, server]
     with subprocess.Popen(command, cwd=directory, env=MEASURED | environ, stdout=subprocess.PIPE) as process:
         try:
@@ -153,7 +153,7 @@ def test_a_second_server_on_the_same_file_is_refused(start_server, tmp_path):
     assert (done.returncode, "DATABASE_PATH" in done.stderr) == (2, True)
     assert outcome(user.store_backup(b"not disturbed")) == "201"
     server.kill()
-    server.start()  # a lock does not outlive its server
+    server.start()  # a lock ends with its server
     user.base_url = server.base_url
     assert backup_bytes(user.fetch_backup()) == b"not disturbed"
 
@@ -166,7 +166,7 @@ def test_a_taken_port_is_refused(tmp_path):
 
 
 def test_defaults(tmp_path):
-    """The server's own file, without the launcher: one line says where it serves and how many operations."""
+    """Run the server's own file, without the launcher. One line says where it serves and how many operations it has."""
     with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0") as (process, line):
         assert (line["event"], line["operations"]) == ("serving", 11)
         url = urlsplit(line["url"])
@@ -200,7 +200,7 @@ def test_two_secrets_are_valid_at_once(start_server):
 
 
 def test_the_secret_is_its_characters(start_server):
-    """Not decoded from hex or base64, and not confined to ASCII."""
+    """The key is not decoded from hex or base64, and it may contain characters that are not ASCII."""
     for secret in ("é" * 32, "ab" * 32, base64.b64encode(b"thirty-two bytes, in base64 here").decode()):
         server = start_server(APP_SECRET_KEY=secret)
         assert outcome(server.client().register_user()) == "201"
@@ -209,7 +209,7 @@ def test_the_secret_is_its_characters(start_server):
 # ---- The spec at boot --------------------------------------------------------------------------------------
 
 
-FAULTY_SPECS = {  # what is replaced, by what, what the message names
+FAULTY_SPECS = {  # what to replace, the replacement, and what the message must name
     "no handler": ("operationId: getHealth", "operationId: getWealth", "getWealth"),
     "no operation": ("operationId: deleteUser", "operationId: getHealth", "deleteUser"),
     "an unknown security scheme": ("- adminKey: []", "- adminKeys: []", "adminKeys"),
@@ -237,7 +237,7 @@ def test_faulty_specs_are_refused(tmp_path, fault):
 
 
 def test_limits_are_read_from_the_spec(tmp_path):
-    """A server beside a spec with other limits has those."""
+    """If the spec beside a server has other limits, the server uses them."""
     text = openapi.SPEC_BYTES.decode()
     for good, bad in [
         ("x-maxDecodedBytes: 5242880", "x-maxDecodedBytes: 10"),
@@ -290,11 +290,11 @@ def test_what_is_in_flight_is_finished(start_server, number):
         with pytest.raises(subprocess.TimeoutExpired):
             server.process.wait(1)
         with pytest.raises(ConnectionError), raw.connected(server):
-            pass  # nothing new is accepted
+            pass  # the server accepts no new connection
         slow.sendall(request[len(request) // 2 :])
         assert outcome(raw.receive(server, slow, "POST", "/api/backup")) == "201"
     assert server.wait() == 0
-    assert [path.name for path in server.database.parent.glob("backup.db-*")] == []  # the WAL is folded in
+    assert [path.name for path in server.database.parent.glob("backup.db-*")] == []  # SQLite has merged the WAL
     assert server.stderr.read_text() == ""
     server.start()
     user.base_url = server.base_url
@@ -363,7 +363,7 @@ def test_the_log_tells_what_happened_and_no_secret(start_server):
     assert stored.items() >= expected.items()
     assert 0 < stored["milliseconds"] < 10_000
     assert requests[answers[4].headers["X-Request-Id"]]["route"] == "/api/backup/versions/{version}"
-    # Requests that the HTTP server refuses are logged alike.
+    # Requests that the HTTP server refuses are logged in the same way.
     refused = [line for line in requests.values() if line["method"] is None]
     assert sorted(line["status"] for line in refused) == [400, 413, 431]
 
@@ -377,7 +377,7 @@ def test_the_log_tells_what_happened_and_no_secret(start_server):
             private.append(answer.request.headers["Signature"][5:40])
     for text in private:
         assert text not in log
-    # Not in the traceback of a fault either, and the fault is traceable.
+    # The log of a fault does not have it either, but shows where the fault is.
     assert any(line["event"] == "error" and line["error"] == "ZeroDivisionError" for line in lines)
 
 
@@ -395,7 +395,7 @@ def test_no_secret_is_in_the_file(start_server):
 
 
 def test_files_are_for_their_owner_alone(start_server, tmp_path):
-    umask = os.umask(0)  # which would leave them open to everybody
+    umask = os.umask(0)  # this would make the files readable for everybody
     try:
         server = start_server(DATABASE_PATH=tmp_path / "data" / "backup.db")
         assert outcome(server.client().register_user()) == "201"

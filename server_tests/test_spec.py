@@ -34,7 +34,7 @@ OPERATIONS = {  # method, path, security, statuses
     "getOpenapiJson": ("GET", "/openapi.json", "nothing", UNSIGNED - {"503"} | {"200"}),
 }
 SECURITY: dict[str, list[Any]] = {
-    "user": [{"appSignature": [], "userCredentials": []}],  # both at once, not one of two
+    "user": [{"appSignature": [], "userCredentials": []}],  # both are needed, not one of the two
     "admin": [{"adminKey": []}],
     "nothing": [],
 }
@@ -68,7 +68,7 @@ def test_security_schemes():
 
 
 def problem_examples(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield each example of a problem, wherever it stands."""
+    """Yield each example of a problem in the document."""
     if isinstance(node, Mapping):
         if "code" in node and "title" in node and "detail" in node and isinstance(node["code"], str):
             yield node
@@ -133,7 +133,7 @@ def test_a_problem_is_shown_under_its_status():
 
 
 def media_types(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each media type object, parameter and header: what has a schema, and where it stands."""
+    """Yield each media type object, parameter and header, which are what has a schema, and its place."""
     if isinstance(node, Mapping):
         if isinstance(node.get("schema"), Mapping):
             yield at, node
@@ -183,7 +183,7 @@ def test_schemas_are_schemas():
 
 
 def test_receipts_in_examples_are_of_their_bytes():
-    """Wherever data and its receipt stand together, and between the documented upload and what is answered."""
+    """Data fits its receipt in each example that has both. The documented upload fits the documented answer."""
     uploads = SPEC["paths"]["/api/backup"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     backup = SPEC["paths"]["/api/backup"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     blob = base64.b64decode(backup["data"])
@@ -202,7 +202,7 @@ def test_receipts_in_examples_are_of_their_bytes():
 
 
 def block(after: str) -> str:
-    """Return the first fenced block after these words."""
+    """Return the first fenced block after this text."""
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
@@ -260,11 +260,11 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
         f" and {months} months",
     ]:
         assert sentence in prose
-    # A replay cannot outlive the reservation: `created` may lie as far ahead as behind.
+    # No replay may be valid for longer than the reservation lasts: `created` may be ahead as well as behind.
     assert LIMITS["deletedUserSeconds"] > 2 * LIMITS["signatureSkewSeconds"]
     schemas = SPEC["components"]["schemas"]
     assert schemas["Size"]["maximum"] == openapi.MAX_DECODED_BYTES
-    # A text too long for the schema would be 422, but 413 is due.
+    # A text that is too long for the schema would get 422, but it must get 413.
     assert schemas["BackupData"]["maxLength"] >= LIMITS["requestBodyBytes"]
 
 
@@ -272,7 +272,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
 
 
 def test_schemas_suit_a_generated_client():
-    """Responses stay open for new members; no member is nullable; base64 always says so, with its pattern."""
+    """Responses accept new members. No member is nullable. Base64 is always declared, with its pattern."""
     requests = {"BackupUpload", "StorageKeyChange"}
     for name, schema in SPEC["components"]["schemas"].items():
         assert ("additionalProperties" in schema) == (name in requests), name

@@ -1,6 +1,6 @@
-"""The server's file: what is in it, what is not any more, and what a crash or a snapshot leaves of it.
+"""The server's file: what is in it, what is no longer in it, and what a crash or a snapshot leaves of it.
 
-It is SQLite, one table `Dict` of `key` and `value`.
+It is an SQLite database with one table, `Dict`, of `key` and `value`.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
 
 def values(database: Path, part: bytes) -> int:
-    """Return how many values in the file hold these bytes."""
+    """Return how many values in the file contain these bytes."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(value, ?)", part)
 
 
 def keys(database: Path, part: str) -> int:
-    """Return how many keys or values in the file hold this text."""
+    """Return how many keys or values in the file contain this text."""
     return count(database, "SELECT count(*) FROM Dict WHERE instr(key, ?1) OR instr(value, ?1)", part.encode())
 
 
@@ -58,7 +58,7 @@ def user(server) -> BackupClient:
 
 
 def test_the_database_stays_level(start_server):
-    """Dropped versions make room for later ones: 60 uploads of 200 kB, a day apart, take no more than 20."""
+    """Later versions use the space of dropped ones: 60 uploads of 200 kB, a day apart, take no more than 20."""
     server = start_server(frozen=1_793_523_600, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
@@ -81,7 +81,7 @@ def test_the_statistics_count_the_file(start_server):
 
 
 def test_restored_from_an_older_snapshot(server, user):
-    """A device that knows versions which the server has lost is refused, and told where to begin."""
+    """A device that knows versions which the server has lost is refused, and learns the current version."""
     blobs = [None, *(token_bytes(1000) for _ in range(4))]
     for before, blob in zip(blobs[:2], blobs[1:3], strict=True):
         assert user.store_backup(blob, sha256(before)).status_code == 201
@@ -96,7 +96,7 @@ def test_restored_from_an_older_snapshot(server, user):
 
     refused = user.store_backup(blobs[4], lost.json()["sha256"])
     assert (outcome(refused), refused.json()["currentVersion"]) == ("409 version_conflict", 2)
-    assert user.store_backup(blobs[4], sha256(blobs[2])).json()["version"] == 3  # another 3 than the lost one
+    assert user.store_backup(blobs[4], sha256(blobs[2])).json()["version"] == 3  # not the lost version 3
     fetched = user.fetch_backup(if_none_match=lost.headers["ETag"])
     assert (fetched.status_code, backup_bytes(fetched)) == (200, blobs[4])
 
@@ -132,7 +132,7 @@ def test_a_deletion_cut_short_is_finished_at_the_next_start(start_server):
         deletion = pool.submit(user.delete_user)
         while observer.list_backup_versions().status_code == 200:
             pass
-        server.kill()  # it has taken effect, and 40 MB are on their way out
+        server.kill()  # it has taken effect, but 40 MB are still being deleted
     if not isinstance(deletion.exception(), GONE):
         pytest.skip("not run: the deletion was done before the server could be killed")
     assert values(server.database, mark) > 0
@@ -157,7 +157,7 @@ def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted
     server.move_clock(RESERVED - 1)
     if restarted:
         gone.base_url = back.base_url = server.restart().base_url
-    time.sleep(1.5)  # housekeeping must not come too early
+    time.sleep(1.5)  # give housekeeping time to do it too early
     for user in (gone, back):
         answer = user.register_user()
         assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", "1")
@@ -169,9 +169,9 @@ def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted
     assert back.store_backup(b"a backup").json()["version"] == 1
     assert eventually(lambda: keys(server.database, gone.credentials[0]) == 0)
     time.sleep(1.5)
-    assert back.fetch_backup().status_code == 200  # the new account is not what is forgotten
+    assert back.fetch_backup().status_code == 200  # the server must not forget the new account
     assert counts(server) == {"users": 1, "backups": 1, "versions": 1}
-    assert back.delete_user().status_code == 204  # and reserves the name anew
+    assert back.delete_user().status_code == 204  # this reserves the name again
     server.move_clock(RESERVED - 1)
     assert outcome(back.register_user()) == "409 recently_deleted"
 
@@ -181,7 +181,7 @@ def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted
 
 @pytest.mark.parametrize("keep", ["1,0,0,0", "4,3,2,2"])
 def test_readers_beside_a_writer(start_server, keep):
-    """A reader gets a version whole, or hears that it was dropped; never another's bytes."""
+    """A reader gets a complete version, or hears that it was dropped. It never gets the bytes of another version."""
     server = start_server(command=[*COMMAND, "--slow-reads"], KEEP_VERSIONS=keep, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
@@ -203,7 +203,7 @@ def test_readers_beside_a_writer(start_server, keep):
             answer = reader.fetch_backup()
             assert answer.status_code == 200, answer.text
             version = answer.json()["version"]
-            assert version >= latest  # no reader goes back
+            assert version >= latest  # no reader sees an older version than before
             assert backup_bytes(answer) == blobs[version - 1]
             latest = version
             for receipt in reader.list_backup_versions().json()["versions"]:

@@ -1,4 +1,4 @@
-"""Who may import what: the arrows between the modules point one way, and each library has one place."""
+"""Who may import what. Imports between the modules go one way, and only one module imports each library."""
 
 import ast
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ FILES = {
 
 
 def imports(name: str) -> Iterator[str]:
-    """Yield the full name of each module that a module imports, however deep inside it."""
+    """Yield the full name of each module that a module imports, even deep inside a function."""
     for node in ast.walk(ast.parse(FILES[name].read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

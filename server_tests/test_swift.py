@@ -1,4 +1,4 @@
-"""clients/swift/README.md names test vectors: they exist, and they have the values that it quotes."""
+"""clients/swift/README.md names test vectors. They exist, and they have the values that it quotes."""
 
 import re
 from typing import Any
@@ -23,7 +23,7 @@ CASES = {test["tcId"]: test for group in GROUPS for test in group["tests"]}
 
 
 def member_of(case: dict[str, Any], name: str) -> str:
-    """Return a member of a vector, or else the value of one of its headers."""
+    """Return a member of a vector or, if there is none, the value of one of its headers."""
     if name in case:
         return str(case[name])
     (value,) = [value for line in case["headers"] for header, value in [line.split(": ", 1)] if header == name]
@@ -43,7 +43,7 @@ def test_each_value_that_is_quoted_is_the_vectors(number: int, member: str, valu
 
 
 def test_each_step_of_the_code_names_a_vector():
-    """Every function that computes anything, up to the client's set-up and use, which no vector shows."""
+    """Check every function that computes something, except the client's set-up and use, which no vector shows."""
     before_its_use = CODE.partition("import OpenAPIURLSession")[0]
     steps = re.split(r"^(?=(?:    private )?func )", before_its_use, flags=re.MULTILINE)[1:]
     assert len(steps) > 12

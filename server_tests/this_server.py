@@ -1,4 +1,4 @@
-"""What tests of this server read in its code."""
+"""Helpers that read the code of the server under test."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from contract_tests.target.openapi import SERVER
 def problems() -> dict[str, tuple[int, str]]:
     """Return the server's table of problems: (status, title) by code.
 
-    It is read in a process of its own, so that it is that of the server under test, with the modules beside it.
+    A separate process reads it, so that it comes from the server under test and the modules beside it.
     """
     code = "import backup_server, json; print(json.dumps(backup_server.PROBLEMS))"
     done = subprocess.run([sys.executable, "-c", code], cwd=SERVER.parent, capture_output=True, text=True, check=True)
@@ -22,7 +22,7 @@ def problems() -> dict[str, tuple[int, str]]:
 
 
 def copy_server(directory: Path) -> Path:
-    """Copy the server under test, without its reference page, into `directory`; return the file that is run."""
+    """Copy the server under test, without its reference page, into `directory`. Return the file to run."""
     directory.mkdir(exist_ok=True)
     shutil.copy(SERVER, directory / "backup_server.py")
     shutil.copy(SERVER.parent / "openapi.yaml", directory)

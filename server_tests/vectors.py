@@ -1,4 +1,4 @@
-"""Loads the test vectors of `fixtures/`, and nothing that is not wholly understood."""
+"""Loads the test vectors of `fixtures/`. Refuses a file if it does not understand all of it."""
 
 import json
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ Vectors = dict[str, Any]
 
 
 class VectorError(Exception):
-    """A file of vectors is not what schema.json says, or contradicts itself."""
+    """A file of vectors does not follow schema.json, or contradicts itself."""
 
 
 @cache
 def load(kind: str) -> Vectors:
-    """Return the vectors of `fixtures/{kind}.json`. Raises VectorError."""
+    """Return the vectors of `fixtures/{kind}.json`. Raise VectorError."""
     return parse((FIXTURES / f"{kind}.json").read_bytes())
 
 
 def parse(content: bytes) -> Vectors:
-    """Return the vectors in a file's bytes. An unknown key, a key twice or a wrong count raises VectorError."""
+    """Return the vectors in a file's bytes. Raise VectorError for an unknown key, a key twice, or a wrong count."""
     vectors = json.loads(content, object_pairs_hook=_without_duplicates)
     for error in _validator().iter_errors(vectors):
         raise VectorError(f"{error.json_path}: {error.message[:200]}")
@@ -40,7 +40,7 @@ def parse(content: bytes) -> Vectors:
 
 
 def cases(kind: str, group_type: str) -> Iterator[tuple[Vectors, Vectors]]:
-    """Yield (group, test) for every test in the groups of one type."""
+    """Yield (group, test) for each test in the groups of one type."""
     for group in load(kind)["testGroups"]:
         if group["type"] == group_type:
             for test in group["tests"]:

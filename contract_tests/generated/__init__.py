@@ -1,1 +1,1 @@
-"""Tests whose requests are made up: random lives held against a model, and Schemathesis."""
+"""Tests with generated requests: random lives compared with a model, and Schemathesis."""

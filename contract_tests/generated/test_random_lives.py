@@ -279,7 +279,7 @@ class Life(RuleBasedStateMachine):
     def created(self, drift: int) -> int:
         """Return the time of a device's clock, in Unix seconds.
 
-        The target's clock may differ from this machine's, so the drift never comes near the edge of the window.
+        The target's clock may be up to 300 s from this machine's. So the result is never near the edge of the window.
         """
         far = {SKEW: 0, SKEW + 1: 3 * SKEW}
         return self.now() // SECOND + (far.get(drift, 0) - far.get(-drift, 0))

@@ -139,7 +139,7 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
 def start_shared_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., ServerProcess]]:
-    """The same, for a server that the tests of a module share."""
+    """`start_shared_server(**environ)` starts a server like `start_server`, which the tests of a module share."""
     if request.config.getoption("--base-url"):
         not_run(NO_PROCESS)
     with ExitStack() as stack:

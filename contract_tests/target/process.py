@@ -39,8 +39,8 @@ from contract_tests.target.openapi import REPOSITORY, SERVER
 COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
     *(sys.executable, "-P", str(REPOSITORY / "server_tests/launcher.py"))
 ]
-# What a test may break on purpose while the server runs: the disk is full; the file cannot be used; something
-# unforeseen happens; or, from the start on, the server cannot count what is stored.
+# What a test may break on purpose while the server runs. In this order: the disk is full, the file cannot be used,
+# something unforeseen happens, and, from the start on, the server cannot count what is stored.
 FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
 FROM_THE_START = {"uncountable"}  # the server must start in spite of it
 # Set if a run measures what it reaches.

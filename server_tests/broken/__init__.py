@@ -1,7 +1,8 @@
-"""Servers broken on purpose, each in one way: they show that the contract tests find what they are for.
+"""Servers that are broken on purpose, each in one way. They show that the contract tests find what they should find.
 
-The launcher's `--broken NAME` loads the real server, lets the fault of that name change one thing of it, and serves.
-Each module named in CATEGORIES is a category of faults. Its import puts them into FAULTS, which has all faults by name.
+The launcher's `--broken NAME` loads the real server, lets the fault with this name change one thing about it, and
+serves. Each module in CATEGORIES is a category of faults. Importing it adds its faults to FAULTS, which has all faults
+by name.
 
     @breaks("backup.base64")
     def unused_bits_are_unchecked() -> None:
@@ -9,7 +10,6 @@ Each module named in CATEGORIES is a category of faults. Its import puts them in
 
         @instead_of(json_schema, "decode_base64")
         def decode_base64(real: Function, text: str) -> bytes | None: ...
-
 """
 
 import importlib

@@ -44,7 +44,7 @@ def two_registrations_at_once_both_win() -> None:
 
 @breaks("register.retry")
 def registering_again_is_a_conflict() -> None:
-    """If the answer was lost, the username is taken: by oneself."""
+    """If the answer was lost, the username is taken, by its own user."""
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
@@ -98,7 +98,7 @@ def new_key_does_not_open_older_versions() -> None:
 
 @breaks("key.same")
 def key_may_be_changed_to_itself() -> None:
-    """The server takes the key that is in force for a new one."""
+    """The server accepts the key that is in force as a new key."""
 
     @instead_of_handler("changeStorageKey")
     def change_storage_key(
@@ -139,7 +139,7 @@ def deletion_does_nothing() -> None:
 
 @breaks("delete.all")
 def deleted_account_comes_back_with_a_restart() -> None:
-    """The server remembers a deletion and does not write it."""
+    """The server remembers a deletion, but does not write it."""
     deleted: dict[str, Row] = {}
 
     @instead_of(dbm_store.HeldRow, "delete")
@@ -200,13 +200,13 @@ def deleted_name_is_free_a_second_early() -> None:
 
 @breaks("delete.reserved")
 def retry_after_of_a_deleted_name_is_short() -> None:
-    """A client that waits for as long as it was told is refused once more."""
+    """A client that waits exactly as long as Retry-After says is refused again."""
     shorten_retry_after(409)
 
 
 @breaks("delete.refused")
 def deleted_user_is_told_so() -> None:
-    """A deleted user's requests get 404, which tells them from those of others."""
+    """A deleted user's requests get 404, which distinguishes them from those of other users."""
 
     @instead_of_proof("userCredentials")
     def check_credentials(real: Any, server: Server, request: Request) -> Credentials:
@@ -224,7 +224,7 @@ def deleted_user_is_told_so() -> None:
 
 @breaks("replay.signature")
 def signature_may_be_used_again() -> None:
-    """A captured upload is good once more when its base comes back."""
+    """A captured upload is accepted again when its base comes back."""
 
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, signature: str, *arguments: Any) -> Response:

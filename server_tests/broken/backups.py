@@ -86,7 +86,7 @@ def base64_has_to_fit_the_limit() -> None:
 
 @breaks("backup.too-large")
 def size_is_counted_in_text() -> None:
-    """A backup may be as long in base64 as the largest one, a length that three sizes share."""
+    """A backup may be as long in base64 as the largest one, but three sizes have this length."""
     change_largest_backup(lambda size: math.ceil(size / 3) * 3)
 
 
@@ -131,7 +131,7 @@ def decode_by(decode: Callable[[str], bytes | None]) -> None:
 
 @breaks("backup.damaged")
 def damage_is_not_seen() -> None:
-    """The server answers a version whatever has become of its bytes."""
+    """The server returns a version even if its bytes are damaged."""
 
     @instead_of(DbmStore, "data")
     def data(real: Function, store: DbmStore, user_id: str, version: Version) -> bytes | None:
@@ -146,7 +146,7 @@ def damage_is_not_seen() -> None:
 
 @breaks("retry.mends")
 def damage_stays() -> None:
-    """A retry is told that all is well, and the damaged bytes are left as they are."""
+    """A retry succeeds, but the damaged bytes stay as they are."""
     change(HeldRow, "mend", lambda held, version, data: None)
 
 
@@ -155,7 +155,7 @@ def damage_stays() -> None:
 
 @breaks("version.count")
 def version_numbers_are_used_again() -> None:
-    """A version is stored under the number of versions that there are."""
+    """A new version gets the number of versions that exist as its number."""
 
     @instead_of(backup_server, "kept_versions")
     def kept_versions(real: Function, versions: tuple[Version, ...], keep: tuple[int, ...]) -> tuple[Version, ...]:
@@ -165,7 +165,7 @@ def version_numbers_are_used_again() -> None:
 
 @breaks("version.latest")
 def oldest_version_is_fetched() -> None:
-    """fetchBackup answers the first version that is kept."""
+    """fetchBackup returns the oldest kept version."""
     show_versions("fetchBackup", lambda versions: versions[:1])
 
 
@@ -176,7 +176,7 @@ def versions_are_listed_oldest_first() -> None:
 
 
 def show_versions(operation_id: str, choose: Callable[[tuple[Version, ...]], tuple[Version, ...]]) -> None:
-    """Let an operation see other versions of the account than it has."""
+    """Make an operation see other versions than the account has."""
 
     @instead_of_handler(operation_id)
     def handler(real: Function, server: Server, request: Request, user: User) -> Any:
@@ -195,7 +195,7 @@ def key_version_is_always_1() -> None:
 
 @breaks("version.key")
 def key_version_is_the_accounts() -> None:
-    """With the key, older versions change their keyVersion, but only the old password opens them."""
+    """A change of the key changes the keyVersion of older versions, too, but only the old password opens them."""
 
     @instead_of(accounts, "record_of")
     def record_of(real: Function, value: dict[str, Any]) -> Record:
@@ -208,7 +208,7 @@ def key_version_is_the_accounts() -> None:
 
 @breaks("version.canonical")
 def version_may_have_leading_zeros() -> None:
-    """A version is whatever int() takes."""
+    """The path may name a version in any form that int() accepts."""
 
     @instead_of_handler("fetchBackupVersion")
     def fetch_backup_version(real: Function, server: Server, request: Request, user: User) -> Any:
@@ -219,7 +219,7 @@ def version_may_have_leading_zeros() -> None:
 
 @breaks("etag.strong")
 def etag_is_weak() -> None:
-    """The ETag looks as if a compressing proxy had been here."""
+    """The ETag is weak, as if a proxy had compressed the answer."""
 
     @on_answer
     def weaken(environ: dict[str, Any], answer: Any) -> None:
@@ -229,7 +229,7 @@ def etag_is_weak() -> None:
 
 @breaks("etag.other")
 def changed_backup_is_not_modified() -> None:
-    """Whoever has any version is told that it is the latest."""
+    """A client that has any version is told that it is the latest."""
     change(backup_server, "matches", lambda if_none_match, etag: bool(if_none_match))
 
 
@@ -246,7 +246,7 @@ Storing = Callable[[Value], Response]
 
 
 def instead_of_storing(function: Callable[[Storing, Server, User, Value], Response]) -> None:
-    """Put a function in the place of what stores an upload. It gets (real, server, user, value)."""
+    """Replace the function that stores an upload. The new function gets (real, server, user, value)."""
 
     @instead_of(backup_server, "store_version")
     def store_version(real: Function, server: Server, signature: str, user: User, value: Value, *key: str) -> Response:
@@ -254,7 +254,7 @@ def instead_of_storing(function: Callable[[Storing, Server, User, Value], Respon
 
 
 def latest(server: Server, user: User) -> Version | None:
-    """Return the user's latest version as it is now. None if there is none."""
+    """Return the user's latest version as it is now, or None if there is none."""
     record = server.store.find(user.user_id)
     return record.latest if isinstance(record, Account) else None
 
@@ -353,7 +353,7 @@ def conflict_names_the_next_version() -> None:
 
 @breaks("base.conflict", "problem.unchanged")
 def conflicting_upload_is_stored_all_the_same() -> None:
-    """The client is told of a conflict, and has overwritten the other device's version."""
+    """The client gets a conflict, but has overwritten the other device's version."""
 
     @instead_of_storing
     def store(real: Storing, server: Server, user: User, value: Value) -> Response:

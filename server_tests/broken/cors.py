@@ -27,7 +27,7 @@ def any_origin_is_reflected() -> None:
 
 @breaks("cors.others")
 def origin_is_compared_by_its_beginning() -> None:
-    """https://app.example.other is taken for https://app.example."""
+    """https://app.example.other counts as https://app.example."""
     allow_origins_if(lambda origin, allowed: any(origin.startswith(each) for each in allowed))
 
 
@@ -46,7 +46,7 @@ def etag_is_not_exposed() -> None:
 
 @breaks("cors.vary")
 def vary_is_missing() -> None:
-    """A cache gives one origin what was meant for another."""
+    """A cache gives one origin an answer that was meant for another."""
 
     @instead_of(App, "_finish_headers")
     def finish_headers(real: Any, app: App, headers: list[tuple[str, str]], origin: str | None) -> str:

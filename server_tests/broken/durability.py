@@ -11,7 +11,7 @@ from server_tests.broken.fault import breaks, instead_of
 
 @breaks("durability.acknowledged")
 def answers_go_ahead_of_the_disk() -> None:
-    """What was acknowledged is written a moment later."""
+    """The server acknowledges a change and writes it a moment later."""
     waiting: dict[str, tuple[Row | None, Row]] = {}
 
     @instead_of(DbmStore, "_put_row")
@@ -48,7 +48,7 @@ def record_is_written_before_the_backup() -> None:
 
 @breaks("durability.restart")
 def restart_forgets_the_limits() -> None:
-    """After each deployment everybody has all uploads left."""
+    """After each deployment, everybody has all uploads left again."""
     served = set()
 
     @instead_of(DbmStore, "_put_row")

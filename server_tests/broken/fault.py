@@ -1,4 +1,4 @@
-"""What a fault is, and the tools that put one in. A name that the server does not have any more fails at once."""
+"""What a fault is, and the tools that put one in. A fault that uses a name which the server lacks fails at once."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ Decorator = Callable[[Function], Function]
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One way to be broken: the requirements that are not kept any more, what happens, and the change of the server.
+    """One way to break the server: the requirements that it breaks, what happens, and the function that puts it in.
 
-    `category` is the module that has it. `test` is for what no client can see and no requirement says: the test of
-    this server that finds it.
+    `category` is the name of its module. If no client can see the fault, and no requirement is about it, `test` names
+    the test of this server that finds it.
     """
 
     category: str
@@ -39,7 +39,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def breaks(*requirements: str, test: str | None = None) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a fault, by the name of its function, with hyphens. Its docstring says what goes wrong."""
+    """Register a fault. Its name is that of its function, with hyphens. Its docstring says what goes wrong."""
 
     def register(put_in: Callable[[], None]) -> Callable[[], None]:
         name, category = put_in.__name__.replace("_", "-"), put_in.__module__.rpartition(".")[2]
@@ -51,12 +51,12 @@ def breaks(*requirements: str, test: str | None = None) -> Callable[[Callable[[]
 
 
 def change(owner: Any, name: str, value: Any) -> None:
-    """Give a name of a module or class another value, as long as the process lives."""
+    """Give a name of a module or a class another value, until the process ends."""
     mock.patch.object(owner, name, value).start()
 
 
 def instead_of(owner: Any, name: str) -> Decorator:
-    """Put a function in the place of another, which it gets as its first argument."""
+    """Replace a function. The new function gets the real one as its first argument."""
     real = getattr(owner, name)
 
     def replace(function: Function) -> Function:
@@ -67,7 +67,7 @@ def instead_of(owner: Any, name: str) -> Decorator:
 
 
 def instead_of_handler(operation_id: str) -> Decorator:
-    """Put a function in the place of an operation's handler. It gets (real, server, request, **what it needs)."""
+    """Replace the handler of an operation. The new one gets (real, server, request, **what the handler needs)."""
     real = backup_server.HANDLERS[operation_id]
 
     def replace(function: Function) -> Function:
@@ -78,7 +78,7 @@ def instead_of_handler(operation_id: str) -> Decorator:
 
 
 def instead_of_proof(scheme: str) -> Decorator:
-    """Put a function in the place of a security scheme's check. It gets (real, server, request)."""
+    """Replace the check of a security scheme. The new one gets (real, server, request)."""
     proof = backup_server.PROOFS[scheme]
 
     def replace(function: Function) -> Function:
@@ -90,7 +90,7 @@ def instead_of_proof(scheme: str) -> Decorator:
 
 
 def replacement(real: Function, function: Function) -> Function:
-    @functools.wraps(real)  # the server reads from its signature what a handler needs
+    @functools.wraps(real)  # the server reads from a handler's signature what it needs
     def call(*arguments: Any, **options: Any) -> Any:
         return function(real, *arguments, **options)
 
@@ -101,7 +101,7 @@ def replacement(real: Function, function: Function) -> Function:
 
 
 def on_answer(change_answer: Callable[[dict[str, Any], Any], None]) -> Callable[[dict[str, Any], Any], None]:
-    """Put a proxy before the app: `change_answer(environ, answer)` changes the answer's status, headers and body."""
+    """Put a proxy in front of the app. `change_answer(environ, answer)` changes the status, headers and body."""
 
     @instead_of(backup_server.App, "__call__")
     def proxy(real: Function, app: Any, environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -139,7 +139,7 @@ def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
 
 
 def named_user(server: backup_server.Server, request: backup_server.Request) -> backup_server.User | None:
-    """Return the user whose userId a request has, as if its storage key were right. None if there is no account."""
+    """Return the user that a request names, as if its storage key were right, or None if there is no account."""
     credentials = backup_server.credentials_of(request.header("Authorization") or "")
     account = credentials and server.store.find(credentials.user_id)
     if credentials and isinstance(account, Account):

@@ -11,7 +11,7 @@ from server_tests.broken.fault import breaks, change, instead_of
 
 
 def keep(change_numbers: Callable[..., tuple[int, ...]]) -> None:
-    """Keep another number of last versions, days, weeks and months than the settings say."""
+    """Keep other numbers of last versions, days, weeks and months than the settings say."""
 
     @instead_of(backup_server, "kept_versions")
     def kept_versions(real: Any, versions: tuple[Version, ...], numbers: tuple[int, ...]) -> tuple[Version, ...]:
@@ -26,25 +26,25 @@ def history_is_lost() -> None:
 
 @breaks("history.last")
 def history_is_one_short() -> None:
-    """Of the last versions three are kept."""
+    """Only three of the last versions are kept."""
     keep(lambda last, days, weeks, months: (last - 1, days, weeks, months))
 
 
 @breaks("history.days")
 def history_is_a_day_short() -> None:
-    """Two days are kept."""
+    """Only two days are kept."""
     keep(lambda last, days, weeks, months: (last, days - 1, weeks, months))
 
 
 @breaks("history.weeks")
 def history_is_a_week_short() -> None:
-    """One week is kept."""
+    """Only one week is kept."""
     keep(lambda last, days, weeks, months: (last, days, weeks - 1, months))
 
 
 @breaks("history.months")
 def history_is_a_month_short() -> None:
-    """One month is kept."""
+    """Only one month is kept."""
     keep(lambda last, days, weeks, months: (last, days, weeks, months - 1))
 
 
@@ -63,7 +63,7 @@ def weeks_end_with_the_year() -> None:
 
 @breaks("history.clock")
 def history_is_ordered_by_date() -> None:
-    """A clock that once ran ahead fills the newest days, weeks and months for years."""
+    """If a clock once ran ahead, its versions count as the newest days, weeks and months for years."""
 
     @instead_of(backup_server, "kept_versions")
     def kept_versions(real: Any, versions: tuple[Version, ...], numbers: tuple[int, ...]) -> tuple[Version, ...]:
@@ -74,7 +74,7 @@ def history_is_ordered_by_date() -> None:
 
 @breaks("history.listed")
 def listed_versions_cannot_be_fetched() -> None:
-    """Of the versions that are listed only the last two can be fetched."""
+    """Only the last two of the listed versions can be fetched."""
 
     @instead_of(backup_server, "fetch")
     def fetch(real: Any, server: Server, request: Request, user: User, choose: Any) -> Response:

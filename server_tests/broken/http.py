@@ -36,7 +36,7 @@ def json_is_read_before_the_media_type_is_checked() -> None:
 
 @breaks("order.answers")
 def limit_is_checked_before_the_base() -> None:
-    """A conflict past the limit gets 429, and the device waits an hour to hear of the conflict."""
+    """A conflict beyond the limit gets 429, and the device waits an hour to hear of the conflict."""
 
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
@@ -92,7 +92,7 @@ def answer_is_plain_text() -> None:
 
 @breaks("problem.silent")
 def stack_trace_is_answered() -> None:
-    """A failure of the server tells how the server is made."""
+    """The answer to a failure reveals how the server is made."""
 
     @instead_of(Problem, "__init__")
     def make(real: Any, problem: Problem, code: str, detail: str, *arguments: Any, **members: Any) -> None:
@@ -102,7 +102,7 @@ def stack_trace_is_answered() -> None:
 
 @breaks("problem.silent")
 def problem_repeats_the_request() -> None:
-    """A problem says what was sent, and a log of problems is a log of secrets."""
+    """A problem repeats what was sent, so a log of problems is a log of secrets."""
 
     @on_problem
     def change_problem(environ: Mapping[str, Any], problem: dict[str, Any]) -> None:
@@ -215,12 +215,12 @@ def chunked_body_is_refused() -> None:
 
 @breaks("http.continue")
 def expectation_is_refused() -> None:
-    """A client that waits for leave to send its body is told that its request is malformed."""
+    """A client that waits for permission to send its body is told that its request is malformed."""
     refuse_if(lambda parser: parser.expect_continue)
 
 
 def refuse_if(condition: Callable[[Any], bool]) -> None:
-    """Refuse a request by its headers."""
+    """Refuse a request because of its headers."""
 
     @instead_of(http_server.RequestParser, "parse_header")
     def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
@@ -231,13 +231,13 @@ def refuse_if(condition: Callable[[Any], bool]) -> None:
 
 @breaks("http.framing")
 def http_is_read_as_the_library_does() -> None:
-    """Two Hosts, or a length beside chunks, are accepted: a proxy may read another request than the server."""
+    """Two Hosts, or a length together with chunks, are accepted. A proxy may read another request than the server."""
     change(http_server.RequestParser, "parse_header", HTTPRequestParser.parse_header)
 
 
 @breaks("http.head")
 def head_is_not_allowed() -> None:
-    """A monitor that asks by HEAD believes the server dead."""
+    """A monitor that sends HEAD believes that the server is down."""
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:

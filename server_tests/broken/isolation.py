@@ -19,30 +19,30 @@ from server_tests.broken.fault import (
 
 @breaks("isolation.read")
 def anyone_reads() -> None:
-    """Whoever knows the username gets the backups."""
+    """Anybody who knows the username gets the backups."""
     belongs_to_anyone("fetchBackup", "fetchBackupVersion", "listBackupVersions")
 
 
 @breaks("isolation.write")
 def anyone_overwrites() -> None:
-    """Whoever knows the username can store a version."""
+    """Anybody who knows the username can store a version."""
     belongs_to_anyone("storeBackup")
 
 
 @breaks("isolation.key")
 def anyone_changes_the_key() -> None:
-    """Whoever knows the username can lock the user out."""
+    """Anybody who knows the username can lock the user out."""
     belongs_to_anyone("changeStorageKey")
 
 
 @breaks("isolation.delete")
 def anyone_deletes() -> None:
-    """Whoever knows the username can delete the account."""
+    """Anybody who knows the username can delete the account."""
     belongs_to_anyone("deleteUser")
 
 
 def belongs_to_anyone(*operations: str) -> None:
-    """Let the userId alone prove who sends a request to these operations."""
+    """Accept the userId alone as the proof of who sends a request to these operations."""
 
     @instead_of_proof("userCredentials")
     def check_credentials(real: Function, server: Server, request: Request) -> Any:
@@ -52,7 +52,7 @@ def belongs_to_anyone(*operations: str) -> None:
 
 @breaks("isolation.read", "isolation.write", "isolation.delete")
 def any_users_key_opens_every_account() -> None:
-    """The server looks up a storage key, and does not ask whose it is."""
+    """The server looks up a storage key, but does not check whose it is."""
     in_use = set()
 
     @instead_of(Credentials, "open")
@@ -64,7 +64,7 @@ def any_users_key_opens_every_account() -> None:
 
 @breaks("isolation.key")
 def registering_again_replaces_the_key() -> None:
-    """Whoever knows the username can take over the account by registering it."""
+    """Anybody who knows the username can take over the account by registering it."""
 
     @instead_of_handler("registerUser")
     def register_user(real: Function, server: Server, request: Request, user: Credentials) -> Response:
@@ -76,7 +76,7 @@ def registering_again_replaces_the_key() -> None:
 
 @breaks("isolation.read")
 def cache_takes_one_user_for_another() -> None:
-    """A version never changes, so the server caches it by its path."""
+    """A version never changes, so the server caches it by its path, for all users."""
     cache: dict[str, bytes] = {}
 
     @on_answer
@@ -87,7 +87,7 @@ def cache_takes_one_user_for_another() -> None:
 
 @breaks("isolation.block")
 def uploads_of_strangers_count() -> None:
-    """Whoever knows the username can use up the user's uploads, without any key."""
+    """Anybody who knows the username can use up the user's uploads, without any key."""
 
     @instead_of_proof("userCredentials")
     def check_credentials(real: Function, server: Server, request: Request) -> Any:

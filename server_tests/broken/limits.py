@@ -24,7 +24,7 @@ from server_tests.broken.fault import (
 
 
 def add_to_quota(name: str, number: int) -> None:
-    """Accept this many more uploads than the limit of this name does."""
+    """Accept this many more uploads than the limit with this name allows."""
 
     @instead_of(backup_server, "wait_seconds")
     def wait_seconds(real: Any, limits: Sequence[Limit], times: Sequence[int], moment: int) -> int:
@@ -52,7 +52,7 @@ def one_more_upload_a_day() -> None:
 
 @breaks("limits.sliding")
 def windows_are_fixed() -> None:
-    """Each hour begins anew, so that twice as many uploads fit around its end."""
+    """The count starts again with each hour, so that twice as many uploads fit around its end."""
 
     @instead_of(Limit, "counted")
     def counted(real: Any, limit: Limit, times: Sequence[int], moment: int) -> Sequence[int]:
@@ -71,13 +71,13 @@ def uploads_of_the_future_count() -> None:
 
 @breaks("limits.retry-after", "address.retry-after")
 def retry_after_is_a_second_short() -> None:
-    """A client that waits for as long as it was told is refused once more."""
+    """A client that waits exactly as long as Retry-After says is refused again."""
     shorten_retry_after(429)
 
 
 @breaks("limits.free")
 def refused_uploads_count() -> None:
-    """A device that meets a conflict five times is locked out."""
+    """A device that gets five conflicts is locked out."""
 
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
@@ -102,7 +102,7 @@ def retries_count() -> None:
 
 @breaks("limits.account")
 def uploads_of_all_accounts_count() -> None:
-    """Five uploads an hour are accepted, of all users together."""
+    """Five uploads an hour are accepted, from all users together."""
     of_all: list[int] = []
 
     @instead_of(backup_server, "wait_seconds")
@@ -114,7 +114,7 @@ def uploads_of_all_accounts_count() -> None:
 
 @breaks("limits.remaining")
 def remaining_uploads_are_one_too_many() -> None:
-    """RateLimit tells what was left before the request."""
+    """RateLimit shows what was left before the request."""
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
@@ -124,7 +124,7 @@ def remaining_uploads_are_one_too_many() -> None:
 
 @breaks("limits.policy")
 def policy_is_the_default() -> None:
-    """RateLimit-Policy tells the contract's numbers, whatever the deployment's are."""
+    """RateLimit-Policy shows the contract's numbers, even if the deployment has others."""
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
@@ -136,7 +136,7 @@ def policy_is_the_default() -> None:
 
 
 def add_one_to_address_quota(name: str) -> None:
-    """Accept one more event than the limit of this name does."""
+    """Accept one more event than the limit with this name allows."""
 
     @instead_of(AddressLimit, "__init__")
     def make(real: Any, address_limit: AddressLimit, limit: Limit) -> None:
@@ -184,7 +184,7 @@ def malformed_credentials_do_not_count() -> None:
 
 @breaks("address.failures")
 def right_key_is_let_through_past_the_limit() -> None:
-    """A blocked address goes on trying: wrong keys get 429, the right one does not."""
+    """A blocked address can continue to guess: wrong keys get 429, but the right one does not."""
 
     @instead_of_proof("userCredentials")
     def check_credentials(real: Any, server: Server, request: Request) -> Credentials:

@@ -36,7 +36,7 @@ def deleted_users_are_counted() -> None:
 
 @breaks("document.same")
 def json_document_is_another() -> None:
-    """openapi.json is of another version than openapi.yaml."""
+    """openapi.json has another version than openapi.yaml."""
 
     @instead_of(Spec, "__init__")
     def load(real: Any, spec: Spec, path: Any) -> None:
@@ -46,7 +46,7 @@ def json_document_is_another() -> None:
 
 @breaks(test="server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret")
 def credentials_are_logged() -> None:
-    """Whoever reads the log can read every backup."""
+    """Anybody who reads the log can read every backup."""
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:

@@ -50,7 +50,7 @@ def compare_macs(is_right: Callable[[str, str], bool], digest: Callable[..., byt
 
 @breaks("signature.missing")
 def reads_need_no_signature() -> None:
-    """Only requests that write have to be signed."""
+    """Only requests that write must be signed."""
 
     @instead_of_proof("appSignature")
     def check_signature(real: Function, server: Server, request: Request) -> Any:
@@ -77,13 +77,13 @@ def signature_is_not_bound_to_the_path() -> None:
 
 @breaks("signature.authorization")
 def signature_is_not_bound_to_the_credentials() -> None:
-    """A signature that was seen with other credentials is good for these."""
+    """A signature that was seen with other credentials is good for these, too."""
     unbind("authorization")
 
 
 @breaks("signature.digest")
 def signature_is_not_bound_to_the_digest() -> None:
-    """A signature that was seen with another digest is good for this one."""
+    """A signature that was seen with another digest is good for this one, too."""
     unbind("content-digest")
 
 
@@ -132,7 +132,7 @@ def ignore_digest_if(condition: Callable[[Request], bool]) -> None:
 
 @breaks("signature.accepted")
 def signature_of_a_put_is_refused() -> None:
-    """The server computes the MAC with the method `put`, in small letters."""
+    """The server computes the MAC with the method in lowercase: `put`."""
 
     @instead_of_proof("appSignature")
     def check_signature(real: Function, server: Server, request: Request) -> Any:
@@ -200,7 +200,7 @@ def first_of_two_headers_counts() -> None:
 
 @breaks("signature.profile")
 def more_parameters_are_let_pass() -> None:
-    """A signature may say that it expires, and is good for as long as any."""
+    """A signature may say when it expires, but is accepted as long as any other."""
     change_profile(lambda pattern: pattern.removesuffix(")") + "[^,]*)")
 
 
@@ -228,7 +228,7 @@ def signature_may_be_hexadecimal() -> None:
 
 @breaks("signature.keyid")
 def unknown_keyid_means_the_first_secret() -> None:
-    """A keyid that nobody gave out is good, too."""
+    """A keyid that does not exist is good, too."""
 
     class Forgiving(dict[str, bytes]):
         def get(self, keyid: str) -> bytes:  # type: ignore[override]
@@ -239,7 +239,7 @@ def unknown_keyid_means_the_first_secret() -> None:
 
 @breaks("signature.rotation")
 def only_the_first_secret_is_valid() -> None:
-    """Nobody who has the app's new version can back up."""
+    """Users of the app's new version cannot back up."""
     change_setting("app_secrets", lambda app_secrets: dict([next(iter(app_secrets.items()))]))
 
 
@@ -289,7 +289,7 @@ def credentials_may_be_in_capitals() -> None:
 
 @breaks("credentials.challenge")
 def challenge_is_missing() -> None:
-    """A 401 does not say what would be accepted."""
+    """A 401 does not say which credentials would be accepted."""
 
     @on_answer
     def remove_challenge(environ: dict[str, Any], answer: Any) -> None:

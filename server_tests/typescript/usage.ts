@@ -1,12 +1,12 @@
-// What an app in TypeScript does with the types that openapi-typescript makes of openapi.yaml, as ./openapi.
-// It is compiled, not run: a request or an answer that is no longer of this form does not compile.
+// What an app in TypeScript does with the types that openapi-typescript makes from openapi.yaml, in ./openapi.
+// The test compiles this file and does not run it. If a request or an answer changes its form, it no longer compiles.
 
 import type { components, operations, paths } from "./openapi";
 
 type Schemas = components["schemas"];
 type Id = keyof operations;
 
-// The body of an operation's answer of one status, whatever its media type.
+// The body of an operation's answer with this status, in any media type.
 type Answer<Operation extends Id, Status extends keyof operations[Operation]["responses"]> =
   operations[Operation]["responses"][Status] extends { content: infer Content } ? Content[keyof Content] : undefined;
 
@@ -37,14 +37,14 @@ export const version: operations["fetchBackupVersion"]["parameters"]["path"] = {
 
 // @ts-expect-error data is required
 export const withoutData: Upload = { baseSha256: "00" };
-// @ts-expect-error a base is left out, not null
+// @ts-expect-error leave out the base; null is not allowed
 export const withNull: Upload = { data: "AA==", baseSha256: null };
 // @ts-expect-error there is no such member
 export const withMore: Upload = { data: "AA==", comment: "" };
 // @ts-expect-error the new key is required
 export const withoutKey: Change = { data: "AA==" };
 
-// No other operation takes a body, and none a header or a query.
+// No other operation takes a body, and no operation takes a header or a query.
 type Takes<Part extends string> = { [K in Id]: operations[K] extends { [P in Part]?: never } ? never : K }[Id];
 type TakesParameter<In extends string> = {
   [K in Id]: operations[K]["parameters"] extends { [P in In]?: never } ? never : K;
@@ -54,7 +54,7 @@ export const bodies: Same<Takes<"requestBody">, "storeBackup" | "changeStorageKe
 export const headers: Same<TakesParameter<"header" | "query" | "cookie">, never> = true;
 export const inPath: Same<TakesParameter<"path">, "fetchBackupVersion"> = true;
 
-// Each operation stands at its path; a missing or a new one does not compile.
+// Each operation is at its path. If one is missing or new, this does not compile.
 type Routes = {
   registerUser: paths["/api/register"]["post"];
   storeBackup: paths["/api/backup"]["post"];
