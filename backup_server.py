@@ -252,6 +252,7 @@ INTERNAL_ERROR = "The server failed and has logged the failure under this X-Requ
 
 # --- Spec -------------------------------------------------------------------------------------------------------------
 
+LIMITS = ("requestBodyBytes", "requestHeaderBytes", "signatureSkewSeconds", "deletedUserSeconds")
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 
@@ -264,6 +265,8 @@ class Operation:
         if self.id not in HANDLERS:
             raise StartupError(f"openapi.yaml has an operation that the server does not have: {self.id}.")
         self.handler = HANDLERS[self.id]
+        if len(item["security"]) > 1:
+            raise StartupError(f"{self.id} has alternatives in its security, which the server does not know.")
         schemes = {scheme for requirement in item["security"] for scheme in requirement}
         if unknown := schemes - set(PROOFS):
             raise StartupError(f"{self.id} has security schemes that the server does not know: {sorted(unknown)}.")
@@ -311,7 +314,7 @@ class Spec:
             document = yaml.load(self.yaml, yaml.CSafeLoader)
             self.json = i_json.encode(document)
             self.version: str = document["info"]["version"]
-            self.limits: Mapping[str, int] = document["x-limits"]
+            self.limits: Mapping[str, int] = {name: document["x-limits"][name] for name in LIMITS}
             self.configurable_limits: Mapping[str, Any] = document["x-configurable-limits"]
             self.max_decoded_bytes: int = document["components"]["schemas"]["BackupData"]["x-maxDecodedBytes"]
             resolved = resolve(document, document)
@@ -335,6 +338,8 @@ def resolve(node: Any, document: Any) -> Any:
     """Return `node` with each local $ref replaced by its target. Raise KeyError if a target does not exist."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
+            if beside := node.keys() - {"$ref", "summary", "description"}:
+                raise KeyError(f"{sorted(beside)} beside $ref, which the server does not know")
             target = functools.reduce(lambda at, name: at[name], node["$ref"].removeprefix("#/").split("/"), document)
             return resolve(target, document)
         return {name: resolve(value, document) for name, value in node.items()}

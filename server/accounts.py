@@ -3,15 +3,10 @@
 Times are Unix milliseconds. Digests are SHA-256 in lowercase hex.
 """
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
-
-from server import i_json
 
 # --- Records ----------------------------------------------------------------------------------------------------------
 
@@ -65,15 +60,15 @@ Record = Account | Deleted
 
 
 class StorageError(Exception):
-    """The store could not do what it was asked to do. Nothing was changed, unless the method says otherwise."""
+    """The store could not do what it was asked to do."""
 
 
 class StorageFull(StorageError):
-    """There is not enough space left."""
+    """There is not enough space left. Nothing was changed."""
 
 
 class StorageUnavailable(StorageError):
-    """The store cannot be read or written now. `retry_after` is in seconds."""
+    """The store cannot be read or written now. A change may have happened, or not. `retry_after` is in seconds."""
 
     def __init__(self, message: str = "", retry_after: int = 5) -> None:
         super().__init__(message)
@@ -81,7 +76,7 @@ class StorageUnavailable(StorageError):
 
 
 class Damaged(StorageError):
-    """Stored bytes have changed: their digest is wrong, or they cannot be read at all."""
+    """Stored bytes have changed: their digest says so."""
 
 
 class DamagedData(Damaged):
@@ -101,7 +96,8 @@ class Stats:
 class HeldAccount(ABC):
     """An account that nobody else can change now. `record` is its current record, or None if it never existed.
 
-    A block makes at most one change, as its last step. When the block has ended, the change is on disk.
+    A block makes at most one change, as its last step. When the block has ended, the change is on disk. If a
+    store commits as the block ends and this fails, the block raises StorageUnavailable.
     """
 
     record: Record | None
@@ -132,7 +128,7 @@ class HeldAccount(ABC):
     def delete(self, moment: int) -> None:
         """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
-        This must work on a full disk, too. Raise StorageUnavailable.
+        It asks for no space of its own, so it should work on a full disk, too. Raise StorageUnavailable.
         """
 
 
@@ -165,11 +161,14 @@ class StoreReader(ABC):
 
 
 class Store(StoreReader):
-    """Accounts by userId."""
+    """Accounts by userId.
+
+    A store may forget a deleted account when its userId is no longer reserved.
+    """
 
     @abstractmethod
     def account(self, user_id: str) -> AbstractContextManager[HeldAccount]:
-        """Hold an account for one change.
+        """Hold an account, or a userId that has none yet, for one change.
 
             with store.account(user_id) as account:
                 ...
@@ -182,75 +181,3 @@ class Store(StoreReader):
     @abstractmethod
     def stats(self) -> Stats:
         """Return the counts. Raise StorageUnavailable, also while a store that was just opened is still counting."""
-
-
-# --- Records as bytes -------------------------------------------------------------------------------------------------
-
-RECORD_FORMAT = 2
-
-
-def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
-    """Return a record as bytes: a checksum, a line feed and JSON. `members` are members that the store adds."""
-    match record:
-        case Account():
-            value: dict[str, Any] = {
-                "createdAt": record.created_at,
-                "storageKeySha256": record.key_sha256,
-                "keyVersion": record.key_version,
-                "versions": [
-                    {
-                        "version": version.number,
-                        "updatedAt": version.stored_at,
-                        "size": version.size,
-                        "sha256": version.sha256,
-                        "keyVersion": version.key_version,
-                    }
-                    for version in record.versions
-                ],
-                "uploads": [[upload.moment, upload.signature] for upload in record.uploads],
-            }
-        case Deleted():
-            value = {"deletedAt": record.deleted_at}
-    text = i_json.encode({"format": RECORD_FORMAT, **value, **members})
-    return checksum(user_id, text) + b"\n" + text
-
-
-def from_bytes(user_id: str, stored: bytes) -> tuple[Record, dict[str, Any]]:
-    """Return the record and the store's members, as `to_bytes` got them.
-
-    Raise Damaged if a bit has changed, or if the bytes belong to another user.
-    """
-    found, _, text = stored.partition(b"\n")
-    if found != checksum(user_id, text):
-        raise Damaged("the checksum of a record is wrong")
-    value = json.loads(text)
-    if value.pop("format") != RECORD_FORMAT:
-        raise Damaged("a record has a format that this server does not know")
-    return record_of(value), value
-
-
-def record_of(value: dict[str, Any]) -> Record:
-    """Remove a record's members from its JSON value. Return the record."""
-    if "deletedAt" in value:
-        return Deleted(value.pop("deletedAt"))
-    return Account(
-        created_at=value.pop("createdAt"),
-        key_sha256=value.pop("storageKeySha256"),
-        key_version=value.pop("keyVersion"),
-        versions=tuple(
-            Version(
-                number=version["version"],
-                stored_at=version["updatedAt"],
-                size=version["size"],
-                sha256=version["sha256"],
-                key_version=version["keyVersion"],
-            )
-            for version in value.pop("versions")
-        ),
-        uploads=tuple(Upload(moment, signature) for moment, signature in value.pop("uploads")),
-    )
-
-
-def checksum(user_id: str, text: bytes) -> bytes:
-    """Return the SHA-256, in hex, of a userId and its record. It detects a change of any bit of either."""
-    return hashlib.sha256(user_id.encode() + b"\n" + text).hexdigest().encode()

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import accounts, clock
+from server import clock, records
 from server.accounts import (
     Account,
     Damaged,
@@ -48,6 +48,7 @@ from server.log import log
 FILE_FORMAT = b"2"
 FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
+NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
 
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
@@ -69,18 +70,18 @@ class Row:
 
     def to_bytes(self, user_id: str) -> bytes:
         """Return the bytes to store."""
-        return accounts.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used)
+        return records.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used)
 
     @classmethod
     def from_bytes(cls, user_id: str, stored: bytes) -> "Row":
         """Return the row that the stored bytes contain, in either format. Raise Damaged."""
         if not stored.startswith(b"{"):
-            record, members = accounts.from_bytes(user_id, stored)
+            record, members = records.from_bytes(user_id, stored)
             return cls(record, tuple(members["slots"]), members["slotsUsed"])
         try:  # the former format
             value = json.loads(stored)
             slots = tuple(version["slot"] for version in value.get("versions", ()))
-            return cls(accounts.record_of(value), slots, value["slots"])
+            return cls(records.record_of(value), slots, value["slots"])
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Damaged("a record of the former format cannot be read") from None
 
@@ -214,7 +215,12 @@ class DbmStore(DbmReader, Store):
         except OSError as error:
             raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
         self._writer = ThreadPoolExecutor(1, "writer")
-        self._write(self._open)
+        try:
+            self._write(self._open)
+        except StorageUnavailable:
+            self._writer.shutdown()
+            self._lock_file.close()
+            raise
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
 
@@ -223,18 +229,19 @@ class DbmStore(DbmReader, Store):
             self._local.database = database = dbm.sqlite3.open(self.path, "c", 0o600)
             if database.setdefault(b"format", FILE_FORMAT) not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
-            if database[b"format"] == FORMER_FORMAT:
-                database[b"format"] = FILE_FORMAT  # a server that knows only the former format can no longer open it
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
             address = f"{self.path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
                 (journal_mode,), (synchronous,) = (
                     connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
                 )
+            if journal_mode != "wal" or synchronous < 2:
+                raise StorageUnavailable(NOT_SYNCED)
+            # The last step: a server that knows only the former format can no longer open the file.
+            if database[b"format"] == FORMER_FORMAT:
+                database[b"format"] = FILE_FORMAT
         except ERRORS as error:
             raise StorageUnavailable(f"it cannot be used: {error}") from None
-        if journal_mode != "wal" or synchronous < 2:
-            raise StorageUnavailable("this SQLite does not sync each commit (WAL, synchronous=FULL): use another build")
 
     def close(self) -> None:
         self._stopping.set()
@@ -264,8 +271,12 @@ class DbmStore(DbmReader, Store):
 
     def _check_space(self, size: int) -> None:
         """Raise StorageFull if `size` more bytes would use up the reserve."""
-        # A blob is written twice: to the write-ahead log, then to the file.
-        if shutil.disk_usage(self.path.parent).free < RESERVE_BYTES + 3 * size:
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as error:
+            raise StorageUnavailable(str(error)) from None
+        # A blob is written to the write-ahead log and then to the file. The third is a margin.
+        if free < RESERVE_BYTES + 3 * size:
             raise StorageFull("only the reserve is left")
 
     def _put_blob(self, user_id: str, slot: int, data: bytes) -> None:

@@ -65,6 +65,8 @@ def check_keywords(schema: Schema) -> None:
 
 def check_pattern(validator: Any, pattern: str, instance: Any, schema: Schema) -> Iterator[Any]:
     # Skip the pattern of a base64 string: the decoder checks the same in a third of the time.
+    # In a schema (ECMA-262) `$` is the very end; in Python it also stands before a line feed at the end.
+    pattern = re.sub(r"\$$", r"\\Z", pattern)
     if "contentEncoding" not in schema and isinstance(instance, str) and not re.search(pattern, instance):
         yield jsonschema.ValidationError("does not match")
 

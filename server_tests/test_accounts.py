@@ -1,13 +1,17 @@
 """The interface of a store, tested on each store, and records as bytes."""
 
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version, from_bytes, to_bytes
+from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
+from server.records import from_bytes, to_bytes
 from server_tests.memory_store import MemoryStore
 
 USER, OTHER = "a" * 64, "b" * 64
@@ -79,6 +83,34 @@ def test_a_block_that_fails_changes_nothing(store):
         raise ZeroDivisionError
     assert store.find(USER) == ACCOUNT
     append(store, b"data")  # the account is no longer held
+
+
+def test_an_account_is_held_by_one(store):
+    """Of two threads that change an account at once, the second sees what the first has done. Both changes stay."""
+    register(store)
+    inside = threading.Event()
+
+    def slowly() -> Version:
+        with store.account(USER) as held:
+            inside.set()
+            time.sleep(0.2)
+            version = version_of(b"first", 1)
+            held.append(Account(ACCOUNT.created_at, KEY, versions=(version,)), b"first")
+        return version
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slowly)
+        assert inside.wait(10)
+        second = append(store, b"second")
+    assert store.find(USER) == Account(ACCOUNT.created_at, KEY, versions=(first.result(), second))
+
+
+def test_right_bytes_mend_a_version(store):
+    register(store)
+    version = append(store, b"right")
+    with store.account(USER) as account:
+        account.mend(version, b"right")
+    assert store.data(USER, version) == b"right"
 
 
 def test_counts(store):

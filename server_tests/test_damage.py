@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.accounts import from_bytes
+from server.records import from_bytes
 
 BLOB, OTHER_BLOB = b"a backup", b"another backup"
 

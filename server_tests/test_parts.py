@@ -6,13 +6,15 @@ import hashlib
 import json
 import logging
 import shutil
+import sqlite3
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
-from server import accounts, clock, dbm_store, i_json
+from server import clock, dbm_store, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
 from server.http_server import WaitressLog
@@ -95,6 +97,13 @@ def test_a_keyword_that_nobody_checks_is_refused(schema, named):
         ObjectValidator(schema)
 
 
+def test_a_pattern_ends_where_the_text_ends():
+    """Python's `$` also stands before a line feed."""
+    validator = ObjectValidator({"type": "object", "properties": {"a": {"type": "string", "pattern": "^[0-9]{4}$"}}})
+    assert validator.read({"a": "1234"})[1] == []
+    assert [error["pointer"] for error in validator.read({"a": "1234\n"})[1]] == ["#/a"]
+
+
 # ---- The store -----------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +124,7 @@ def store_with(path: Path, *blobs: bytes) -> list[Version]:
 
 
 def test_a_damaged_page_is_one_versions_damage(tmp_path):
-    """SQLite finds a chain of pages broken. Only the version that it holds is damaged; its right bytes mend it."""
+    """SQLite finds a chain of pages broken. The version in it is damaged, and the others are not."""
     path = tmp_path / "backup.db"
     pattern = b"".join(b"<%06d>" % number for number in range(10_000))
     first, second = store_with(path, pattern, b"whole")
@@ -127,6 +136,38 @@ def test_a_damaged_page_is_one_versions_damage(tmp_path):
         with pytest.raises(DamagedData):
             store.data(USER, first)
         assert store.data(USER, second) == b"whole"
+
+
+def test_damaged_bytes_are_mended(tmp_path):
+    path = tmp_path / "backup.db"
+    (version,) = store_with(path, b"right")
+    with contextlib.closing(dbm.sqlite3.open(path, "w")) as file:
+        file[dbm_store.blob_key(USER, 0)] = b"wrong"
+    with contextlib.closing(DbmStore(path, 601)) as store:
+        with pytest.raises(DamagedData):
+            store.data(USER, version)
+        with store.account(USER) as account:
+            account.mend(version, b"right")
+        assert store.data(USER, version) == b"right"
+
+
+def test_a_file_that_is_refused_keeps_its_format(tmp_path):
+    """The server that wrote it can still open it."""
+    path = tmp_path / "backup.db"
+    with contextlib.closing(dbm.sqlite3.open(path, "c")) as file:
+        file[b"format"] = dbm_store.FORMER_FORMAT
+    with mock.patch.object(sqlite3, "connect", not_synced), pytest.raises(StorageUnavailable, match="sync"):
+        DbmStore(path, 601)
+    with contextlib.closing(dbm.sqlite3.open(path, "r")) as file:
+        assert file[b"format"] == dbm_store.FORMER_FORMAT
+    DbmStore(path, 601).close()  # nothing of the first attempt holds it
+
+
+def not_synced(*arguments: Any, real: Any = sqlite3.connect, **options: Any) -> Any:
+    """Connect, and let the library's default be a commit that is not synced."""
+    connection = real(*arguments, **options)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
 
 
 def test_only_one_server_has_the_file(tmp_path):
@@ -164,6 +205,9 @@ def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
             account.append(Account(1, "c" * 64, versions=(version_of(b"12", 1),)), b"12")
         with store.account(USER) as account:
             account.append(Account(1, "c" * 64, versions=(version_of(b"1", 1),)), b"1")
+        monkeypatch.setattr(shutil, "disk_usage", mock.Mock(side_effect=PermissionError))
+        with store.account("b" * 64) as account, pytest.raises(StorageUnavailable):
+            account.create(ACCOUNT)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0))
         with store.account("b" * 64) as account, pytest.raises(StorageFull):
             account.create(ACCOUNT)
@@ -173,10 +217,10 @@ def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_record_of_a_later_format_is_damage(monkeypatch):
-    with mock.patch.object(accounts, "RECORD_FORMAT", 3):
-        later = accounts.to_bytes(USER, ACCOUNT)
+    with mock.patch.object(records, "RECORD_FORMAT", 3):
+        later = records.to_bytes(USER, ACCOUNT)
     with pytest.raises(Damaged, match="format"):
-        accounts.from_bytes(USER, later)
+        records.from_bytes(USER, later)
 
 
 @pytest.mark.parametrize("stored", [b"{", b"{}", b'{"deletedAt": 1}', b'{"versions": 1}', b'{"versions": [[]]}'])

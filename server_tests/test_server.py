@@ -219,6 +219,9 @@ FAULTY_SPECS = {  # what to replace, the replacement, and what the message must 
     "a keyword of the wrong type": ("pattern: ^[0-9a-f]{64}$", "pattern: 64", "openapi.yaml"),
     "a reference to nothing": ("#/components/schemas/Receipt'", "#/components/schemas/Recipe'", "Recipe"),
     "no limits": ("x-limits:", "y-limits:", "x-limits"),
+    "a limit is missing": ("signatureSkewSeconds: ", "signatureSkew: ", "signatureSkewSeconds"),
+    "alternatives in security": ("        - adminKey: []\n", "        - adminKey: []\n        - {}\n", "getAdminStats"),
+    "something beside a reference": ("schemas/Receipt'}", "schemas/Receipt', maxLength: 1}", "maxLength"),
     "no YAML": ("openapi: 3.1.0", "openapi: [", "openapi.yaml"),
 }
 
