@@ -458,7 +458,7 @@ def check_credentials(server: Server, request: Request) -> Credentials:
     Return the User. For a registration, which has no account yet, return the Credentials. Raise Problem
     credentials_invalid, or rate_limited after too many failures from this address.
     """
-    if wait := server.failures.wait(request.address, clock.now()):
+    if wait := server.failures.wait(request.address):
         raise too_many(server.failures, wait)
     credentials = credentials_of(request.header("Authorization") or "")
     if credentials and request.operation.id == "registerUser":
@@ -482,7 +482,7 @@ def credentials_of(authorization: str) -> Credentials | None:
 
 def count_failure(server: Server, request: Request) -> None:
     """Count wrong credentials. Raise Problem rate_limited if other requests have just spent the quota."""
-    if wait := server.failures.count(request.address, clock.now()):
+    if wait := server.failures.count(request.address):
         raise too_many(server.failures, wait)
 
 
@@ -613,12 +613,12 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
             if free_at > moment:
                 detail = "This userId can be registered again after Retry-After seconds."
                 raise Problem("recently_deleted", detail, math.ceil((free_at - moment) / 1000))
-        if wait := server.registrations.count(request.address, moment):
+        if wait := server.registrations.count(request.address):
             raise too_many(server.registrations, wait)
         try:
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
         except StorageError:
-            server.registrations.give_back(request.address, moment)
+            server.registrations.give_back(request.address)
             raise
     return answer(201, {"createdAt": rfc3339(moment)})
 

@@ -8,6 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server import clock
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -48,18 +50,18 @@ class AddressLimit:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self._times: OrderedDict[str, deque[int]] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
-    def wait(self, address: str, moment: int) -> int:
+    def wait(self, address: str) -> int:
         """Return how many seconds this address must wait for its next event. 0 means that it need not wait."""
         with self._lock:
-            times = sorted(self._times.get(address, ()))
-        return wait_seconds((self.limit,), times, moment) if len(times) == self.limit.quota else 0
+            return self._wait(address, clock.now())
 
-    def count(self, address: str, moment: int) -> int:
+    def count(self, address: str) -> int:
         """Count one event and return 0. If the quota is spent, count nothing, and return the seconds to wait."""
         with self._lock:
-            if seconds := self.wait(address, moment):
+            moment = clock.now()  # read under the lock, or an event that is counted meanwhile would seem to come later
+            if seconds := self._wait(address, moment):
                 return seconds
             # Only the last `quota` times matter, so keep no more.
             self._times.setdefault(address, deque(maxlen=self.limit.quota)).append(moment)
@@ -68,7 +70,11 @@ class AddressLimit:
                 self._times.popitem(last=False)
             return 0
 
-    def give_back(self, address: str, moment: int) -> None:
-        """Take back an event that `count` counted at this moment, because it came to nothing."""
-        with self._lock, contextlib.suppress(KeyError, ValueError):  # the address may have been forgotten
-            self._times[address].remove(moment)
+    def give_back(self, address: str) -> None:
+        """Take back the event that `count` counted last for this address, because it came to nothing."""
+        with self._lock, contextlib.suppress(KeyError, IndexError):  # the address may have been forgotten
+            self._times[address].pop()
+
+    def _wait(self, address: str, moment: int) -> int:
+        times = sorted(self._times.get(address, ()))
+        return wait_seconds((self.limit,), times, moment) if len(times) == self.limit.quota else 0

@@ -3,11 +3,14 @@
 import contextlib
 import dbm.sqlite3
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import sqlite3
+import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,31 +32,59 @@ PAGE = 4096  # bytes of SQLite's pages
 # ---- Limits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_limit_tells_the_seconds_to_wait():
+@pytest.fixture
+def at(monkeypatch):
+    """`at(milliseconds)` sets the clock."""
+    return lambda moment: monkeypatch.setattr(clock, "now", lambda: moment)
+
+
+def test_a_limit_tells_the_seconds_to_wait(at):
     limit = AddressLimit(Limit("attempts", 2, 60))
-    assert [limit.count("a", 0), limit.count("a", 10_000), limit.count("a", 10_001), limit.wait("a", 59_001)] == [
-        *(0, 0),
-        *(50, 1),
-    ]
-    assert (limit.wait("a", 60_000), limit.wait("b", 0)) == (0, 0)
+    counted = []
+    for moment in (0, 10_000, 10_001):
+        at(moment)
+        counted.append(limit.count("a"))
+    assert counted == [0, 0, 50]
+    at(59_001)
+    assert (limit.wait("a"), limit.wait("b")) == (1, 0)
+    at(60_000)
+    assert limit.wait("a") == 0
 
 
-def test_what_is_given_back_does_not_count():
+def test_what_is_given_back_does_not_count(at):
+    at(1_000)
     limit = AddressLimit(Limit("attempts", 1, 60))
-    assert limit.count("a", 1_000) == 0
-    limit.give_back("a", 1_000)
-    limit.give_back("a", 1_000)  # once more does no harm, nor does an address that is not known
-    limit.give_back("b", 1_000)
-    assert limit.count("a", 2_000) == 0
-    assert limit.count("a", 2_000) == 60
+    assert limit.count("a") == 0
+    limit.give_back("a")
+    limit.give_back("a")  # once more does no harm, nor does an address that is not known
+    limit.give_back("b")
+    assert limit.count("a") == 0
+    assert limit.count("a") == 60
 
 
-def test_the_address_that_was_quiet_longest_is_forgotten():
+def test_the_address_that_was_quiet_longest_is_forgotten(at):
     limit = AddressLimit(Limit("attempts", 1, 3600))
     with mock.patch.object(AddressLimit, "MOST_ADDRESSES", 3):
         for moment, address in enumerate("abcd"):
-            assert limit.count(address, moment) == 0
-    assert [limit.wait(address, 10) > 0 for address in "abcd"] == [False, True, True, True]
+            at(moment)
+            assert limit.count(address) == 0
+    assert [limit.wait(address) > 0 for address in "abcd"] == [False, True, True, True]
+
+
+def test_a_quota_holds_when_requests_race(monkeypatch):
+    """A thread may lose time between reading the clock and counting, so that others count meanwhile."""
+    times = itertools.count(1_000)
+
+    def now() -> int:
+        moment = next(times)
+        time.sleep(0 if moment % 2 else 0.01)
+        return moment
+
+    monkeypatch.setattr(clock, "now", now)
+    limit = AddressLimit(Limit("attempts", 5, 3600))
+    with ThreadPoolExecutor(8) as pool:
+        counted = list(pool.map(lambda _: limit.count("a"), range(24)))
+    assert counted.count(0) == 5
 
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------

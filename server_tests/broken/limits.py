@@ -168,7 +168,7 @@ def registration_tells_right_keys_without_limit() -> None:
 
     @instead_of_handler("registerUser")
     def register_user(real: Any, server: Server, request: Request, user: Credentials) -> Response:
-        return real(with_failures(server, count=lambda address, moment: 0), request, user=user)
+        return real(with_failures(server, count=lambda address: 0), request, user=user)
 
 
 @breaks("address.failures")
@@ -188,7 +188,7 @@ def right_key_is_let_through_past_the_limit() -> None:
 
     @instead_of_proof("userCredentials")
     def check_credentials(real: Any, server: Server, request: Request) -> Credentials:
-        return real(with_failures(server, wait=lambda address, moment: 0), request)
+        return real(with_failures(server, wait=lambda address: 0), request)
 
 
 @breaks("address.others", "isolation.block")
