@@ -364,6 +364,17 @@ BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
 USER_ID_AND_STORAGE_KEY = re.compile(rb"([0-9a-f]{64}):([0-9a-f]{64})")
 
 
+READ_HEADERS = {  # the headers that the server reads, and the name that WSGI has for each
+    "Authorization": "HTTP_AUTHORIZATION",
+    "Content-Digest": "HTTP_CONTENT_DIGEST",
+    "Content-Encoding": "HTTP_CONTENT_ENCODING",
+    "Content-Type": "CONTENT_TYPE",
+    "If-None-Match": "HTTP_IF_NONE_MATCH",
+    "Signature": "HTTP_SIGNATURE",
+    "Signature-Input": "HTTP_SIGNATURE_INPUT",
+}
+
+
 @dataclass(frozen=True)
 class Request:
     """A request to an operation, as it arrived. No part of it is proven yet."""
@@ -373,16 +384,16 @@ class Request:
     path: str  # as sent, still percent-encoded
     has_query: bool
     address: str  # the client's, in the form that the limits count by (see client_address)
-    headers: Mapping[str, str] = field(repr=False)  # by lowercase name
+    headers: Mapping[str, str | None] = field(repr=False)  # those of READ_HEADERS
     body: bytes = field(repr=False)
     parameters: Mapping[str, str]  # the values of the path's parameters
 
     def header(self, name: str) -> str | None:
-        """Return a header's value, or None if it was not sent.
+        """Return the value of one of READ_HEADERS, or None if it was not sent.
 
         If it was sent twice, the values are joined by a comma (RFC 9110 section 5.3).
         """
-        return self.headers.get(name.lower())
+        return self.headers[name]
 
 
 @dataclass(frozen=True)
@@ -969,7 +980,7 @@ class App:
                 path=environ["PATH_INFO"],
                 has_query="?" in environ["REQUEST_URI"],
                 address=client_address(environ, server.settings.on_fly),
-                headers=headers_of(environ),
+                headers={name: environ.get(key) for name, key in READ_HEADERS.items()},
                 body=environ["wsgi.input"].read(),
                 parameters=parameters,
             )
@@ -1002,12 +1013,6 @@ def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Respons
 
 def to_bottle(response: Response) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(response.body, response.status, response.headers)
-
-
-def headers_of(environ: Environ) -> dict[str, str]:
-    """Return the request's headers by lowercase name."""
-    headers = {name[5:].replace("_", "-").lower(): environ[name] for name in environ if name.startswith("HTTP_")}
-    return headers | {"content-type": environ.get("CONTENT_TYPE", "")}
 
 
 def client_address(environ: Environ, on_fly: bool) -> str:

@@ -191,7 +191,7 @@ def any_media_type_is_json() -> None:
     @instead_of(backup_server, "read_body")
     def read_body(real: Any, request: Request) -> dict[str, Any]:
         if body := request.operation.body:
-            request = dataclasses.replace(request, headers={**request.headers, "content-type": body.media_type})
+            request = dataclasses.replace(request, headers={**request.headers, "Content-Type": body.media_type})
         return real(request)
 
 

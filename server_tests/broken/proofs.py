@@ -222,7 +222,7 @@ def signature_may_be_hexadecimal() -> None:
     def check_signature(real: Function, server: Server, request: Request) -> Any:
         if digits := re.fullmatch("app=:([0-9a-f]{64}):", request.header("Signature") or ""):
             signature = signature_of(bytes.fromhex(digits[1]))
-            request = replace(request, headers={**request.headers, "signature": signature})
+            request = replace(request, headers={**request.headers, "Signature": signature})
         return real(server, request)
 
 
