@@ -943,14 +943,18 @@ class App:
         environ = bottle.request.environ
         limit = self._server.spec.limits["requestBodyBytes"]
         if int(environ.get("CONTENT_LENGTH") or 0) > limit:
-            raise to_bottle(Problem("payload_too_large", f"A request body may have {limit} bytes.").response)
+            raise self._to_bottle(Problem("payload_too_large", f"A request body may have {limit} bytes.").response)
         # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
         # origin-form or absolute-form (RFC 9112 section 3.2).
         target = re.sub(r"^https?://[^/?]*", "", environ["REQUEST_URI"], flags=re.IGNORECASE)
         environ["PATH_INFO"] = target.partition("?")[0]
 
+    @staticmethod
+    def _to_bottle(response: Response) -> bottle.HTTPResponse:
+        return bottle.HTTPResponse(response.body, response.status, response.headers)
+
     def _not_found(self, detail: str) -> bottle.HTTPResponse:
-        return to_bottle(Problem("not_found", detail).response)
+        return self._to_bottle(Problem("not_found", detail).response)
 
     def _serve(self, route: Route, **parameters: str) -> bottle.HTTPResponse:
         """Answer a request to a path that exists."""
@@ -968,7 +972,7 @@ class App:
         else:
             detail = "This path does not have this method. Allow lists those that it has."
             response = Problem("method_not_allowed", detail, headers={"Allow": route.allow}).response
-        return to_bottle(response)
+        return self._to_bottle(response)
 
     def _answer(self, operation: Operation, environ: Environ, parameters: Mapping[str, str]) -> Response:
         """Check the proofs of a request, read its body, and call the handler of its operation."""
@@ -1009,10 +1013,6 @@ class App:
 
 def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Response:
     return Response(200, page.body, page.headers)
-
-
-def to_bottle(response: Response) -> bottle.HTTPResponse:
-    return bottle.HTTPResponse(response.body, response.status, response.headers)
 
 
 def client_address(environ: Environ, on_fly: bool) -> str:

@@ -70,3 +70,10 @@ def test_imports_run_in_no_circle():
 def test_nobody_changes_where_modules_are_looked_for():
     this = Path(__file__).resolve()
     assert [name for name, file in FILES.items() if file != this and "sys.path" in file.read_text()] == []
+
+
+def test_one_class_knows_bottle():
+    for node in ast.parse(FILES["backup_server"].read_bytes()).body:
+        is_app = isinstance(node, ast.ClassDef) and node.name == "App"
+        names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        assert is_app == ("bottle" in names), ast.unparse(node)[:100]
