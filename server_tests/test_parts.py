@@ -247,6 +247,21 @@ def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
         assert isinstance(store.find(USER), Deleted)
 
 
+def test_what_cannot_be_forgotten_now_is_forgotten_later(tmp_path, at):
+    with mock.patch.object(DbmStore, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 601)) as store:
+        at(0)
+        with store.account(USER) as account:
+            account.create(ACCOUNT)
+        with store.account(USER) as account:
+            account.delete(0)
+        at(601_000)
+        with mock.patch.object(store, "_forget", side_effect=StorageUnavailable), pytest.raises(StorageUnavailable):
+            store._forget_next()
+        assert store.find(USER) == Deleted(0)
+        store._forget_next()
+        assert store.find(USER) is None
+
+
 def test_a_record_of_a_later_format_is_damage(monkeypatch):
     with mock.patch.object(records, "RECORD_FORMAT", 3):
         later = records.to_bytes(USER, ACCOUNT)

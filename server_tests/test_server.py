@@ -231,8 +231,8 @@ def test_faulty_specs_are_refused(tmp_path, fault):
     good, bad, named = FAULTY_SPECS[fault]
     text = openapi.SPEC_BYTES.decode()
     assert good in text
-    server = copy_server(tmp_path)
-    (tmp_path / "openapi.yaml").write_text(text.replace(good, bad))
+    server = copy_server(tmp_path / "copy")
+    server.with_name("openapi.yaml").write_text(text.replace(good, bad))
     done = run(tmp_path, server, APP_SECRET_KEY=SECRET, PORT="0", DATABASE_PATH="backup.db")
     assert done.returncode == 2
     assert named in done.stderr
