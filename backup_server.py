@@ -931,19 +931,21 @@ class App:
 
         `status` is the status that the HTTP server chose, a key of REFUSALS. `origin` is the request's Origin header.
         """
-        code, detail = REFUSALS[status]
-        response = Problem(code, detail.format(**self._server.spec.limits)).response
+        response = self._refusal(status).response
         headers = list(response.headers.items())
         request_id = self._finish_headers(headers, origin)
         log(event="request", method=None, route=None, status=response.status, requestId=request_id)
         return Refusal(bottle.HTTPResponse(status=response.status).status_line, headers, response.body)
 
+    def _refusal(self, status: int) -> Problem:
+        code, detail = REFUSALS[status]
+        return Problem(code, detail.format(**self._server.spec.limits))
+
     def _screen(self) -> None:
         """Check the length of the body before a request is routed, and restore the path as it was sent."""
         environ = bottle.request.environ
-        limit = self._server.spec.limits["requestBodyBytes"]
-        if int(environ.get("CONTENT_LENGTH") or 0) > limit:
-            raise self._to_bottle(Problem("payload_too_large", f"A request body may have {limit} bytes.").response)
+        if int(environ.get("CONTENT_LENGTH") or 0) > self._server.spec.limits["requestBodyBytes"]:
+            raise self._to_bottle(self._refusal(413).response)
         # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
         # origin-form or absolute-form (RFC 9112 section 3.2).
         target = re.sub(r"^https?://[^/?]*", "", environ["REQUEST_URI"], flags=re.IGNORECASE)

@@ -166,6 +166,13 @@ def deleted_data_comes_back_with_a_registration() -> None:
         real(store, user_id, before, after)
 
 
+def credentials_of_deleted(server: Server, request: Request) -> Credentials | None:
+    """Return the credentials of a request if they name a deleted user."""
+    credentials = backup_server.credentials_of(request.header("Authorization") or "")
+    is_deleted = credentials and isinstance(server.store.find(credentials.user_id), Deleted)
+    return credentials if is_deleted else None
+
+
 @breaks("delete.all", "delete.refused", "replay.store")
 def upload_registers_its_user() -> None:
     """An upload that is replayed after the deletion makes the account again."""
@@ -175,12 +182,10 @@ def upload_registers_its_user() -> None:
         try:
             return real(server, request)
         except Problem:
-            credentials = backup_server.credentials_of(request.header("Authorization") or "")
+            credentials = credentials_of_deleted(server, request)
             if request.operation.id != "storeBackup" or not credentials:
                 raise
             with server.store.account(credentials.user_id) as held:
-                if not isinstance(held.record, Deleted):
-                    raise
                 account = Account(created_at=clock.now(), key_sha256=credentials.key_sha256)
                 held.create(account)
             return User(credentials.user_id, credentials.key_sha256, account)
@@ -213,8 +218,7 @@ def deleted_user_is_told_so() -> None:
         try:
             return real(server, request)
         except Problem:
-            credentials = backup_server.credentials_of(request.header("Authorization") or "")
-            if credentials and isinstance(server.store.find(credentials.user_id), Deleted):
+            if credentials_of_deleted(server, request):
                 raise Problem("no_backup", "This account was deleted.") from None
             raise
 
