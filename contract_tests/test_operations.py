@@ -216,7 +216,7 @@ def test_a_key_change_has_no_retry_by_equal_bytes(target, new_user):
 
 
 @pytest.mark.requirement("delete.reserved", "delete.fresh", "delete.all", "registerUser.409", "header.Retry-After")
-def test_a_deleted_user_may_register_after_601_seconds(start_server):
+def test_a_deleted_user_may_register_after_901_seconds(start_server):
     server = start_server(frozen=1_800_000_000)
     credentials = (secrets.token_hex(32), secrets.token_hex(32))
     client = server.client(credentials)
@@ -289,6 +289,25 @@ def test_receipts(target, new_user):
         fetched = client.fetch_backup_version(receipt["version"])
         assert fetched.json() == {**receipt, "data": base64.b64encode(blob).decode()}
         assert fetched.headers["ETag"] == f'"{receipt["version"]}-{sha256(blob)}"'
+
+
+@pytest.mark.requirement("header.Location", "storeBackup.201", "storeBackup.200", "changeStorageKey.200")
+def test_where_a_new_version_is(target, new_user):
+    """Location names the version that was stored, and nothing else carries it."""
+    user_id, new_key = secrets.token_hex(32), secrets.token_hex(32)
+    client = new_user((user_id, secrets.token_hex(32)))
+    for version, (blob, base) in enumerate([(A, None), (B, sha256(A)), (C, sha256(B))], start=1):
+        stored = client.store_backup(blob, base)
+        assert stored.headers["Location"] == f"/api/backup/versions/{version}"
+        fetched = client.request("GET", stored.headers["Location"])
+        assert fetched.json()["version"] == version
+        assert backup_bytes(fetched) == blob
+        others = [client.store_backup(blob, base), client.store_backup(b"stale"), client.fetch_backup()]
+        assert not [answer for answer in others if "Location" in answer.headers]
+    changed = client.change_storage_key(new_key, A, sha256(C))
+    assert outcome(changed) == "200"
+    assert "Location" not in changed.headers
+    target.client((user_id, new_key))
 
 
 @pytest.mark.requirement("base.current", "storeBackup.409", "changeStorageKey.409")

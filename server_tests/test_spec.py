@@ -17,8 +17,8 @@ from server_tests.this_server import problems
 PROSE: str = SPEC["info"]["description"]
 PROBLEMS: dict[str, tuple[int, str]] = problems()
 
-SIGNED = {"400", "401", "413", "429", "431", "500", "503"}
-UNSIGNED = {"400", "413", "431", "500", "503"}
+SIGNED = {"400", "401", "403", "408", "413", "429", "431", "500", "503"}
+UNSIGNED = {"400", "408", "413", "431", "500", "503"}
 UPLOADS = SIGNED | {"409", "415", "422", "507"}
 OPERATIONS = {  # method, path, security, statuses
     "registerUser": ("POST", "/api/register", "user", SIGNED | {"200", "201", "409", "507"}),
@@ -115,6 +115,7 @@ def test_a_problem_is_shown_under_its_status():
         "signature_expired": users,
         "credentials_invalid": users,
         "admin_key_invalid": {"getAdminStats"},
+        "app_outdated": users,
         "no_backup": {"fetchBackup"},
         "no_such_version": {"fetchBackupVersion"},
         "username_taken": {"registerUser"},
