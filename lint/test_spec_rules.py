@@ -78,9 +78,9 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
     "no-null": [
         (f"{SCHEMAS}/Size/type", ["integer", "null"]),
         (f"{SCHEMAS}/Backup/properties/data", {"oneOf": [reference("BackupData"), {"type": "null"}]}),
-        (f"{SCHEMAS}/ProblemCode/anyOf/1", {"type": "null"}),
-        (f"{SCHEMAS}/ProblemCode/anyOf/1", {"const": None}),
-        (f"{SCHEMAS}/ProblemCode/anyOf/0/enum/0", None),
+        (f"{SCHEMAS}/ProblemCode/anyOf", [{"type": "null"}]),
+        (f"{SCHEMAS}/ProblemCode/const", None),
+        (f"{SCHEMAS}/ProblemCode/enum", ["ok", None]),
     ],
     "no-nullable": [(f"{SCHEMAS}/Size/nullable", True)],
     "no-closed-response-object": [
@@ -125,7 +125,18 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
         (f"{STORE}/responses/200/headers/RateLimit", ABSENT),
         (f"{CHANGE}/responses/200/headers/RateLimit-Policy", ABSENT),
         (f"{RESPONSES}/TooManyUploads/headers", ABSENT),
-        (f"{HEADERS}/RateLimit-Policy/required", ABSENT),
+        (f"{HEADERS}/RateLimit-Policy/x-always-sent", ABSENT),
+    ],
+    "no-required-header": [
+        (f"{HEADERS}/X-Request-Id/required", True),
+        (f"{RESPONSES}/AdminUnauthorized/headers/WWW-Authenticate/required", True),
+    ],
+    "no-alternatives": [
+        (f"{SCHEMAS}/ProblemCode/anyOf", [{"type": "string"}]),
+        (f"{SCHEMAS}/Backup/properties/data", {"oneOf": [reference("BackupData"), reference("Sha256")]}),
+    ],
+    "no-body-in-a-link": [
+        (f"{REGISTER}/responses/201/links/storeBackup/requestBody", {"data": "AA=="}),
     ],
     "no-other-rate-limit": [
         (f"{DELETE}/responses/204/headers/RateLimit", A_HEADER),

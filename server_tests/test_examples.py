@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import yaml
 
 from clients.python import backup_client
 from contract_tests.target import openapi, raw
@@ -379,10 +380,8 @@ def check_body(example: Example, answer: raw.Answer) -> None:
     elif str(example) == "getAdminStats 200":
         assert answer.json().keys() == example.body.keys()
         assert answer.json() | {"databaseBytes": 0} == example.body | {"databaseBytes": 0}
-    elif str(example) == "getOpenapiYaml 200":
-        assert answer.text.startswith(example.body)
-    elif str(example) == "getOpenapiJson 200":
-        document = answer.json()
+    elif str(example) in ("getOpenapiYaml 200", "getOpenapiJson 200"):
+        document = yaml.load(answer.text, yaml.CSafeLoader)  # JSON is YAML
         info = {name: document["info"][name] for name in example.body["info"]}
         assert {"openapi": document["openapi"], "info": info, "paths": {}} == example.body
     else:
