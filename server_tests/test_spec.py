@@ -18,8 +18,8 @@ from server_tests.this_server import problems
 PROSE: str = SPEC["info"]["description"]
 PROBLEMS: dict[str, tuple[int, str]] = problems()
 
-SIGNED = {"400", "401", "413", "429", "431", "500", "503"}
-UNSIGNED = {"400", "413", "431", "500", "503"}
+UNSIGNED = {"400", "408", "413", "431", "500", "503"}
+SIGNED = UNSIGNED | {"401", "403", "429"}
 UPLOADS = SIGNED | {"409", "415", "422", "507"}
 OPERATIONS = {  # method, path, security, statuses
     "registerUser": ("POST", "/api/register", "user", SIGNED | {"200", "201", "409", "507"}),
@@ -112,6 +112,7 @@ def test_a_problem_is_shown_under_its_status():
     uploads = {"storeBackup", "changeStorageKey"}
     fetches = {"fetchBackup", "fetchBackupVersion"}
     assert shown == {code: set(OPERATIONS) for code in PROBLEMS} | {
+        "app_outdated": users,
         "digest_mismatch": users,
         "signature_missing": users,
         "signature_invalid": users,
