@@ -483,18 +483,23 @@ def sha256(data: bytes) -> bytes:
 
 def recomputed() -> set[str]:
     """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, signatures."""
+    invented = backup_client.Derivation("v2", 1_200_000, "dailyreps/v2/storage-key", "dailyreps/v2/encryption-key")
     keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
-    master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
+    newer_keys = backup_client.derive_keys(USERNAME, PASSWORD, invented)
+    empty, squat = b'{"workouts":[]}', b'{"workouts":["squat"]}'
+    first = backup_client.encrypt(keys, empty, sequence=1, nonce=bytes(range(0, 12)))
+    second: dict[str, Any] = {"sequence": 2, "base_sha256": sha256(first).hex()}
     blobs = [
-        backup_client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
-        backup_client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
-        backup_client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
+        first,
+        backup_client.encrypt(keys, squat, nonce=bytes(range(16, 28)), **second),
+        backup_client.encrypt(new_keys, squat, nonce=bytes(range(32, 44)), **second),
     ]
-    body = json.dumps({"data": base64.b64encode(blobs[0]).decode()}, separators=(",", ":")).encode()
+    body = json.dumps({"data": base64.b64encode(first).decode()}, separators=(",", ":")).encode()
     authorization = backup_client.authorization(keys.user_id, keys.storage_key)
     proof = backup_client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
-    in_hex = [keys.user_id, keys.storage_key, keys.encryption_key.hex(), master_key.hex(), new_keys.storage_key]
-    in_hex += [new_keys.encryption_key.hex(), *(sha256(blob).hex() for blob in blobs)]
+    in_hex = [sha256(blob).hex() for blob in blobs]
+    for each in (keys, new_keys, newer_keys):
+        in_hex += [each.user_id, each.storage_key, each.encryption_key.hex(), each.master_key.hex()]
     in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]
     in_base64 += [proof["Signature"].removeprefix("app=:").removesuffix(":"), authorization.removeprefix("Basic ")]
     return {*in_hex, *in_base64}
@@ -506,7 +511,7 @@ def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
     shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
     assert shown - recomputed() == set()
     assert len(shown) >= 12
-    credentials = base64.b64decode(next(value for value in shown if value.startswith("NDEz"))).decode()
+    credentials = base64.b64decode(next(value for value in shown if value.startswith("NDY2"))).decode()
     assert credentials.split(":")[0] in shown
 
 
