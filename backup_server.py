@@ -38,7 +38,6 @@ from server.accounts import (
     Account,
     DamagedData,
     Deleted,
-    HeldAccount,
     Record,
     StorageError,
     StorageFull,
@@ -270,7 +269,7 @@ REFUSALS = {
     400: ("malformed_request", "The request line, the headers, or the framing of the body is malformed."),
     408: (
         "request_timeout",
-        "A request may take {requestBodySeconds} seconds, from its head on: repeat, freshly signed.",
+        "The request took more than {requestBodySeconds} seconds. Nothing was changed: repeat it.",
     ),
     413: ("payload_too_large", "A request body may have {requestBodyBytes} bytes."),
     431: ("headers_too_large", "The request line and the headers together may have {requestHeaderBytes} bytes."),
@@ -408,14 +407,12 @@ SIGNATURE_INPUT = re.compile(r'([^=;"]*)=((\([^()]*\))((?:;[^;="]+(?:="[^"]*"|=[
 PARAMETER = re.compile(r';([^;="]+)(?:=("[^"]*"|[^;"]*))?')
 SIGNATURE = re.compile(r"([^=]*)=:[A-Za-z0-9+/]{43}=:")
 CONTENT_DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
-SIGNATURE_FAULTS = {  # what `detail` says of each
-    "twice": "A header was sent twice, or has two values: send each of the four once, with one value.",
-    "label": "The label of Signature-Input or Signature is not app.",
-    "components": f"The components are not {COMPONENTS}.",
-    "parameters": "The parameters are not created, keyid and alg, each once: one is missing, unknown or there twice.",
-    "input": "Signature-Input, or one of its parameters, is not spelled as in the profile.",
-    "signature": "Signature is not spelled as in the profile: app=:, the base64 of 32 bytes, and a colon.",
-    "digest": "Content-Digest is not spelled as in the profile: sha-256=:, the base64 of 32 bytes, and a colon.",
+SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
+    "twice": "Send Authorization, Content-Digest, Signature-Input and Signature once each.",
+    "label": "The label of Signature-Input and of Signature must be app, and no other signature may be there.",
+    "components": 'The components must be "@method", "@path", "authorization" and "content-digest", in this order.',
+    "parameters": "The parameters must be created, keyid and alg, once each, and no other.",
+    "spelling": "Signature-Input, Signature or Content-Digest is not spelled as in openapi.yaml.",
     "keyid": "The keyid is unknown.",
     "mac": "The MAC is not that of this request under the named key.",
 }
@@ -502,7 +499,7 @@ def check_signature(server: Server, request: Request) -> str:
         raise Problem("signature_missing", "Send Authorization, Content-Digest, Signature-Input and Signature.")
     created, keyid, signature_params = read_profile(authorization, digest, signature_input, signature)
     if keyid in server.settings.retired_keyids:
-        raise Problem("app_outdated", "The keyid belongs to a version of the app that is not served any more: update.")
+        raise Problem("app_outdated", "This version of the app may no longer use this server: update the app.")
 
     secret = server.settings.app_secrets.get(keyid)
     base = (  # RFC 9421 section 2.5
@@ -526,12 +523,14 @@ def check_signature(server: Server, request: Request) -> str:
 def read_profile(authorization: str, digest: str, signature_input: str, signature: str) -> tuple[int, str, str]:
     """Return created, keyid and the signature parameters as they were sent. Raise Problem signature_invalid."""
     for value in (authorization, digest, signature_input, signature):
-        if "," in re.sub('"[^"]*"', "", value):  # lines of one header are joined by a comma (RFC 9110 section 5.3)
-            raise signature_invalid("twice")
-    if not (parts := SIGNATURE_INPUT.fullmatch(signature_input)):
-        raise signature_invalid("input")
+        members = re.sub('"[^"]*"', "", value).split(",")  # two lines of a header are joined (RFC 9110 section 5.3)
+        labels = {member.strip().partition("=")[0] for member in members}
+        if len(members) > 1:
+            raise signature_invalid("label" if labels > {LABEL} else "twice")
+    if not (parts := SIGNATURE_INPUT.fullmatch(signature_input)) or not (sent := SIGNATURE.fullmatch(signature)):
+        raise signature_invalid("spelling")
     label, signature_params, components, parameters = parts.groups()
-    if label != LABEL:
+    if {label, sent[1]} != {LABEL}:
         raise signature_invalid("label")
     if components != COMPONENTS:
         raise signature_invalid("components")
@@ -539,14 +538,9 @@ def read_profile(authorization: str, digest: str, signature_input: str, signatur
     if sorted(name for name, _ in pairs) != sorted(PARAMETERS):
         raise signature_invalid("parameters")
     values = dict(pairs)
-    if not all(spelling.fullmatch(values[name]) for name, spelling in PARAMETERS.items()):
-        raise signature_invalid("input")
-    if not (sent := SIGNATURE.fullmatch(signature)):
-        raise signature_invalid("signature")
-    if sent[1] != LABEL:
-        raise signature_invalid("label")
-    if not CONTENT_DIGEST.fullmatch(digest):
-        raise signature_invalid("digest")
+    are_spelled = all(spelling.fullmatch(values[name]) for name, spelling in PARAMETERS.items())
+    if not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
+        raise signature_invalid("spelling")
     return int(values["created"]), values["keyid"].strip('"'), signature_params
 
 
@@ -690,20 +684,13 @@ class Server:
         self.failures = AddressLimit(Limit("failed credentials", settings.failed_credentials_per_5_minutes, 300))
 
     def check_time(self, request: Request) -> None:
-        """Raise Problem request_timeout if the request has taken longer than it may, from its head until now."""
+        """Raise Problem request_timeout if more time has passed since the request's head than a request may take.
+
+        A handler calls this right before it changes an account that it holds. So nothing happens later than this
+        allows, and no signature acts later.
+        """
         if clock.monotonic() - request.arrival.started > self.spec.limits["requestBodySeconds"] * 1000:
             raise refusal(408, self.spec.limits)
-
-    @contextlib.contextmanager
-    def hold(self, request: Request, user_id: str) -> Iterator[HeldAccount]:
-        """Hold an account for one change (see Store.account), if there is still time for it.
-
-        Nothing that a request does takes effect later than this allows, so its signature cannot act later either. Raise
-        Problem request_timeout, or what the store raises.
-        """
-        with self.store.account(user_id) as held:
-            self.check_time(request)  # under the lock, because the wait for it may be long
-            yield held
 
     def rate_limit(self, times: Sequence[int], moment: int) -> dict[str, str]:
         """Return the header RateLimit for an account, given its sorted upload times and the time now.
@@ -749,7 +736,7 @@ def answer(status: int, value: Any, headers: Mapping[str, str] | None = None) ->
 @operation("registerUser")
 def register_user(server: Server, request: Request, user: Credentials) -> Response:
     """Create an account. A retry gets the account that exists."""
-    with server.hold(request, user.user_id) as held:
+    with server.store.account(user.user_id) as held:
         moment = clock.now()
         if account := user.open(held.record):
             return answer(200, {"createdAt": rfc3339(account.created_at)})
@@ -765,8 +752,9 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
         if wait := server.registrations.count(request.address):
             raise too_many(server.registrations, wait)
         try:
+            server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
-        except StorageError:
+        except (Problem, StorageError):
             server.registrations.give_back(request.address)
             raise
     return answer(201, {"createdAt": rfc3339(moment)})
@@ -811,7 +799,7 @@ def store_version(
         raise Problem("payload_too_large", detail)
     digest = sha256(data)
 
-    with server.hold(request, user.user_id) as held:
+    with server.store.account(user.user_id) as held:
         account, moment = user.again(held.record), clock.now()
         latest, times = account.latest, sorted(upload.moment for upload in account.uploads)
         if latest and latest.sha256 == digest and new_key_sha256 is None:
@@ -841,6 +829,7 @@ def store_version(
             versions=kept_versions((*account.versions, version), server.settings.keep_versions),
             uploads=uploads,
         )
+        server.check_time(request)
         held.append(changed, data)
     headers = server.rate_limit(sorted(upload.moment for upload in uploads), moment)
     if new_key_sha256 is None:
@@ -955,8 +944,9 @@ def list_backup_versions(server: Server, request: Request, user: User) -> Respon
 @operation("deleteUser")
 def delete_user(server: Server, request: Request, user: User) -> Response:
     """Delete the account with all its versions."""
-    with server.hold(request, user.user_id) as held:
+    with server.store.account(user.user_id) as held:
         user.again(held.record)
+        server.check_time(request)
         held.delete(clock.now())
     return Response(204)
 

@@ -228,6 +228,10 @@ def test_a_change_that_would_come_too_late_does_not_happen(start_server, operati
         assert outcome(call()) == "408 request_timeout"
         assert client.list_backup_versions().json() == before
         assert outcome(newcomer.list_backup_versions()) == "401 credentials_invalid"
+        # What comes first in the order is told, although it is late.
+        assert outcome(client.store_backup(b"any")) == "200"
+        assert outcome(client.store_backup(b"another")) == "409 version_conflict"
+        assert outcome(client.register_user()) == "200"
 
 
 # ---- Addresses ---------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ A generated request should be right, or have exactly one fault. So it needs an a
 - a key change needs an account with another key,
 - a request after a deletion needs a new account.
 
-Any other request uses the account of the step before, because the links between operations need it.
+Any other request uses the account of the step before, because the links between operations need it. A link only says
+which operation comes next. The hook before_call gives an upload its base, so that a walk goes on from a stored version.
 """
 
 import atexit
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ import requests
 import requests.auth
 import schemathesis
 from schemathesis.core.failures import Failure
+from schemathesis.generation.meta import TestPhase
 from schemathesis.openapi.checks import EnsureResourceAvailability
 
 from clients.python.backup_client import BackupClient, SignatureAuth
@@ -31,11 +34,15 @@ KEPT = 4  # how many last versions the full profile needs the target to keep
 
 @dataclass
 class Account:
-    """Credentials that nobody else has, and the number of the latest version, or 0 if there is none."""
+    """Credentials that nobody else has, and the number of the latest version, or 0 if there is none, and its sha256."""
 
     user_id: str = field(default_factory=lambda: secrets.token_hex(32))
     storage_key: str = field(default_factory=lambda: secrets.token_hex(32))
     latest: int = 0
+    sha256: str = ""
+
+    def stored(self, receipt: Mapping[str, Any]) -> None:
+        self.latest, self.sha256 = receipt["version"], receipt["sha256"]
 
     def sign(self, request: requests.PreparedRequest) -> None:
         SignatureAuth(self.user_id, self.storage_key, SECRET, KEYID)(request)
@@ -91,9 +98,9 @@ class Caller(requests.auth.AuthBase):
             case "POST", "/api/register", 201:
                 self.go_on_as(self.newcomer)
             case "POST", "/api/backup", 201 if self.account:
-                self.account.latest = response.json()["version"]
+                self.account.stored(response.json())
             case "PUT", "/api/user/storage-key", 200 if self.account:
-                self.account.latest = response.json()["version"]
+                self.account.stored(response.json())
                 self.account.storage_key = case.body["storageKey"]
             case "DELETE", "/api/user", 204 if self.account:
                 del self.living[self.account.user_id]
@@ -109,6 +116,17 @@ class Caller(requests.auth.AuthBase):
 caller = Caller()
 schemathesis.auth.set_from_requests(caller)
 atexit.register(caller.end)
+
+
+@schemathesis.hook
+def before_call(context: schemathesis.HookContext, case: Any, **kwargs: Any) -> None:
+    """In a walk, give an upload that is right otherwise the base that it needs: the account's latest version."""
+    meta = case.meta
+    walks = meta is not None and meta.phase.name == TestPhase.STATEFUL and meta.generation.mode.is_positive
+    if walks and case.operation.label == "POST /api/backup" and caller.account is not None:
+        case.body = {"data": case.body["data"]}
+        if caller.account.latest:
+            case.body["baseSha256"] = caller.account.sha256
 
 
 @schemathesis.hook
