@@ -48,11 +48,13 @@ from server.accounts import (
 )
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
+from server.guessing import Guessing
 from server.http_server import ABSOLUTE_FORM, ARRIVAL, Arrival, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
 from server.limits import AddressLimit, Limit, wait_seconds
 from server.log import log
 from server.reference_page import Page
+from server.refused import RefusedUploads
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
@@ -70,9 +72,17 @@ environment variables:
   ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,https://b.example
   DATABASE_PATH     database file (./data/backup.db)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
-  BACKUPS_PER_HOUR, BACKUPS_PER_DAY   new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
-  REGISTRATIONS_PER_HOUR              new accounts per client address ({REGISTRATIONS_PER_HOUR})
-  FAILED_CREDENTIALS_PER_5_MINUTES    wrong credentials per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
+  BACKUPS_PER_HOUR, BACKUPS_PER_DAY
+                    new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
+  KEY_CHANGES_PER_HOUR, KEY_CHANGES_PER_DAY
+                    changes of the storage key per account ({KEY_CHANGES_PER_HOUR}, {KEY_CHANGES_PER_DAY})
+  REGISTRATIONS_PER_HOUR
+                    new accounts per client address ({REGISTRATIONS_PER_HOUR})
+  FAILED_CREDENTIALS_PER_5_MINUTES
+                    wrong credentials per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
+  FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY
+                    wrong credentials per account; after that, only known addresses may try as before
+                    ({FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY})
   KEEP_VERSIONS     how many last versions, days, weeks and months to keep ({KEEP_VERSIONS})
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
@@ -97,8 +107,11 @@ class Settings:
     port: int
     backups_per_hour: int
     backups_per_day: int
+    key_changes_per_hour: int
+    key_changes_per_day: int
     registrations_per_hour: int
     failed_credentials_per_5_minutes: int
+    failed_credentials_per_account_per_day: int
     keep_versions: tuple[int, ...]  # last versions, UTC days, ISO weeks, months
     on_fly: bool
     debug: bool
@@ -159,8 +172,11 @@ class Settings:
             port=whole_number("PORT", "8080", least=0, most=65535),
             backups_per_hour=whole_number("BACKUPS_PER_HOUR"),
             backups_per_day=whole_number("BACKUPS_PER_DAY"),
+            key_changes_per_hour=whole_number("KEY_CHANGES_PER_HOUR"),
+            key_changes_per_day=whole_number("KEY_CHANGES_PER_DAY"),
             registrations_per_hour=whole_number("REGISTRATIONS_PER_HOUR"),
             failed_credentials_per_5_minutes=whole_number("FAILED_CREDENTIALS_PER_5_MINUTES"),
+            failed_credentials_per_account_per_day=whole_number("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"),
             keep_versions=tuple(int(number) for number in read("KEEP_VERSIONS").split(",")),
             on_fly="FLY_APP_NAME" in environ,
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
@@ -552,17 +568,27 @@ def check_credentials(server: Server, request: Request) -> Credentials:
     """Prove that a request comes from its user (RFC 7617).
 
     Return the User. For a registration, which has no account yet, return the Credentials. Raise Problem
-    credentials_invalid, or rate_limited after too many failures from this address.
+    credentials_invalid, or rate_limited after too many failures.
     """
-    if wait := server.failures.wait(request.address):
-        raise too_many(server.failures, wait)
     credentials = credentials_of(request.header("Authorization") or "")
+    user_id = credentials.user_id if credentials else None
+    if wait := server.guessing.wait(user_id, request.address):
+        raise too_many(*wait)
     if credentials and request.operation.id == "registerUser":
         return credentials
     if credentials and (account := credentials.open(server.store.find(credentials.user_id))):
+        remember_address(server, request, credentials)
         return User(credentials.user_id, credentials.key_sha256, account)
-    count_failure(server, request)
+    count_failure(server, request, user_id)
     raise credentials_invalid()
+
+
+def remember_address(server: Server, request: Request, credentials: Credentials) -> None:
+    """Note that right credentials came from the request's address."""
+    is_new = server.guessing.remember(credentials.user_id, request.address)
+    # If the key was changed since it was compared, all addresses were forgotten. Then forget this one, too.
+    if is_new and not credentials.open(server.store.find(credentials.user_id)):
+        server.guessing.forget(credentials.user_id, request.address)
 
 
 def credentials_of(authorization: str) -> Credentials | None:
@@ -576,19 +602,21 @@ def credentials_of(authorization: str) -> Credentials | None:
     return Credentials(pair[1].decode(), sha256(pair[2])) if pair else None
 
 
-def count_failure(server: Server, request: Request) -> None:
-    """Count wrong credentials. Raise Problem rate_limited if other requests have just spent the quota."""
-    if wait := server.failures.count(request.address):
-        raise too_many(server.failures, wait)
+def count_failure(server: Server, request: Request, user_id: str | None) -> None:
+    """Count wrong credentials for this userId. It is None if they are malformed.
+
+    Raise Problem rate_limited if other requests have just reached a limit.
+    """
+    if wait := server.guessing.count(user_id, request.address):
+        raise too_many(*wait)
 
 
 def credentials_invalid() -> Problem:
     return Problem("credentials_invalid", "No account has this userId and storageKey.")
 
 
-def too_many(address_limit: AddressLimit, wait: int) -> Problem:
-    detail = f"Too many {address_limit.limit.name} from this address: wait for Retry-After seconds."
-    return Problem("rate_limited", detail, wait)
+def too_many(seconds: int, limit: Limit) -> Problem:
+    return Problem("rate_limited", f"Too many {limit.name}: wait for Retry-After seconds.", seconds)
 
 
 def check_admin_key(server: Server, request: Request) -> None:
@@ -671,17 +699,34 @@ def sha256(data: bytes) -> str:
 # --- Operations -------------------------------------------------------------------------------------------------------
 
 
+# Which limits on an account an operation has: the policy's name, the setting with its quota, and its window in seconds.
+# What counts is an accepted request to the same operation.
+ACCOUNT_LIMITS = {
+    "storeBackup": (("hour", "backups_per_hour", 3600), ("day", "backups_per_day", 86400)),
+    "changeStorageKey": (("key-hour", "key_changes_per_hour", 3600), ("key-day", "key_changes_per_day", 86400)),
+}
+
+
 class Server:
     """What the operations work with: settings, spec, store and limits."""
 
     def __init__(self, settings: Settings, spec: Spec, store: Store) -> None:
         self.settings, self.spec, self.store = settings, spec, store
-        self.upload_limits = (
-            Limit("hour", settings.backups_per_hour, 3600),
-            Limit("day", settings.backups_per_day, 86400),
+        self.account_limits = {
+            operation_id: tuple(Limit(name, getattr(settings, quota), seconds) for name, quota, seconds in limits)
+            for operation_id, limits in ACCOUNT_LIMITS.items()
+        }
+        self.registrations = AddressLimit(
+            Limit("registrations from this address", settings.registrations_per_hour, 3600)
         )
-        self.registrations = AddressLimit(Limit("registrations", settings.registrations_per_hour, 3600))
-        self.failures = AddressLimit(Limit("failed credentials", settings.failed_credentials_per_5_minutes, 300))
+        self.guessing = Guessing(
+            settings.failed_credentials_per_5_minutes,
+            settings.failed_credentials_per_account_per_day,
+            spec.limits["newAddressAttempts"],
+            spec.limits["knownAddressDays"],
+        )
+        # When a request arrives, its signature may be dated ahead. It acts until the body had its time.
+        self.refused = RefusedUploads(2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"])
 
     def check_time(self, request: Request) -> None:
         """Raise Problem request_timeout if more time has passed since the request's head than a request may take.
@@ -692,22 +737,23 @@ class Server:
         if clock.monotonic() - request.arrival.started > self.spec.limits["requestBodySeconds"] * 1000:
             raise refusal(408, self.spec.limits)
 
-    def rate_limit(self, times: Sequence[int], moment: int) -> dict[str, str]:
-        """Return the header RateLimit for an account, given its sorted upload times and the time now.
+    def rate_limit(self, operation_id: str, times: Sequence[int], moment: int) -> dict[str, str]:
+        """Return the header RateLimit of an operation for an account.
 
-        See draft-ietf-httpapi-ratelimit-headers-10 section 4. Both times are in Unix milliseconds.
+        `times` has the sorted times of what counts. `moment` is now. Both are in Unix milliseconds. See
+        draft-ietf-httpapi-ratelimit-headers-10 section 4.
         """
         items = []
-        for limit in self.upload_limits:
+        for limit in self.account_limits[operation_id]:
             counted = limit.counted(times, moment)
             until = math.ceil((counted[0] - moment) / 1000) + limit.seconds if counted else None
             left = max(0, limit.quota - len(counted))
             items.append(f'"{limit.name}";r={left}' + (f";t={until}" if counted else ""))
         return {"RateLimit": ", ".join(items)}
 
-    def rate_limit_policy(self) -> dict[str, str]:
-        """Return the header RateLimit-Policy (section 3 of the same draft)."""
-        policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.upload_limits)
+    def rate_limit_policy(self, operation_id: str) -> dict[str, str]:
+        """Return the header RateLimit-Policy of an operation (section 3 of the same draft)."""
+        policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.account_limits[operation_id])
         return {"RateLimit-Policy": ", ".join(policies)}
 
 
@@ -739,9 +785,12 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
     with server.store.account(user.user_id) as held:
         moment = clock.now()
         if account := user.open(held.record):
+            server.guessing.remember(user.user_id, request.address)
             return answer(200, {"createdAt": rfc3339(account.created_at)})
+        if wait := server.registrations.wait(request.address):
+            raise refused_registration(server, request, user, wait)
         if isinstance(held.record, Account):
-            count_failure(server, request)
+            count_failure(server, request, user.user_id)
             detail = "This userId is registered with another storageKey: use its password, or another username."
             raise Problem("username_taken", detail)
         if isinstance(held.record, Deleted):
@@ -750,14 +799,26 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
                 detail = "This userId can be registered again after Retry-After seconds."
                 raise Problem("recently_deleted", detail, math.ceil((free_at - moment) / 1000))
         if wait := server.registrations.count(request.address):
-            raise too_many(server.registrations, wait)
+            raise refused_registration(server, request, user, wait)
         try:
             server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
         except (Problem, StorageError):
             server.registrations.give_back(request.address)
             raise
+        server.guessing.remember(user.user_id, request.address)
     return answer(201, {"createdAt": rfc3339(moment)})
+
+
+def refused_registration(server: Server, request: Request, user: Credentials, wait: int) -> Problem:
+    """Return the answer past the limit on registrations. It does not tell whether the userId is taken or free.
+
+    It counts as a failed credential. Therefore, the failures may have to be waited for, too.
+    """
+    limit = server.registrations.limit
+    server.guessing.count(user.user_id, request.address)
+    failures = server.guessing.wait(user.user_id, request.address)
+    return too_many(max(wait, failures.seconds if failures else 0), limit)
 
 
 @operation("storeBackup")
@@ -774,7 +835,10 @@ def change_storage_key(
     new_key_sha256 = sha256(value["storageKey"].encode())
     if new_key_sha256 == user.key_sha256:
         raise validation_failed([{"pointer": "#/storageKey", "detail": "is the key that is in force"}])
-    return replace(store_version(server, request, signature, user, value, new_key_sha256), status=200)
+    response = store_version(server, request, signature, user, value, new_key_sha256)
+    server.guessing.forget(user.user_id)  # a thief may have used the old key, so only this address is known now
+    server.guessing.remember(user.user_id, request.address)
+    return replace(response, status=200)
 
 
 KEPT_SIGNATURES = 20  # keep these even if they are over a day old: a clock that ran ahead may be set back
@@ -793,7 +857,9 @@ def store_version(
     If `new_key_sha256` is given, replace the storage key in the same step: both happen, or neither. Raise Problem. If
     several apply, the order is that of openapi.yaml.
     """
-    limits, data, base = server.upload_limits, value["data"], value.get("baseSha256")
+    data, base, changes_key = value["data"], value.get("baseSha256"), new_key_sha256 is not None
+    operation_id = "changeStorageKey" if changes_key else "storeBackup"
+    limits = server.account_limits[operation_id]
     if len(data) > server.spec.max_decoded_bytes:
         detail = f"A backup may have {server.spec.max_decoded_bytes} bytes when decoded."
         raise Problem("payload_too_large", detail)
@@ -801,38 +867,48 @@ def store_version(
 
     with server.store.account(user.user_id) as held:
         account, moment = user.again(held.record), clock.now()
-        latest, times = account.latest, sorted(upload.moment for upload in account.uploads)
-        if latest and latest.sha256 == digest and new_key_sha256 is None:
+        latest, times = (
+            account.latest,
+            sorted(each.moment for each in account.uploads if each.changes_key == changes_key),
+        )
+        if latest and latest.sha256 == digest and not changes_key:
             held.mend(latest, data)
-            return answer(200, receipt(latest), server.rate_limit(times, moment))
+            return answer(200, receipt(latest), server.rate_limit(operation_id, times, moment))
         # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
         is_spent = any(upload.signature == signature for upload in account.uploads)
-        if base != (latest and latest.sha256) or is_spent:
+        if base != (latest and latest.sha256) or is_spent or server.refused.has(user.user_id, signature):
+            server.refused.add(user.user_id, signature)
             detail = "The base is not the latest version: fetch it, merge, store again with its sha256 as baseSha256."
             raise Problem("version_conflict", detail, currentVersion=latest.number if latest else 0)
         if wait := wait_seconds(limits, times, moment):
-            detail = "Too many new versions of this account: wait for Retry-After seconds."
-            raise Problem("rate_limited", detail, wait, headers=server.rate_limit(times, moment))
+            server.refused.add(user.user_id, signature)
+            what = "changes of the storage key" if changes_key else "new versions"
+            detail = f"Too many {what} of this account: wait for Retry-After seconds."
+            raise Problem("rate_limited", detail, wait, headers=server.rate_limit(operation_id, times, moment))
 
         version = Version(
             number=latest.number + 1 if latest else 1,
             stored_at=moment,
             size=len(data),
             sha256=digest,
-            key_version=account.key_version + (new_key_sha256 is not None),
+            key_version=account.key_version + changes_key,
         )
-        uploads = (*uploads_that_matter(account, moment - limits[-1].seconds * 1000), Upload(moment, signature))
+        upload = Upload(moment, signature, changes_key)
         changed = replace(
             account,
             key_sha256=new_key_sha256 or account.key_sha256,
             key_version=version.key_version,
             versions=kept_versions((*account.versions, version), server.settings.keep_versions),
-            uploads=uploads,
+            uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
         )
-        server.check_time(request)
-        held.append(changed, data)
-    headers = server.rate_limit(sorted(upload.moment for upload in uploads), moment)
-    if new_key_sha256 is None:
+        try:
+            server.check_time(request)
+            held.append(changed, data)
+        except StorageFull:
+            server.refused.add(user.user_id, signature)
+            raise
+    headers = server.rate_limit(operation_id, sorted([*times, moment]), moment)
+    if not changes_key:
         headers["Location"] = f"{request.path}/versions/{version.number}"
     return answer(201, receipt(version), headers)
 
@@ -948,6 +1024,7 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
         user.again(held.record)
         server.check_time(request)
         held.delete(clock.now())
+    server.guessing.forget(user.user_id)
     return Response(204)
 
 
@@ -1130,7 +1207,7 @@ class App:
         except Exception as error:
             response = problem_of(error).response
         if operation.is_upload and response.status in (200, 201, 429):
-            response = response.with_headers(server.rate_limit_policy())
+            response = response.with_headers(server.rate_limit_policy(operation.id))
         return response
 
     def _finish_headers(self, headers: list[tuple[str, str]], origin: str | None) -> str:

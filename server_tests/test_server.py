@@ -37,8 +37,11 @@ SETTINGS = [
     "PORT",
     "BACKUPS_PER_HOUR",
     "BACKUPS_PER_DAY",
+    "KEY_CHANGES_PER_HOUR",
+    "KEY_CHANGES_PER_DAY",
     "REGISTRATIONS_PER_HOUR",
     "FAILED_CREDENTIALS_PER_5_MINUTES",
+    "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY",
     "KEEP_VERSIONS",
 ]
 MEASURED = {name: os.environ[name] for name in COVERAGE if name in os.environ}
@@ -122,8 +125,11 @@ REFUSED_SETTINGS = [
     ("BACKUPS_PER_HOUR", "-5"),
     ("BACKUPS_PER_HOUR", "1.5"),
     ("BACKUPS_PER_DAY", "many"),
+    ("KEY_CHANGES_PER_HOUR", "0"),
+    ("KEY_CHANGES_PER_DAY", "3 a day"),
     ("REGISTRATIONS_PER_HOUR", "0"),
     ("FAILED_CREDENTIALS_PER_5_MINUTES", "0x10"),
+    ("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY", "1e3"),
     ("KEEP_VERSIONS", "0,3,2,2"),
     ("KEEP_VERSIONS", "4,3,2"),
     ("KEEP_VERSIONS", "4,3,2,2,1"),
@@ -255,7 +261,7 @@ def test_limits_are_read_from_the_spec(tmp_path):
         ("requestBodyBytes: 8388608", "requestBodyBytes: 300"),
         ("requestHeaderBytes: 16384", "requestHeaderBytes: 1000"),
         ("signatureSkewSeconds: 300", "signatureSkewSeconds: 30"),
-        ("deletedUserSeconds: 601", "deletedUserSeconds: 61"),
+        ("deletedUserSeconds: 901", "deletedUserSeconds: 61"),
         ("BACKUPS_PER_HOUR: 5", "BACKUPS_PER_HOUR: 7"),
     ]:
         assert good in text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from http.client import responses
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from wsgiref.headers import Headers
 import backup_server
 from server import clock
 from server.accounts import Account, Upload
+from server.guessing import Guessing
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -136,6 +138,15 @@ def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
     def from_environ(real: Function, *arguments: Any) -> Any:
         settings = real(*arguments)
         return dataclasses.replace(settings, **{name: change_value(getattr(settings, name))})
+
+
+def change_guessing(name: str, change_value: Callable[[int], int]) -> None:
+    """Change one of the numbers that the limits on guessing have: an argument of Guessing."""
+
+    @instead_of(Guessing, "__init__")
+    def make(real: Function, guessing: Guessing, *arguments: int) -> None:
+        numbers = inspect.signature(real).bind(guessing, *arguments).arguments
+        real(**numbers | {name: change_value(numbers[name])})
 
 
 def named_user(server: backup_server.Server, request: backup_server.Request) -> backup_server.User | None:

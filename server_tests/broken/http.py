@@ -44,10 +44,12 @@ def limit_is_checked_before_the_base() -> None:
             return real(server, signature, user, *arguments)
         except Problem as problem:
             moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
-            wait = wait_seconds(server.upload_limits, times, moment)
+            wait = wait_seconds(server.account_limits["storeBackup"], times, moment)
             if problem.code != "version_conflict" or not wait:
                 raise
-            raise Problem("rate_limited", "Wait.", wait, headers=server.rate_limit(times, moment)) from None
+            raise Problem(
+                "rate_limited", "Wait.", wait, headers=server.rate_limit("storeBackup", times, moment)
+            ) from None
 
 
 # --- Problems ---------------------------------------------------------------------------------------------------------
