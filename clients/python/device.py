@@ -4,8 +4,8 @@
     device.sign_in("Anna", "correct horse battery staple")
     device.sync()
 
-It is built on `backup_client.py`. Whatever the server refuses raises ProblemError. If its `lost` is True, call the method
-again later.
+It is built on `backup_client.py`. Whatever the server refuses raises ProblemError. If its `lost` is True, call the
+method again later.
 """
 
 import hashlib
