@@ -221,7 +221,6 @@ class Device:
             self._save(log=log)
             self._send(self._upload(self.keys))
 
-        self.fetch()
         self._on_latest(store)
 
     def replace_unreadable(self) -> None:
