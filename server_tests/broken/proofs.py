@@ -3,13 +3,14 @@
 import base64
 import hmac
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import backup_server
-from backup_server import Credentials, Problem, Request, Server
+from backup_server import Credentials, Problem, Request, Server, User
 from clients.python.backup_client import content_digest
 from server import clock
 from server.accounts import Account, Record
@@ -348,6 +349,21 @@ def key_is_compared_by_its_beginning() -> None:
         if isinstance(record, Account) and record.key_sha256[:4] == credentials.key_sha256[:4]:
             return record
         return None
+
+
+@breaks("credentials.commit")
+def credentials_are_compared_only_once() -> None:
+    """An upload that began before the key was changed is stored after it, under the old key."""
+
+    @instead_of(User, "again")
+    def again(real: Function, user: User, record: Record | None) -> Account:
+        return record if isinstance(record, Account) else user.account
+
+    @instead_of(backup_server, "receive")
+    def receive(real: Function, server: Server, request: Request) -> bytes:
+        body: bytes = real(server, request)
+        time.sleep(0.2 if len(body) > 1_000_000 else 0)  # so that a test need not be lucky
+        return body
 
 
 @breaks("credentials.form")
