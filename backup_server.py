@@ -487,17 +487,20 @@ class Credentials:
 
 @dataclass(frozen=True)
 class User(Credentials):
-    """Credentials that were right, and the account at the time of the check."""
+    """Credentials that were right, the account at the time of the check, and the address that they came from."""
 
     account: Account = field(repr=False)
+    address: str
 
-    def again(self, record: Record | None) -> Account:
+    def again(self, server: Server, record: Record | None) -> Account:
         """Check the credentials again, against a newer record. Return the account as it is now.
 
-        Raise Problem credentials_invalid if it was deleted, or its key changed, since the request was proven.
+        Raise Problem credentials_invalid if it was deleted, or its key changed, since the request was proven. Then it
+        is a failure like any other.
         """
         if account := self.open(record):
             return account
+        count_failure(server, self.user_id, self.address)
         raise credentials_invalid()
 
 
@@ -578,8 +581,8 @@ def check_credentials(server: Server, request: Request) -> Credentials:
         return credentials
     if credentials and (account := credentials.open(server.store.find(credentials.user_id))):
         remember_address(server, request, credentials)
-        return User(credentials.user_id, credentials.key_sha256, account)
-    count_failure(server, request, user_id)
+        return User(credentials.user_id, credentials.key_sha256, account, request.address)
+    count_failure(server, user_id, request.address)
     raise credentials_invalid()
 
 
@@ -602,12 +605,12 @@ def credentials_of(authorization: str) -> Credentials | None:
     return Credentials(pair[1].decode(), sha256(pair[2])) if pair else None
 
 
-def count_failure(server: Server, request: Request, user_id: str | None) -> None:
+def count_failure(server: Server, user_id: str | None, address: str) -> None:
     """Count wrong credentials for this userId. It is None if they are malformed.
 
     Raise Problem rate_limited if other requests have just reached a limit.
     """
-    if wait := server.guessing.count(user_id, request.address):
+    if wait := server.guessing.count(user_id, address):
         raise too_many(*wait)
 
 
@@ -790,7 +793,7 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
         if wait := server.registrations.wait(request.address):
             raise refused_registration(server, request, user, wait)
         if isinstance(held.record, Account):
-            count_failure(server, request, user.user_id)
+            count_failure(server, user.user_id, request.address)
             detail = "This userId is registered with another storageKey: use its password, or another username."
             raise Problem("username_taken", detail)
         if isinstance(held.record, Deleted):
@@ -866,7 +869,7 @@ def store_version(
     digest = sha256(data)
 
     with server.store.account(user.user_id) as held:
-        account, moment = user.again(held.record), clock.now()
+        account, moment = user.again(server, held.record), clock.now()
         latest, times = (
             account.latest,
             sorted(each.moment for each in account.uploads if each.changes_key == changes_key),
@@ -987,7 +990,7 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
         if data is not None:
             break
         # The version was dropped since the credentials were checked: choose again.
-        version = choose(user.again(server.store.find(user.user_id)))
+        version = choose(user.again(server, server.store.find(user.user_id)))
     # base64 needs no escaping, so the megabytes of data need not pass through a JSON writer.
     body = i_json.encode(receipt(version))[:-1] + b',"data":"' + base64.b64encode(data) + b'"}'
     return answer(200, body, headers)
@@ -1021,7 +1024,7 @@ def list_backup_versions(server: Server, request: Request, user: User) -> Respon
 def delete_user(server: Server, request: Request, user: User) -> Response:
     """Delete the account with all its versions."""
     with server.store.account(user.user_id) as held:
-        user.again(held.record)
+        user.again(server, held.record)
         server.check_time(request)
         held.delete(clock.now())
     server.guessing.forget(user.user_id)

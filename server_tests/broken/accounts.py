@@ -195,7 +195,7 @@ def upload_registers_its_user() -> None:
             with server.store.account(credentials.user_id) as held:
                 account = Account(created_at=clock.now(), key_sha256=credentials.key_sha256)
                 held.create(account)
-            return User(credentials.user_id, credentials.key_sha256, account)
+            return User(credentials.user_id, credentials.key_sha256, account, request.address)
 
 
 @breaks("delete.reserved", "replay.register")

@@ -376,7 +376,7 @@ def retry_makes_another_version() -> None:
         if response.status == 201:
             return response
         with server.store.account(user.user_id) as held:
-            account = user.again(held.record)
+            account = user.again(server, held.record)
             version = replace(account.versions[-1], number=account.versions[-1].number + 1)
             uploads = (*account.uploads, Upload(clock.now(), ""))
             held.append(replace(account, versions=(*account.versions, version), uploads=uploads), value["data"])

@@ -154,7 +154,7 @@ def named_user(server: backup_server.Server, request: backup_server.Request) -> 
     credentials = backup_server.credentials_of(request.header("Authorization") or "")
     account = credentials and server.store.find(credentials.user_id)
     if credentials and isinstance(account, Account):
-        return backup_server.User(credentials.user_id, account.key_sha256, account)
+        return backup_server.User(credentials.user_id, account.key_sha256, account, request.address)
     return None
 
 

@@ -38,9 +38,9 @@ def unknown_user_has_no_limit() -> None:
     """The limit tells which names are taken."""
 
     @instead_of(backup_server, "count_failure")
-    def count_failure(real: Any, server: Server, request: Request, user_id: str | None) -> None:
+    def count_failure(real: Any, server: Server, user_id: str | None, address: str) -> None:
         is_taken = user_id and isinstance(server.store.find(user_id), Account)
-        real(server, request, user_id if is_taken else None)
+        real(server, user_id if is_taken else None, address)
 
 
 @breaks("guessing.network")

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
@@ -17,6 +18,7 @@ from server_tests.broken.fault import (
     change_guessing,
     count_upload,
     instead_of,
+    instead_of_handler,
     on_answer,
     shorten_retry_after,
 )
@@ -237,10 +239,10 @@ def one_more_failure_in_5_minutes() -> None:
 def registration_tells_right_keys_without_limit() -> None:
     """username_taken does not count as a failure, so keys are tried by registering."""
 
-    @instead_of(backup_server, "count_failure")
-    def count_failure(real: Any, server: Server, request: Request, user_id: str | None) -> None:
-        if request.operation.id != "registerUser":
-            real(server, request, user_id)
+    @instead_of_handler("registerUser")
+    def register_user(real: Any, server: Server, request: Request, user: Credentials) -> Response:
+        with mock.patch.object(server.guessing, "count", return_value=None):
+            return real(server, request, user=user)
 
 
 @breaks("address.failures")

@@ -356,7 +356,7 @@ def credentials_are_compared_only_once() -> None:
     """An upload that began before the key was changed is stored after it, under the old key."""
 
     @instead_of(User, "again")
-    def again(real: Function, user: User, record: Record | None) -> Account:
+    def again(real: Function, user: User, server: Server, record: Record | None) -> Account:
         return record if isinstance(record, Account) else user.account
 
     @instead_of(backup_server, "receive")
