@@ -228,7 +228,7 @@ def with_a_member_twice(call: Call) -> None:
 
 
 def with_another_body_than_signed(call: Call) -> None:
-    call.signed_body, call.body = call.body, call.body + b" "
+    call.signed_body = call.body + b" "
 
 
 def without_data(call: Call) -> None:
