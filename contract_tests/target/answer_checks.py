@@ -79,8 +79,8 @@ def check(method: str, path: str, status: int, headers: Headers, body: bytes) ->
 def check_headers(declared: Mapping[str, Any], headers: Headers) -> None:
     """Raise AssertionError unless the headers that the spec knows are valid and declared, and none is missing.
 
-    A missing header must not stop a generated client, so no header is `required`. `x-always-sent` says instead that each
-    answer which declares the header has it.
+    A missing header must not stop a generated client, so no header is `required`. If a header has `x-always-sent`, each
+    answer that declares it must have it.
     """
     for name in NAMES | declared.keys():
         header = declared.get(name, {})
