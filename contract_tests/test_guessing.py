@@ -88,9 +88,11 @@ def test_past_the_limit_of_an_account_each_address_has_two_attempts(server, exis
 
 
 @pytest.mark.requirement("guessing.account")
-def test_an_account_below_its_limit_has_no_limit_of_attempts(owner):
-    owner.is_guessed_at(PER_ACCOUNT - PER_ADDRESS)
-    assert owner.guesses(NEW, PER_ADDRESS - 1) == [WRONG] * (PER_ADDRESS - 1)
+def test_the_last_failure_before_the_limit(owner):
+    """Below the limit of the account, an address that is not known has more than two attempts."""
+    assert owner.guesses(NEW, 20) == [WRONG] * 20
+    owner.is_guessed_at(PER_ACCOUNT - 21)
+    assert owner.guesses(NEW, 2) == [WRONG, LIMITED]
 
 
 # When strangers reach the account's limit, when the attempts are made, and how long to wait at 2000, all in seconds.

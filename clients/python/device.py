@@ -132,7 +132,11 @@ class Device:
                 if problem.code != "credentials_invalid" or derivation is tried[-1]:
                     raise
                 continue
+            before, change = self.state.keys, self.state.change
             self._save(keys=keys, succeeded=derivation.name)
+            if before and before != keys:  # another device changed the password
+                still_open = change if change and change.old == keys else None
+                self._save(unsent=None, change=still_open, old_keys=self._old_keys_with(before))
             if derivation is not derivations[0]:
                 self.change_password(derive_keys(username, password, derivations[0]))
             return
@@ -218,8 +222,15 @@ class Device:
         log = decrypt(keys or self.keys, blob).plaintext  # it is old on purpose: no verdict
 
         def store() -> None:
-            self._save(log=log)
-            self._send(self._upload(self.keys))
+            before = self.state.log
+            upload = self._upload(self.keys, log)
+            try:
+                self._save(log=log)
+                self._send(upload)
+            except ProblemError as problem:
+                if not problem.lost:  # after a lost answer, the version may be restored
+                    self._save(log=before)
+                raise
 
         self._on_latest(store)
 
@@ -288,7 +299,6 @@ class Device:
             self._adopt(old, new, upload)
 
     def _adopt(self, old: Keys, new: Keys, upload: Upload | None) -> None:
-        kept = tuple(pair for pair in self.state.old_keys if pair[1] > self._now() and pair[0] != old)
         highest = self.state.highest
         self._save(
             keys=new,
@@ -296,9 +306,14 @@ class Device:
             highest=higher(highest, upload.sequence, upload.seen.sha256 or "") if upload else highest,
             unsent=None,
             change=None,
-            old_keys=(*kept, (old, self._now() + SNAPSHOT_SECONDS)),
+            old_keys=self._old_keys_with(old),
             succeeded=new.derivation,
         )
+
+    def _old_keys_with(self, old: Keys) -> tuple[tuple[Keys, float], ...]:
+        now = self._now()
+        kept = tuple(pair for pair in self.state.old_keys if pair[1] > now and pair[0] != old)
+        return (*kept, (old, now + SNAPSHOT_SECONDS))
 
     # ---- One upload, one request
 
@@ -314,11 +329,11 @@ class Device:
                     raise
             self.fetch(keys)
 
-    def _upload(self, keys: Keys) -> Upload:
+    def _upload(self, keys: Keys, log: bytes | None = None) -> Upload:
         base = self.state.base
         sequence = next_sequence(base.sequence if base else 0, self.state.highest)
         base_sha256 = base.sha256 if base else None
-        blob = encrypt(keys, self.state.log, sequence=sequence, base_sha256=base_sha256)
+        blob = encrypt(keys, self.state.log if log is None else log, sequence=sequence, base_sha256=base_sha256)
         return Upload(blob, sequence, base_sha256)
 
     def _send(self, upload: Upload) -> None:
