@@ -15,6 +15,7 @@ from server.limits import Events, Limit, keyed_hash, wait_until
 
 DAY = 86_400
 NETWORK_BITS = 48  # one customer often gets so large a network
+MOST_KNOWN = 32  # how many addresses may be known to an account
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,23 @@ class Guessing:
 
     def remember(self, user_id: str, address: str) -> bool:
         """Note that right credentials for this userId came from this address. Return whether it was not known."""
-        pair = Source.of(user_id, address).pair
+        source = Source.of(user_id, address)
         with self._lock:
             moment = clock.now()
-            is_new = not self._known.is_reached(pair, moment)
-            self._known.add(pair, moment)
+            is_new = not self._known.is_reached(source.pair, moment)
+            if is_new:
+                self._known.forget(source.pair)  # it may have been known long ago
+                for least_recently_used in self._known.full(source.account)[: 1 - MOST_KNOWN]:
+                    self._known.forget(least_recently_used)
+            self._known.add(source.pair, moment)
             return is_new
 
     def forget(self, user_id: str, address: str | None = None) -> None:
         """Forget that this address is known to the account, or that any is."""
+        prefix = keyed_hash(user_id) + (keyed_hash(address) if address else b"")
         with self._lock:
-            self._known.forget(keyed_hash(user_id) + (keyed_hash(address) if address else b""))
+            for pair in self._known.full(prefix):
+                self._known.forget(pair)
 
     def _counting(self, source: Source, moment: int) -> Iterator[tuple[Events, bytes]]:
         """Yield where a failure counts: each table, and the key in it."""

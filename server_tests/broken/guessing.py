@@ -98,6 +98,30 @@ def wrong_key_makes_an_address_known() -> None:
         return wait
 
 
+@breaks("guessing.bound")
+def one_more_address_is_known() -> None:
+    """Thirty-three addresses are known, and 32 promised."""
+    change(guessing, "MOST_KNOWN", 33)
+
+
+@breaks("guessing.bound")
+def one_address_less_is_known() -> None:
+    """Thirty-one addresses are known, and 32 promised."""
+    change(guessing, "MOST_KNOWN", 31)
+
+
+@breaks("guessing.bound")
+def address_that_became_known_first_is_forgotten() -> None:
+    """The owner's home address is forgotten, however often it is used."""
+
+    @instead_of(Guessing, "remember")
+    def remember(real: Any, self: Guessing, user_id: str, address: str) -> bool:
+        if self._known.is_reached(Source.of(user_id, address).pair, clock.now()):
+            return False
+        is_new: bool = real(self, user_id, address)
+        return is_new
+
+
 @breaks("guessing.neighbour")
 def neighbour_stops_the_owner() -> None:
     """The limit of an address holds for accounts to which it is known, too."""
