@@ -245,7 +245,7 @@ def test_6_key_changes_a_day(device):
     assert limits(device.change_key(DAY + 1)) == (429, '"key-hour";r=2;t=3599, "key-day";r=0;t=3599', "3599")
 
 
-@pytest.mark.requirement("limits.key-own", "limits.hour", "limits.policy")
+@pytest.mark.requirement("limits.key-own", "limits.hour", "limits.policy", "key.emergency")
 def test_uploads_do_not_stop_a_change_of_the_key(device):
     """A thief may upload as often as an account may. The owner still changes the password at once."""
     device.uploads([0] * 5)

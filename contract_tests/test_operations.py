@@ -291,6 +291,25 @@ def test_receipts(target, new_user):
         assert fetched.headers["ETag"] == f'"{receipt["version"]}-{sha256(blob)}"'
 
 
+@pytest.mark.requirement("header.Location", "storeBackup.201", "storeBackup.200", "changeStorageKey.200")
+def test_where_a_new_version_is(target, new_user):
+    """Location names the version that was stored, and nothing else carries it."""
+    user_id, new_key = secrets.token_hex(32), secrets.token_hex(32)
+    client = new_user((user_id, secrets.token_hex(32)))
+    for version, (blob, base) in enumerate([(A, None), (B, sha256(A)), (C, sha256(B))], start=1):
+        stored = client.store_backup(blob, base)
+        assert stored.headers["Location"] == f"/api/backup/versions/{version}"
+        fetched = client.request("GET", stored.headers["Location"])
+        assert fetched.json()["version"] == version
+        assert backup_bytes(fetched) == blob
+        others = [client.store_backup(blob, base), client.store_backup(b"stale"), client.fetch_backup()]
+        assert not [answer for answer in others if "Location" in answer.headers]
+    changed = client.change_storage_key(new_key, A, sha256(C))
+    assert outcome(changed) == "200"
+    assert "Location" not in changed.headers
+    target.client((user_id, new_key))
+
+
 @pytest.mark.requirement("base.current", "storeBackup.409", "changeStorageKey.409")
 def test_a_conflict_names_the_current_version(new_user):
     client = new_user()

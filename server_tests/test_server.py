@@ -29,6 +29,7 @@ from server_tests.this_server import copy_server
 SECRET = "an-example-secret-for-the-tests-alone"
 SETTINGS = [
     "APP_SECRET_KEY",
+    "RETIRED_KEYIDS",
     "ADMIN_SECRET_KEY",
     "ALLOWED_ORIGINS",
     "DATABASE_PATH",
@@ -104,6 +105,13 @@ REFUSED_SETTINGS = [
     ("APP_SECRET_KEY", f"a:b:{SECRET}"),
     ("APP_SECRET_KEY", f"a:{SECRET},a:{SECRET}x"),
     ("APP_SECRET_KEY", f"a:{SECRET},b:short"),
+    ("RETIRED_KEYIDS", "a b"),
+    ("RETIRED_KEYIDS", "old,"),
+    ("RETIRED_KEYIDS", "old, older"),
+    ("RETIRED_KEYIDS", "k" * 65),
+    ("RETIRED_KEYIDS", "old:secret"),
+    ("RETIRED_KEYIDS", "app"),  # then no keyid would be left
+    ("RETIRED_KEYIDS", "older,app"),
     ("ADMIN_SECRET_KEY", "short"),
     ("ALLOWED_ORIGINS", "*"),
     ("ALLOWED_ORIGINS", "app.example"),

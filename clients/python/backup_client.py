@@ -113,6 +113,21 @@ def keys_of_master_key(user_id: str, master_key: bytes, derivation: Derivation =
     return Keys(user_id, storage_key.hex(), encryption_key, master_key, derivation.name)
 
 
+def derivations_to_try(succeeded: str | None, derivations: Sequence[Derivation] = DERIVATIONS) -> Sequence[Derivation]:
+    """Return the derivations that a sign-in tries, in this order: from the newest to the one that has succeeded.
+
+    `succeeded` is the name of the newest one that has succeeded on this device for this account, or None. A server
+    could otherwise answer 401 and get a storage key that is easier to attack. Raise AppOutdatedError if the name is
+    unknown.
+    """
+    names = [derivation.name for derivation in derivations]
+    if succeeded is None:
+        return derivations
+    if succeeded not in names:
+        raise AppOutdatedError("a newer version of the app moved this account")
+    return derivations[: names.index(succeeded) + 1]
+
+
 # Choosing a password. A sign-in checks none of this.
 
 PASSWORD_CODE_POINTS = 10
@@ -264,8 +279,22 @@ class Seen:
 
 
 def next_sequence(base_sequence: int, highest: Seen) -> int:
-    """Return the sequence of a new blob. If there is no base, or it cannot be decrypted, `base_sequence` is 0."""
-    return 1 + max(base_sequence, highest.sequence)
+    """Return the sequence of a new blob. If there is no base, or it cannot be decrypted, `base_sequence` is 0.
+
+    Raise OverflowError after 2**64 - 1.
+    """
+    sequence = 1 + max(base_sequence, highest.sequence)
+    if sequence > LARGEST_SEQUENCE:
+        raise OverflowError("there is no sequence after the largest")
+    return sequence
+
+
+def higher(highest: Seen, sequence: int, sha256: str) -> Seen:
+    """Return the highest seen after one more version: an acknowledged upload, or the latest version, decrypted.
+
+    Do not call it for a lost answer, nor for an older version that was fetched on purpose.
+    """
+    return Seen(sequence, sha256) if sequence > highest.sequence else highest
 
 
 def verdict(highest: Seen, sequence: int, sha256: str, base_sha256: str | None) -> str:
@@ -578,7 +607,11 @@ def backup_bytes(response: requests.Response, *, version: int | None = None, sha
     Raise ValueError if the answer is about another version, if the data is not canonical base64 (RFC 4648 section 4),
     or if it does not fit.
     """
-    backup = response.json()
+    return blob_of(response.json(), version=version, sha256=sha256)
+
+
+def blob_of(backup: Mapping[str, Any], *, version: int | None = None, sha256: str | None = None) -> bytes:
+    """Return the blob of an answer's JSON, as `backup_bytes` does."""
     if version not in (None, backup["version"]) or sha256 not in (None, backup["sha256"]):
         raise ValueError("the answer is about another version than the one that was asked for")
     return decode_data(backup["data"], size=backup["size"], sha256=backup["sha256"])

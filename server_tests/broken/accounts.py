@@ -106,7 +106,7 @@ def key_may_be_changed_to_itself() -> None:
         real: Any, server: Server, request: Request, signature: str, user: User, value: Mapping[str, Any]
     ) -> Response:
         new_key_sha256 = backup_server.sha256(value["storageKey"].encode())
-        stored = backup_server.store_version(server, signature, user, value, new_key_sha256)
+        stored = backup_server.store_version(server, request, signature, user, value, new_key_sha256)
         return dataclasses.replace(stored, status=200)
 
 
@@ -116,10 +116,16 @@ def refused_change_changes_the_key() -> None:
 
     @instead_of(backup_server, "store_version")
     def store_version(
-        real: Any, server: Server, signature: str, user: User, value: Any, new_key_sha256: str | None = None
+        real: Any,
+        server: Server,
+        request: Request,
+        signature: str,
+        user: User,
+        value: Any,
+        new_key_sha256: str | None = None,
     ) -> Response:
         try:
-            return real(server, signature, user, value, new_key_sha256)
+            return real(server, request, signature, user, value, new_key_sha256)
         except Problem:
             if new_key_sha256:
                 change_account(server, user.user_id, key_sha256=new_key_sha256)
@@ -232,8 +238,8 @@ def signature_may_be_used_again() -> None:
     """A captured upload is accepted again when its base comes back."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, *arguments: Any) -> Response:
-        return real(server, secrets.token_hex(), *arguments)
+    def store_version(real: Any, server: Server, request: Request, signature: str, *arguments: Any) -> Response:
+        return real(server, request, secrets.token_hex(), *arguments)
 
 
 @breaks("replay.refused")

@@ -174,6 +174,13 @@ def count_upload(server: backup_server.Server, user_id: str) -> None:
     change_account(server, user_id, uploads=(*account.uploads, Upload(clock.now(), "")))
 
 
+def body_of(request: backup_server.Request) -> bytes:
+    """Return the body of a request ahead of time. It can be read again."""
+    body = request.body_stream.read()
+    request.body_stream.seek(0)
+    return body
+
+
 def shorten_retry_after(status: int) -> None:
     """Take a second off the Retry-After of this status."""
 

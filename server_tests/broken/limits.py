@@ -83,9 +83,11 @@ def refused_uploads_count() -> None:
     """A device that gets five conflicts is locked out."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
+    def store_version(
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
+    ) -> Response:
         try:
-            return real(server, signature, user, *arguments)
+            return real(server, request, signature, user, *arguments)
         except Problem:
             count_upload(server, user.user_id)
             raise
@@ -96,8 +98,10 @@ def retries_count() -> None:
     """A device that loses five answers is locked out."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
-        response = real(server, signature, user, *arguments)
+    def store_version(
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
+    ) -> Response:
+        response = real(server, request, signature, user, *arguments)
         if response.status == 200:
             count_upload(server, user.user_id)
         return response
@@ -163,13 +167,19 @@ def uploads_stop_a_key_change() -> None:
 
     @instead_of(backup_server, "store_version")
     def store_version(
-        real: Any, server: Server, signature: str, user: User, value: Any, new_key_sha256: str | None = None
+        real: Any,
+        server: Server,
+        request: Request,
+        signature: str,
+        user: User,
+        value: Any,
+        new_key_sha256: str | None = None,
     ) -> Response:
         if new_key_sha256:
             moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
             if wait := wait_seconds(server.account_limits["storeBackup"], times, moment):
                 raise Problem("rate_limited", "Wait.", wait, server.rate_limit("changeStorageKey", [], moment))
-        return real(server, signature, user, value, new_key_sha256)
+        return real(server, request, signature, user, value, new_key_sha256)
 
 
 @breaks("limits.policy", "limits.key-own")
