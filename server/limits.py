@@ -111,14 +111,6 @@ class Events:
         if times := self._remove(key):
             self._put(key, times[:-1])
 
-    def full(self, prefix: bytes) -> list[bytes]:
-        """Return the keys that begin so and have `quota` events, in the order of their last events."""
-        return [key for key in self._full if key.startswith(prefix)]
-
-    def forget(self, key: bytes) -> None:
-        """Forget a key, if it is there."""
-        self._remove(key)
-
     def _remove(self, key: bytes) -> "array[int] | None":
         return self._below.pop(key, None) or self._full.pop(key, None)
 

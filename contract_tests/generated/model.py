@@ -278,6 +278,7 @@ class Model:
 
         windows = [(of_address, 5 * MINUTE), (of_known, 5 * MINUTE), (of_account, DAY), (attempts, DAY), (known, KNOWN)]
         waits = {seconds(time + window - now) for times, window in windows for time in times}
+        waits |= {seconds(time - now) for time in known}  # a clock that was set back makes an address known later
         return next(wait for wait in sorted({0} | waits) if wait >= 0 and is_compared(now + wait * SECOND))
 
     def is_known(self, call: Call, now: int) -> bool:

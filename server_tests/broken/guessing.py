@@ -116,7 +116,7 @@ def address_that_became_known_first_is_forgotten() -> None:
 
     @instead_of(Guessing, "remember")
     def remember(real: Any, self: Guessing, user_id: str, address: str) -> bool:
-        if self._known.is_reached(Source.of(user_id, address).pair, clock.now()):
+        if self._is_known(Source.of(user_id, address), clock.now()):
             return False
         is_new: bool = real(self, user_id, address)
         return is_new
@@ -138,7 +138,7 @@ def known_address_has_no_limit() -> None:
 
     @instead_of(Guessing, "_wait")
     def wait(real: Any, self: Guessing, source: Source, moment: int) -> Wait | None:
-        return None if self._known.is_reached(source.pair, moment) else real(self, source, moment)
+        return None if self._is_known(source, moment) else real(self, source, moment)
 
 
 @breaks("guessing.pair")
@@ -148,7 +148,7 @@ def failures_at_a_known_address_count_for_the_address() -> None:
     @instead_of(Guessing, "_counting")
     def counting(real: Any, self: Guessing, source: Source, moment: int) -> Iterator[tuple[Events, bytes]]:
         yield from real(self, source, moment)
-        if self._known.is_reached(source.pair, moment):
+        if self._is_known(source, moment):
             yield self._addresses, source.address
 
 
