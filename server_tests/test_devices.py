@@ -1,5 +1,6 @@
 """Devices of the Python client, with a real server. An honest server raises no alarm. A server's tricks are told."""
 
+import base64
 import json
 import random
 import shutil
@@ -431,6 +432,27 @@ def test_an_old_state_as_the_latest(account: Account, number: int, version: int)
     assert phone.told == ["rollback"]
     assert phone.log() == ["workout 1", "workout 2", "workout 3"]  # merged, not adopted
     assert phone.device.state.highest.sequence == 3  # it never moves down
+
+
+@pytest.mark.client("client.sequence", "client.rollback")
+def test_an_old_state_does_not_lower_the_next_sequence(account: Account) -> None:
+    """The server really goes back to version 1. What the device stores then is higher than all that it has seen."""
+    phone = account.phone
+    phone.network.trick = on_fetch(lambda: json_page(account.answers[1], version=4))
+    phone.device.fetch()
+    sequences: list[int] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        if request.method == "POST":
+            blob = base64.b64decode(json.loads(request.body or b"")["data"])
+            sequences.append(decrypt(phone.device.keys, blob).sequence)
+            receipt = json.loads(account.answers[3]) | {"version": 5}
+            return page(201, json.dumps(receipt).encode(), "application/json")
+        return send()
+
+    phone.network.trick = trick
+    phone.device.sync()
+    assert sequences == [4]
 
 
 @pytest.mark.client("client.rollback")
