@@ -51,7 +51,9 @@ def check(method: str, path: str, status: int, headers: Headers, body: bytes) ->
     """
     operation = find_operation(method, path.partition("?")[0])
     if method == "OPTIONS" and status == 204:  # a preflight belongs to CORS, not to an operation
-        declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in ("X-Request-Id", "Cache-Control")}}
+        names = ("X-Request-Id", "Cache-Control")
+        declared: dict[str, Any] = {"headers": {name: HEADERS[name] for name in names}}
+        declared["headers"]["Access-Control-Allow-Origin"] = HEADERS["AccessControlAllowOrigin"]
     else:
         declared = response_object(operation.id if operation else None, str(status))
     check_headers(declared.get("headers", {}), headers)
