@@ -4,9 +4,10 @@ from collections import OrderedDict
 
 
 class Recent:
-    """Things of accounts, each with a time. If an account has too many, or all together, the one added first is forgotten.
+    """Things of accounts, each with a time.
 
-    Whoever calls it holds a lock.
+    If an account has too many, or all accounts together, it forgets the one that was added first of them. Whoever calls
+    it holds a lock.
     """
 
     def __init__(self, most_of_an_account: int, most: int) -> None:
