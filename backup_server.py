@@ -331,6 +331,8 @@ class Operation:
         self.proofs = [proof for scheme, proof in PROOFS.items() if scheme in schemes]
         self.body = Body(*item["requestBody"]["content"].items()) if "requestBody" in item else None
         self.is_upload = "RateLimit-Policy" in item["responses"].get("429", {}).get("headers", {})
+        if self.is_upload != (self.id in ACCOUNT_LIMITS):
+            raise StartupError(f"{self.id} has limits in only one of openapi.yaml and ACCOUNT_LIMITS.")
         given = {proof.gives for proof in self.proofs} | ({"value"} if self.body else set())
         self.arguments = set(inspect.signature(self.handler).parameters) - {"server", "request"}
         if missing := self.arguments - given:

@@ -1,8 +1,8 @@
 """Three generators read openapi.yaml as it is, without an option that loosens anything: openapi-generator, ogen and
 oapi-codegen. What they make compiles, and it works against a real server.
 
-`tox run -e generators` installs them and runs these tests. The last tests put constructs into copies of openapi.yaml that
-these generators cannot read, so that each check has something to find.
+`tox run -e generators` installs them and runs these tests. The last tests put constructs into copies of openapi.yaml
+that these generators cannot read, so that each check has something to find.
 """
 
 import importlib
