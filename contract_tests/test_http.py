@@ -755,8 +755,8 @@ LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:
-    """Use up the failures that the address may have, which is one."""
-    assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
+    """Use up the failures that the user may have at this address, which is one."""
+    assert outcome(draft.server.client((draft.user_id, "0" * 64)).fetch_backup()) == "401 credentials_invalid"
 
 
 def spend_uploads(draft: Draft) -> None:
@@ -849,7 +849,7 @@ def test_the_first_that_fails_answers(ordered, first):
 
 @pytest.fixture(scope="module")
 def ordered(start_shared_server):
-    """A server on which an account may upload twice an hour, an address may fail once, and a keyid is retired."""
+    """A server on which an account may upload twice an hour, a user may fail once, and a keyid is retired."""
     return start_shared_server(
         frozen=1_800_000_000, BACKUPS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1, RETIRED_KEYIDS="retired"
     )
