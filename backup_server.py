@@ -331,6 +331,8 @@ class Operation:
         self.proofs = [proof for scheme, proof in PROOFS.items() if scheme in schemes]
         self.body = Body(*item["requestBody"]["content"].items()) if "requestBody" in item else None
         self.is_upload = "RateLimit-Policy" in item["responses"].get("429", {}).get("headers", {})
+        if self.is_upload != (self.id in ACCOUNT_LIMITS):
+            raise StartupError(f"{self.id} has limits in only one of openapi.yaml and ACCOUNT_LIMITS.")
         given = {proof.gives for proof in self.proofs} | ({"value"} if self.body else set())
         self.arguments = set(inspect.signature(self.handler).parameters) - {"server", "request"}
         if missing := self.arguments - given:
@@ -551,14 +553,14 @@ def read_profile(authorization: str, digest: str, signature_input: str, signatur
     label, signature_params, components, parameters = parts.groups()
     if {label, sent[1]} != {LABEL}:
         raise signature_invalid("label")
-    if components != COMPONENTS:
+    if components.strip("()").split() != COMPONENTS.strip("()").split():
         raise signature_invalid("components")
     pairs = PARAMETER.findall(parameters)
     if sorted(name for name, _ in pairs) != sorted(PARAMETERS):
         raise signature_invalid("parameters")
     values = dict(pairs)
     are_spelled = all(spelling.fullmatch(values[name]) for name, spelling in PARAMETERS.items())
-    if not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
+    if components != COMPONENTS or not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
         raise signature_invalid("spelling")
     return int(values["created"]), values["keyid"].strip('"'), signature_params
 

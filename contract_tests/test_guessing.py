@@ -21,6 +21,7 @@ HOME, WORK, THIEF, NEW = "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"
 PER_ADDRESS = SPEC["x-configurable-limits"]["FAILED_CREDENTIALS_PER_5_MINUTES"]
 PER_ACCOUNT = SPEC["x-configurable-limits"]["FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"]
 KNOWN_DAYS, ATTEMPTS = LIMITS["knownAddressDays"], LIMITS["newAddressAttempts"]
+MOST_KNOWN = 32  # how many addresses are known to an account at most
 WRONG, LIMITED = "401 credentials_invalid", "429 rate_limited"
 
 
@@ -254,6 +255,23 @@ def test_failures_from_a_known_address_count_for_the_account(server, owner):
         assert owner.guesses(HOME, times) == [WRONG] * times
         server.move_clock(5 * MINUTE)
     assert owner.guesses(NEW, 3) == [WRONG, WRONG, LIMITED]
+
+
+@pytest.mark.requirement("guessing.bound", "guessing.known-address")
+def test_32_addresses_are_known_to_an_account(server, owner):
+    other = Somebody(server).register(HOME)
+    addresses = [HOME, *(f"203.0.113.{number}" for number in range(1, MOST_KNOWN))]
+    for address in addresses:
+        assert owner.comes_in(address) == "200"
+    assert owner.comes_in(HOME) == "200"  # so the second one was not used for the longest time now
+    owner.is_guessed_at()
+    assert owner.guesses(addresses[1], 3) == [WRONG] * 3  # all 32 are known
+    assert owner.comes_in(NEW) == "200"  # the 33rd
+    assert owner.guesses(addresses[1], 3) == [WRONG, WRONG, LIMITED]
+    for address in (HOME, addresses[2], addresses[-1], NEW):
+        assert owner.guesses(address, 3) == [WRONG] * 3, address
+    other.is_guessed_at()
+    assert other.guesses(HOME, 3) == [WRONG] * 3  # another account has 32 of its own
 
 
 # ---- What makes addresses unknown --------------------------------------------------------------------------

@@ -369,6 +369,10 @@ FAULTS = {  # how to miss a rule, and a word that names it
     "a parameter twice": (lambda headers, user: user.proof(parameters=PARAMETERS + ALG), "parameters"),
     "created as a string": (with_header("Signature-Input", replaced("created=", 'created="1"')), "spelled"),
     "another alg": (with_header("Signature-Input", replaced("sha256", "sha512")), "spelled"),
+    "another spelling of the list": (
+        lambda headers, user: user.proof(components=COMPONENTS.replace(" ", "  ")),
+        "spelled",
+    ),
     "no list": (with_header("Signature-Input", replaced("(", "")), "spelled"),
     "half a MAC": (with_header("Signature", lambda value: value[:20] + ":"), "spelled"),
     "a MAC in a string": (with_header("Signature", replaced(":", '"')), "spelled"),

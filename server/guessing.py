@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from server import clock
 from server.limits import Events, Limit, keyed_hash, wait_until
+from server.recent import Recent
 
 DAY = 86_400
 NETWORK_BITS = 48  # one customer often gets so large a network
+MOST_KNOWN = 32  # how many addresses may be known to an account
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Guessing:
         self._pairs = Events(Limit("failed credentials for this account from this address", per_5_minutes, 300))
         self._accounts = Events(Limit("failed credentials for this account", per_day, DAY))
         self._attempts = Events(Limit("attempts of a new address", new_address_attempts, DAY))
-        self._known = Events(Limit("known addresses", 1, known_days * DAY))  # "reached" means known
+        self._known = Recent(MOST_KNOWN, Events.MOST_KEYS)  # addresses, with the times when they were used last
+        self._known_milliseconds = known_days * DAY * 1000
 
     def wait(self, user_id: str | None, address: str) -> Wait | None:
         """Return how long to wait until credentials for this userId are compared. None means that they are now.
@@ -97,50 +100,55 @@ class Guessing:
 
     def remember(self, user_id: str, address: str) -> bool:
         """Note that right credentials for this userId came from this address. Return whether it was not known."""
-        pair = Source.of(user_id, address).pair
+        source = Source.of(user_id, address)
         with self._lock:
             moment = clock.now()
-            is_new = not self._known.is_reached(pair, moment)
-            self._known.add(pair, moment)
+            is_new = not self._is_known(source, moment)
+            self._known.add(source.account, source.address, moment)
             return is_new
 
     def forget(self, user_id: str, address: str | None = None) -> None:
         """Forget that this address is known to the account, or that any is."""
         with self._lock:
-            self._known.forget(keyed_hash(user_id) + (keyed_hash(address) if address else b""))
+            if address is None:
+                self._known.forget_all(keyed_hash(user_id))
+            else:
+                self._known.forget(keyed_hash(user_id), keyed_hash(address))
 
     def _counting(self, source: Source, moment: int) -> Iterator[tuple[Events, bytes]]:
         """Yield where a failure counts: each table, and the key in it."""
-        is_known = self._known.is_reached(source.pair, moment)
+        is_known = self._is_known(source, moment)
         if source.account:
             yield self._accounts, source.account
             yield (self._pairs, source.pair) if is_known else (self._attempts, source.attempt)
         if not is_known:
             yield self._addresses, source.address
 
-    def _wait(self, source: Source, moment: int) -> Wait | None:
-        def is_known(at: int) -> bool:
-            return self._known.is_reached(source.pair, at)
+    def _is_known(self, source: Source, moment: int) -> bool:
+        used = self._known.time(source.account, source.address)
+        return used is not None and 0 <= moment - used < self._known_milliseconds
 
+    def _wait(self, source: Source, moment: int) -> Wait | None:
         def is_guessed(at: int) -> bool:
             return self._accounts.is_reached(source.account, at) and self._attempts.is_reached(source.attempt, at)
 
         def is_compared(at: int) -> bool:
-            if is_known(at):
+            if self._is_known(source, at):
                 return not self._pairs.is_reached(source.pair, at)
             return not (self._addresses.is_reached(source.address, at) or is_guessed(at))
 
         if is_compared(moment):
             return None
-        leaves = [
-            *self._known.leaves(source.pair),
+        used = self._known.time(source.account, source.address)
+        changes = [
+            *([] if used is None else [used, used + self._known_milliseconds]),
             *self._pairs.leaves(source.pair),
             *self._addresses.leaves(source.address),
             *self._accounts.leaves(source.account),
             *self._attempts.leaves(source.attempt),
         ]
-        if is_known(moment):
+        if self._is_known(source, moment):
             limit = self._pairs.limit
         else:
             limit = self._accounts.limit if is_guessed(moment) else self._addresses.limit
-        return Wait(wait_until(is_compared, leaves, moment), limit)
+        return Wait(wait_until(is_compared, changes, moment), limit)

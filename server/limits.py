@@ -111,12 +111,6 @@ class Events:
         if times := self._remove(key):
             self._put(key, times[:-1])
 
-    def forget(self, prefix: bytes) -> None:
-        """Forget all keys that begin so."""
-        for keys in (self._below, self._full):
-            for key in [key for key in keys if key.startswith(prefix)]:
-                del keys[key]
-
     def _remove(self, key: bytes) -> "array[int] | None":
         return self._below.pop(key, None) or self._full.pop(key, None)
 

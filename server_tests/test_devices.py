@@ -1,5 +1,7 @@
 """Devices of the Python client, with a real server. An honest server raises no alarm. A server's tricks are told."""
 
+import base64
+import hashlib
 import json
 import random
 import shutil
@@ -24,7 +26,7 @@ from clients.python.backup_client import (
     decrypt,
     derive_keys,
 )
-from clients.python.device import SIGNATURE_ACTS_SECONDS, SNAPSHOT_SECONDS, Device, State
+from clients.python.device import SIGNATURE_ACTS_SECONDS, SNAPSHOT_SECONDS, Device, State, UnsettledChangeError
 from contract_tests.target.process import ServerProcess
 
 # The real derivations take a moment on purpose. These take none.
@@ -172,6 +174,8 @@ class Life:
                 self.find_out(phone)
             else:
                 assert error.lost, error
+        except UnsettledChangeError:
+            pass
 
     def find_out(self, phone: Phone) -> None:
         try:
@@ -357,6 +361,68 @@ def test_a_lost_answer_to_a_key_change(account: "Account", fate: str) -> None:
     assert phone.told == []
 
 
+@pytest.mark.client("client.forward")
+@pytest.mark.parametrize("fate", ["is lost", "answer is lost"])
+def test_nothing_is_encrypted_with_the_old_keys_of_a_change(account: "Account", fate: str) -> None:
+    """A server that hides the answer cannot keep a person on a password that a thief knows."""
+    phone, new, third = account.phone, *(keys_of(account.user, text) for text in ("another password", "a third one"))
+    old = phone.device.keys
+    blobs: list[bytes] = []
+    hide = True
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        if request.method == "GET":
+            if hide and request.headers["Authorization"] == authorization(new.user_id, new.storage_key):
+                return problem(401, "credentials_invalid")
+            return send()
+        blobs.append(base64.b64decode(json.loads(request.body or b"")["data"]))
+        if hide and fate == "is lost":
+            raise requests.ConnectionError
+        answer = send()
+        if hide:
+            raise requests.ConnectionError
+        return answer
+
+    phone.network.trick = trick
+    with pytest.raises(ProblemError):
+        phone.device.change_password(new)
+    phone.restart()
+    phone.train("workout 4")
+    for attempt in (lambda: phone.device.restore(1), lambda: phone.device.change_password(third), phone.device.sync):
+        with pytest.raises((ProblemError, UnsettledChangeError)):
+            attempt()
+    hide = False
+    phone.device.sync()
+    if phone.device.keys == new:
+        phone.device.sync()
+    for blob in blobs:
+        assert decrypt(new, blob)  # never with the old keys
+    assert phone.device.keys == new and "workout 4" in phone.log() and phone.told == []
+    with pytest.raises(ProblemError, match="credentials_invalid"):
+        phone.device.list_versions(old)
+
+
+@pytest.mark.client("client.receipt")
+@pytest.mark.parametrize("changed", [{"sha256": "ab" * 32}, {"size": 1}])
+def test_a_receipt_of_other_bytes_is_a_lost_answer(account: "Account", changed: dict[str, Any]) -> None:
+    phone = account.phone
+    bodies: list[bytes] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        answer = send()
+        if request.method == "POST":
+            bodies.append(bytes(request.body or b""))
+            if len(bodies) == 1:
+                return json_page(answer.content, **changed)
+        return answer
+
+    phone.network.trick = trick
+    phone.train("workout 4")
+    phone.device.sync()
+    assert len(bodies) == 2 and bodies[0] == bodies[1]
+    assert phone.device.list_versions()[0]["sha256"] == phone.device.state.highest.sha256
+
+
 @pytest.mark.client("client.snapshot")
 def test_a_refused_key_change_may_still_arrive_for_901_seconds(account: "Account") -> None:
     phone = account.phone
@@ -433,6 +499,28 @@ def test_an_old_state_as_the_latest(account: Account, number: int, version: int)
     assert phone.device.state.highest.sequence == 3  # it never moves down
 
 
+@pytest.mark.client("client.sequence", "client.rollback")
+def test_an_old_state_does_not_lower_the_next_sequence(account: Account) -> None:
+    """The server really goes back to version 1. What the device stores then is higher than all that it has seen."""
+    phone = account.phone
+    phone.network.trick = on_fetch(lambda: json_page(account.answers[1], version=4))
+    phone.device.fetch()
+    sequences: list[int] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        if request.method == "POST":
+            blob = base64.b64decode(json.loads(request.body or b"")["data"])
+            sequences.append(decrypt(phone.device.keys, blob).sequence)
+            sha256 = hashlib.sha256(blob).hexdigest()
+            receipt = json.loads(account.answers[3]) | {"version": 5, "size": len(blob), "sha256": sha256}
+            return page(201, json.dumps(receipt).encode(), "application/json")
+        return send()
+
+    phone.network.trick = trick
+    phone.device.sync()
+    assert sequences == [4]
+
+
 @pytest.mark.client("client.rollback")
 def test_a_false_conflict_with_an_old_state(account: Account) -> None:
     """The server answers 409, then gives out version 1 as the latest, to make the device store an old log."""
@@ -484,6 +572,9 @@ def test_everything_is_gone(account: Account) -> None:
     phone.network.trick = on_fetch(lambda: problem(404, "no_backup"))
     phone.device.fetch()
     assert phone.told == ["rollback"] and len(phone.log()) == 3
+    phone.network.trick = lambda request, send: json_page(b'{"versions": []}')
+    assert phone.device.list_versions() == []
+    assert phone.told == ["rollback"] * 2
 
 
 @pytest.mark.client("client.base", "client.rollback")
@@ -558,7 +649,7 @@ def test_an_unreadable_version_is_replaced(account: Account) -> None:
     with pytest.raises(DecryptionError):
         phone.device.sync()
     phone.device.replace_unreadable()  # the person was asked
-    assert phone.device.state.highest.sequence == 4 and phone.told == []
+    assert phone.device.state.highest.sequence == 5 and phone.told == []  # the junk counts as 4
     tablet = account.other_phone()
     assert tablet.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
 
@@ -571,6 +662,7 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     account.server.move_clock(SIGNATURE_ACTS_SECONDS)
     phone.device.register(keys)
     assert phone.device.state.highest == Seen()
+    assert not phone.device.state.base
     phone.device.sync()
     assert phone.device.state.highest.sequence == 1
     phone.device.fetch()

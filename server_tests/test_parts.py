@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import random
 import shutil
 import sqlite3
 import time
@@ -26,6 +27,7 @@ from server.guessing import Guessing
 from server.http_server import WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import AddressLimit, Events, Limit, keyed_hash
+from server.recent import Recent
 from server.refused import RefusedUploads
 from server_tests.memory_store import MemoryStore
 
@@ -123,8 +125,9 @@ def test_no_address_and_no_userid_is_kept_as_it_is(at):
     guessing.count(USER, "192.0.2.1")
     guessing.count(USER, "192.0.2.2")
     tables = [table for table in vars(guessing).values() if isinstance(table, Events)]
-    kept = b" ".join(key for table in tables for key in [*table._below, *table._full])
-    assert len(tables) == 5 and all([*table._below, *table._full] for table in tables)
+    assert len(tables) == 4 and all([*table._below, *table._full] for table in tables)
+    keys = [key for table in tables for key in [*table._below, *table._full]]
+    kept = b" ".join([*keys, *(key for pair in guessing._known._times for key in pair)])
     for text in (USER, "192.0.2.1", "192.0.2.2"):
         assert keyed_hash(text) in kept and text.encode() not in kept
 
@@ -173,16 +176,41 @@ def test_refused_uploads_are_remembered_for_as_long_as_a_signature_lives(at):
 
 def test_refused_uploads_are_bounded(at):
     at(0)
-    refused = RefusedUploads(900)
+    with mock.patch.object(RefusedUploads, "MOST", 22):
+        refused = RefusedUploads(900)
     for number in range(21):
         refused.add(USER, str(number))
     assert [refused.has(USER, str(number)) for number in range(21)] == [False] + [True] * 20
-    with mock.patch.object(RefusedUploads, "MOST", 22):
-        for user in "bcde":
-            refused.add(user, "x")
+    for user in "bcde":
+        refused.add(user, "x")
     assert [refused.has(user, "x") for user in "bcde"] == [True] * 4
     assert [refused.has(USER, str(number)) for number in range(21)] == [False] * 3 + [True] * 18
-    assert len(refused._moments) == sum(map(len, refused._of_account.values())) == 22
+
+
+def test_what_is_remembered_of_accounts():
+    """Whatever happens, both views have the same pairs, and no more of them than they may have."""
+    recent, chance = Recent(most_of_an_account=3, most=6), random.Random(1)
+    expected: list[tuple[bytes, bytes]] = []  # in the order in which they were added last
+    for moment in range(2_000):
+        account, thing = chance.choice([b"a", b"b", b"c", b"d"]), chance.choice([b"1", b"2", b"3", b"4", b"5"])
+        match chance.choice(["add"] * 8 + ["forget", "forget_all"]):
+            case "add":
+                expected = [pair for pair in expected if pair != (account, thing)]
+                of_account = [pair for pair in expected if pair[0] == account]
+                expected = [pair for pair in expected if pair not in of_account[:-2]][-5:] + [(account, thing)]
+                recent.add(account, thing, moment)
+                assert recent.time(account, thing) == moment
+            case "forget":
+                expected = [pair for pair in expected if pair != (account, thing)]
+                recent.forget(account, thing)
+            case "forget_all":
+                expected = [pair for pair in expected if pair[0] != account]
+                recent.forget_all(account)
+        assert list(recent._times) == expected
+        by_account = {name: list(things) for name, things in recent._of_account.items()}
+        assert by_account == {
+            name: [thing for other, thing in expected if other == name] for name in {name for name, _ in expected}
+        }
 
 
 def test_a_quota_holds_when_requests_race(monkeypatch):

@@ -235,6 +235,7 @@ FAULTY_SPECS = {  # what to replace, the replacement, and what the message must 
     "no limits": ("x-limits:", "y-limits:", "x-limits"),
     "a limit is missing": ("signatureSkewSeconds: ", "signatureSkew: ", "signatureSkewSeconds"),
     "alternatives in security": ("        - adminKey: []\n", "        - adminKey: []\n        - {}\n", "getAdminStats"),
+    "limits that are not shown": ("responses/TooManyKeyChanges'", "responses/TooManyRequests'", "changeStorageKey"),
     "something beside a reference": ("schemas/Receipt'}", "schemas/Receipt', maxLength: 1}", "maxLength"),
     "no YAML": ("openapi: 3.1.0", "openapi: [", "openapi.yaml"),
 }

@@ -79,10 +79,14 @@ class AppOutdatedError(Exception):
 def normalize_username(username: str) -> str:
     """Return the form of a username that is hashed.
 
-    Apply NFKC, strip White_Space at both ends, and lowercase each code point by itself. (`str.lower()` of a whole
-    string would turn a Σ at its end into a final sigma; see SpecialCasing.txt.)
+    Apply NFKC, strip White_Space at both ends, lowercase each code point by itself, and apply NFKC again.
+    (`str.lower()` of a whole string would turn a Σ at its end into a final sigma; see SpecialCasing.txt.) Raise
+    ValueError if nothing is left: all people without a name would share an account.
     """
-    return _lowercase(unicodedata.normalize("NFKC", username).strip(WHITE_SPACE))
+    stripped = unicodedata.normalize("NFKC", username).strip(WHITE_SPACE)
+    if not stripped:
+        raise ValueError("the username is empty")
+    return unicodedata.normalize("NFKC", _lowercase(stripped))
 
 
 def _lowercase(text: str) -> str:
@@ -154,7 +158,8 @@ def new_passphrase(words: Sequence[str], count: int = 4) -> str:
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 RECOVERY_CHARACTERS = 56
 # Only ASCII letters have a capital here. str.upper() would also read U+0131 as I and U+017F as S.
-_READ_AS = str.maketrans("abcdefghjkmnpqrstvwxyzOoIiLl", "ABCDEFGHJKMNPQRSTVWXYZ001111", " \t\r\n-")
+HYPHENS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_READ_AS = str.maketrans("abcdefghjkmnpqrstvwxyzOoIiLl", "ABCDEFGHJKMNPQRSTVWXYZ001111", WHITE_SPACE + HYPHENS)
 
 
 class MistypedCodeError(Exception):
@@ -199,7 +204,7 @@ FORMAT = b"\x01"
 HEADER_BYTES = 41  # the format, the sequence in 8 bytes, the sha256 of the base
 NONCE_BYTES = 12
 TAG_BYTES = 16
-LARGEST_SEQUENCE = 2**64 - 1
+LARGEST_SEQUENCE = 2**53 - 1
 
 
 class DecryptionError(Exception):
@@ -246,15 +251,15 @@ def decrypt(keys: Keys, blob: bytes) -> Decrypted:
     except InvalidTag:
         raise DecryptionError("not a backup of this user and password, or a damaged backup") from None
     sequence, base = int.from_bytes(header[1:9]), header[9:]
-    if sequence == 0:
-        raise DecryptionError("a sequence counts from 1")
+    if not 1 <= sequence <= LARGEST_SEQUENCE:
+        raise DecryptionError("a sequence counts from 1 to 2**53 - 1")
     return Decrypted(plaintext, sequence, base.hex() if any(base) else None)
 
 
 def blob_header(sequence: int, base_sha256: str | None) -> bytes:
     """Return the first 41 bytes of a blob: the format, the sequence, and the sha256 of the base or zeros.
 
-    Raise ValueError if the sequence is not from 1 to 2**64 - 1, or if the base is not a sha256 in hex.
+    Raise ValueError if the sequence is not from 1 to 2**53 - 1, or if the base is not a sha256 in hex.
     """
     base = bytes(32) if base_sha256 is None else bytes.fromhex(base_sha256)
     if not 1 <= sequence <= LARGEST_SEQUENCE or len(base) != 32:
@@ -279,9 +284,10 @@ class Seen:
 
 
 def next_sequence(base_sequence: int, highest: Seen) -> int:
-    """Return the sequence of a new blob. If there is no base, or it cannot be decrypted, `base_sequence` is 0.
+    """Return the sequence of a new blob.
 
-    Raise OverflowError after 2**64 - 1.
+    Without a base, `base_sequence` is 0. If the base cannot be decrypted, it is one more than the highest seen. Raise
+    OverflowError after 2**53 - 1.
     """
     sequence = 1 + max(base_sequence, highest.sequence)
     if sequence > LARGEST_SEQUENCE:
@@ -433,7 +439,7 @@ class BackupClient:
         keyid: str = "app",
         clock: Callable[[], float] = time.time,
         session: requests.Session | None = None,
-        timeout: float = 30,
+        timeout: float = 60,
     ) -> None:
         if isinstance(credentials, Keys):
             credentials = (credentials.user_id, credentials.storage_key)
@@ -589,15 +595,27 @@ def checked(response: requests.Response) -> requests.Response:
 RECEIPT = {"version": int, "updatedAt": str, "size": int, "sha256": str, "keyVersion": int}
 
 
-def members(response: requests.Response, expected: Mapping[str, type]) -> dict[str, Any]:
-    """Return the JSON object of a success, which has these members of these types. Otherwise, raise as `checked()`."""
+def members(response: requests.Response, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON object of a success, which has these members of these types, or with these values.
+
+    Otherwise, raise as `checked()`.
+    """
     try:
         found = checked(response).json()
     except ValueError:
         found = None
-    if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in expected.items()):
-        raise LostAnswerError(response.status_code, "the answer has not the members of this contract")
+    if not isinstance(found, dict) or any(not _is(found.get(name), kind) for name, kind in expected.items()):
+        raise LostAnswerError(response.status_code, "the answer has not the members that it must have")
     return found
+
+
+def receipt_for(blob: bytes) -> dict[str, Any]:
+    """Return what the receipt of an uploaded blob must have. An answer with another one is a lost answer."""
+    return {**RECEIPT, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+
+
+def _is(value: object, expected: object) -> bool:
+    return type(value) is expected if isinstance(expected, type) else value == expected
 
 
 def backup_bytes(response: requests.Response, *, version: int | None = None, sha256: str | None = None) -> bytes:

@@ -35,11 +35,20 @@ from clients.python.backup_client import (
     higher,
     members,
     next_sequence,
+    receipt_for,
     verdict,
 )
 
 SIGNATURE_ACTS_SECONDS = 901  # x-limits.deletedUserSeconds: no signature can act for longer
 SNAPSHOT_SECONDS = 60 * 86_400  # no snapshot of a server lives longer
+
+
+class UnsettledChangeError(Exception):
+    """A change of the password may have happened or not. Until it is settled, nothing is encrypted with the old keys.
+
+    Tell the person that the new password is not in force. Call `sync`, which sends the change again, or
+    `settle_change`.
+    """
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class Change:
 class State:
     """What a device saves, always as a whole.
 
-    `base` is the version that `log` was made from; its sequence is 0 if it could not be decrypted. `old_keys` are pairs
-    (keys, until when they are kept). `succeeded` is the newest derivation that has succeeded. Times are Unix seconds.
+    `base` is the version that `log` was made from. `old_keys` are pairs (keys, until when they are kept), newest last.
+    `succeeded` is the newest derivation that has succeeded. Times are Unix seconds.
     """
 
     keys: Keys | None = None
@@ -142,9 +151,17 @@ class Device:
             return
 
     def register(self, keys: Keys) -> None:
-        """Register. A repeat after a lost answer is harmless."""
-        self._repeated(lambda client: client.register_user(), {"createdAt": str}, keys)
-        self._save(keys=keys, base=None, highest=Seen(), unsent=None, succeeded=keys.derivation)
+        """Register. A repeat after a lost answer is harmless. In a new account, this device has seen nothing."""
+        statuses: list[int] = []
+
+        def send(client: BackupClient) -> requests.Response:
+            response = client.register_user()
+            statuses.append(response.status_code)
+            return response
+
+        self._repeated(send, {"createdAt": str}, keys)
+        seen = {"base": None, "highest": Seen(), "unsent": None} if statuses[-1] == 201 else {}
+        self._save(keys=keys, succeeded=keys.derivation, **seen)
 
     def after_refusal(self) -> str:
         """Find out what to do about `credentials_invalid`, if nobody changed the password or deleted the account.
@@ -153,7 +170,7 @@ class Device:
         again now. Otherwise, return "ask": ask the person, then sign in with another password, or register.
         """
         new = self.keys
-        for old, until in reversed(self.state.old_keys):
+        for old, until in reversed(self.state.old_keys[-2:]):  # each refusal counts as a failed credential
             try:
                 if until < self._now():
                     continue
@@ -169,7 +186,13 @@ class Device:
     # ---- Keeping the log and its backup in step
 
     def sync(self) -> None:
-        """Store the log. If another device has stored since, fetch, merge and store again."""
+        """Store the log. If another device has stored since, fetch, merge and store again.
+
+        If a change of the password is not settled, send the change again instead: it stores the log, too.
+        """
+        change = self.state.change
+        if change and self._in_force(change) == "old":
+            return self.change_password(change.new, change.old)
         if self.state.unsent:
             try:
                 self._send(self.state.unsent)
@@ -191,8 +214,7 @@ class Device:
         except ProblemError as problem:
             if problem.code != "no_backup":
                 raise
-            if highest.sequence:  # this device has seen a version, and now there is none
-                self._tell("rollback")
+            self._expect_versions([])
             self._save(base=None)
             return
         latest, sha256 = decrypt(keys, blob_of(backup)), backup["sha256"]
@@ -208,13 +230,19 @@ class Device:
     def list_versions(self, keys: Keys | None = None) -> list[dict[str, Any]]:
         """Return the receipts of the kept versions, newest first."""
         answer = self._repeated(lambda client: client.list_backup_versions(), {"versions": list}, keys)
+        self._expect_versions(answer["versions"])
         return list(answer["versions"])
+
+    def _expect_versions(self, versions: list[Any]) -> None:
+        if not versions and self.state.highest.sequence:  # this device has seen a version, and now there is none
+            self._tell("rollback")
 
     def restore(self, version: int, keys: Keys | None = None) -> None:
         """Store an older version again, as the latest.
 
         `keys` are those of its keyVersion, if the password changed since. Raise LookupError if it is not listed.
         """
+        self._must_be_settled()
         listed = {receipt["version"]: receipt for receipt in self.list_versions()}
         expected = {**RECEIPT, "data": str}
         backup = self._repeated(lambda client: client.fetch_backup_version(version), expected)
@@ -239,12 +267,14 @@ class Device:
 
         A version of an unknown format is never replaced: this raises AppOutdatedError.
         """
+        self._must_be_settled()
         try:
             self.fetch()
         except (DecryptionError, ValueError, ProblemError) as error:
             if isinstance(error, ProblemError) and error.code != "backup_damaged":
                 raise
-            self._save(base=Seen(0, self.list_versions()[0]["sha256"]))
+            # Its sequence counts as one more than the highest seen.
+            self._save(base=Seen(self.state.highest.sequence + 1, self.list_versions()[0]["sha256"]))
         self._send(self._upload(self.keys))
 
     # ---- Changing the password
@@ -252,38 +282,55 @@ class Device:
     def change_password(self, new: Keys, old: Keys | None = None) -> None:
         """Change the password. If the answer is lost, keep both keys and call `settle_change` later.
 
-        `old` are the keys in force, if they are not those of the device. Show the new recovery code afterwards.
+        `old` are the keys in force, if they are not those of the device. Show the new recovery code afterwards. Raise
+        UnsettledChangeError if a change to other keys is not settled.
         """
         signed_by = old or self.keys
+        change = self.state.change
+        if change and change.new != new and self._in_force(change) == "old":
+            raise UnsettledChangeError
         self._on_latest(lambda: self._change(signed_by, new), signed_by)
 
     def settle_change(self) -> str:
         """Find out which keys are in force: "new", "old", or "unsure" while the change may still arrive."""
-        if not self.state.change:
-            return "old"
         change = self.state.change
-        try:
-            self.list_versions(change.new)
-            self._adopt(change.old, change.new, None)
-            return "new"
-        except ProblemError as problem:
-            if problem.code != "credentials_invalid":
-                raise
+        if not change:
+            return "old"
         asked = self._now()
-        self.list_versions(change.old)
+        if self._in_force(change) == "new":
+            return "new"
         if asked < change.keep_until:
             return "unsure"
         self._save(change=None)
         return "old"
 
+    def _in_force(self, change: Change) -> str:
+        """Ask with the new keys, then with the old ones. If the new ones are in force, go on with them."""
+        try:
+            self.list_versions(change.new)
+        except ProblemError as problem:
+            if problem.code != "credentials_invalid":
+                raise
+            self.list_versions(change.old)
+            return "old"
+        self._adopt(change.old, change.new, None)
+        return "new"
+
+    def _must_be_settled(self) -> None:
+        if self.state.change and self._in_force(self.state.change) == "old":
+            raise UnsettledChangeError
+
     def _change(self, old: Keys, new: Keys) -> None:
         upload = self._upload(new)
         ahead = self.clock_offset
         earlier = self.state.change.keep_until if self.state.change else 0
-        self._save(change=Change(old, new, max(earlier, self._now() + SIGNATURE_ACTS_SECONDS)))
+        # An upload with the old keys is sent no more.
+        self._save(unsent=None, change=Change(old, new, max(earlier, self._now() + SIGNATURE_ACTS_SECONDS)))
         try:
             self._once(
-                lambda client: client.change_storage_key(new.storage_key, upload.blob, upload.base_sha256), RECEIPT, old
+                lambda client: client.change_storage_key(new.storage_key, upload.blob, upload.base_sha256),
+                receipt_for(upload.blob),
+                old,
             )
         except ProblemError as problem:
             # If the device's clock was ahead when it signed, the signature acts for longer.
@@ -339,7 +386,9 @@ class Device:
     def _send(self, upload: Upload) -> None:
         self._save(unsent=upload)
         try:
-            self._repeated(lambda client: client.store_backup(upload.blob, upload.base_sha256), RECEIPT)
+            self._repeated(
+                lambda client: client.store_backup(upload.blob, upload.base_sha256), receipt_for(upload.blob)
+            )
         except ProblemError as problem:
             if not problem.lost:
                 self._save(unsent=None)
@@ -349,7 +398,7 @@ class Device:
         self._save(unsent=None, base=seen, highest=higher(self.state.highest, seen.sequence, seen.sha256))
 
     def _once(
-        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, type], keys: Keys | None = None
+        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, Any], keys: Keys | None = None
     ) -> dict[str, Any]:
         """Send one request. If the device's clock is wrong, correct it and send the request once more."""
         client = self._make_client(keys or self.keys)
@@ -364,14 +413,14 @@ class Device:
             raise LostAnswerError(0, "no answer came") from None
 
     def _repeated(
-        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, type], keys: Keys | None = None
+        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, Any], keys: Keys | None = None
     ) -> dict[str, Any]:
         """Send a request that may be repeated, freshly signed each time, until there is an answer."""
         for attempt in range(1, self._attempts):
             try:
                 return self._once(send, expected, keys)
             except ProblemError as problem:
-                again = problem.code == "request_timeout" or problem.lost and problem.code != "backup_damaged"
+                again = problem.status == 408 or problem.lost and problem.code != "backup_damaged"
                 if not again:
                     raise
             self._pause(2 * attempt)

@@ -20,6 +20,7 @@ SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 SKEW = LIMITS["signatureSkewSeconds"]  # how far `created` may be from the server's clock
 RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # how long a deleted userId stays reserved
 KNOWN = LIMITS["knownAddressDays"] * DAY  # how long an address is known to an account
+MOST_KNOWN = 32  # how many addresses are known to an account at most
 ATTEMPTS = LIMITS["newAddressAttempts"]  # how many failures of an address that is not known are always compared, a day
 SIGNATURE_LIFE = (2 * SKEW + LIMITS["requestBodySeconds"]) * SECOND
 REFUSED = 20  # how many signatures of refused uploads are remembered of an account
@@ -162,7 +163,7 @@ class Model:
         if account is None or account.key != call.key:
             self.fail(call, now)
             return Answer("401 credentials_invalid")
-        self.memory.known[call.user_id, call.address] = now
+        self.make_known(call, now)
         if call.flaw:
             return Answer(call.flaw)
         operations: dict[str, Callable[[Account, Call, int], Answer]] = {
@@ -178,7 +179,7 @@ class Model:
     def register(self, call: Call, now: int) -> Answer:
         account, registered = self.accounts.get(call.user_id), self.memory.registrations.get(call.address, [])
         if account and account.key == call.key:
-            self.memory.known[call.user_id, call.address] = now
+            self.make_known(call, now)
             return Answer("200", {"createdAt": rfc3339(account.created)})
         if wait := seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now):
             self.fail(call, now)
@@ -189,7 +190,7 @@ class Model:
         if call.user_id in self.deleted and (left := self.deleted[call.user_id] + RESERVED - now) > 0:
             return Answer("409 recently_deleted", {"Retry-After": seconds(left)})
         self.memory.registrations.setdefault(call.address, []).append(now)
-        self.memory.known[call.user_id, call.address] = now
+        self.make_known(call, now)
         self.accounts[call.user_id] = Account(now, call.key)
         return Answer("201", {"createdAt": rfc3339(now)})
 
@@ -215,7 +216,7 @@ class Model:
         account.spent.add(call.signature)
         if call.new_key:
             self.make_unknown(call.user_id)
-            self.memory.known[call.user_id, call.address] = now
+            self.make_known(call, now)
         limit = self.rate_limit(account, call.operation, now)
         return Answer("200" if call.new_key else "201", version.receipt() | limit)
 
@@ -277,11 +278,20 @@ class Model:
 
         windows = [(of_address, 5 * MINUTE), (of_known, 5 * MINUTE), (of_account, DAY), (attempts, DAY), (known, KNOWN)]
         waits = {seconds(time + window - now) for times, window in windows for time in times}
+        waits |= {seconds(time - now) for time in known}  # a clock that was set back makes an address known later
         return next(wait for wait in sorted({0} | waits) if wait >= 0 and is_compared(now + wait * SECOND))
 
     def is_known(self, call: Call, now: int) -> bool:
         times = [time for pair, time in self.memory.known.items() if pair == (call.user_id, call.address)]
         return bool(counted(times, KNOWN, now))
+
+    def make_known(self, call: Call, now: int) -> None:
+        """Note that right credentials came from this address. The last address used is the last of `known`."""
+        known, pair = self.memory.known, (call.user_id, call.address)
+        known.pop(pair, None)
+        known[pair] = now
+        for oldest in [each for each in known if each[0] == call.user_id][:-MOST_KNOWN]:
+            del known[oldest]
 
     def make_unknown(self, user_id: str) -> None:
         self.memory.known = {pair: time for pair, time in self.memory.known.items() if pair[0] != user_id}

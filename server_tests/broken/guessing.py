@@ -98,6 +98,30 @@ def wrong_key_makes_an_address_known() -> None:
         return wait
 
 
+@breaks("guessing.bound")
+def one_more_address_is_known() -> None:
+    """Thirty-three addresses are known, and 32 promised."""
+    change(guessing, "MOST_KNOWN", 33)
+
+
+@breaks("guessing.bound")
+def one_address_less_is_known() -> None:
+    """Thirty-one addresses are known, and 32 promised."""
+    change(guessing, "MOST_KNOWN", 31)
+
+
+@breaks("guessing.bound")
+def address_that_became_known_first_is_forgotten() -> None:
+    """The owner's home address is forgotten, however often it is used."""
+
+    @instead_of(Guessing, "remember")
+    def remember(real: Any, self: Guessing, user_id: str, address: str) -> bool:
+        if self._is_known(Source.of(user_id, address), clock.now()):
+            return False
+        is_new: bool = real(self, user_id, address)
+        return is_new
+
+
 @breaks("guessing.neighbour")
 def neighbour_stops_the_owner() -> None:
     """The limit of an address holds for accounts to which it is known, too."""
@@ -114,7 +138,7 @@ def known_address_has_no_limit() -> None:
 
     @instead_of(Guessing, "_wait")
     def wait(real: Any, self: Guessing, source: Source, moment: int) -> Wait | None:
-        return None if self._known.is_reached(source.pair, moment) else real(self, source, moment)
+        return None if self._is_known(source, moment) else real(self, source, moment)
 
 
 @breaks("guessing.pair")
@@ -124,7 +148,7 @@ def failures_at_a_known_address_count_for_the_address() -> None:
     @instead_of(Guessing, "_counting")
     def counting(real: Any, self: Guessing, source: Source, moment: int) -> Iterator[tuple[Events, bytes]]:
         yield from real(self, source, moment)
-        if self._known.is_reached(source.pair, moment):
+        if self._is_known(source, moment):
             yield self._addresses, source.address
 
 
