@@ -631,12 +631,12 @@ def test_a_newer_app_has_stored(account: Account) -> None:
     for attempt in (phone.device.sync, phone.device.fetch, phone.device.replace_unreadable):
         with pytest.raises(AppOutdatedError):
             attempt()
-    with pytest.raises(AppOutdatedError):
-        phone.device.change_password(keys_of(account.user, "another password"))
     assert [receipt["version"] for receipt in phone.device.list_versions()] == [4, 3, 2, 1]
     with pytest.raises(AppOutdatedError):
         phone.device.restore(3)
     assert "workout 4" in phone.log()
+    with pytest.raises(AppOutdatedError):
+        phone.device.change_password(keys_of(account.user, "another password"))
 
 
 @pytest.mark.client("client.sequence")
@@ -667,6 +667,14 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     assert phone.device.state.highest.sequence == 1
     phone.device.fetch()
     assert phone.told == []
+
+
+@pytest.mark.client("client.sequence")
+def test_registering_again_resets_nothing(account: Account) -> None:
+    """A server could answer 200 to make a device forget what it has seen."""
+    phone = account.phone
+    phone.device.register(phone.device.keys)
+    assert phone.device.state.highest.sequence == 3
 
 
 # ---- Restored snapshots ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, SPEC
 from contract_tests.target.process import ServerProcess
 from server_tests.this_server import problems
 
+ROOT = Path(__file__).resolve().parents[1]
 NOW = 1795510800  # 2026-11-24T09:00:00Z
 SECRET = "an-example-secret-for-the-documentation"
 USERNAME, PASSWORD, NEW_PASSWORD = "alex", "correct horse battery staple", "a longer and better passphrase"
@@ -497,7 +499,8 @@ def recomputed() -> set[str]:
     body = json.dumps({"data": base64.b64encode(first).decode()}, separators=(",", ":")).encode()
     authorization = backup_client.authorization(keys.user_id, keys.storage_key)
     proof = backup_client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
-    in_hex = [sha256(blob).hex() for blob in blobs]
+    lists = [(ROOT / "fixtures" / name).read_bytes() for name in ("common_passwords.txt", "passphrase_words.txt")]
+    in_hex = [sha256(data).hex() for data in (*blobs, *lists)]
     for each in (keys, new_keys, newer_keys):
         in_hex += [each.user_id, each.storage_key, each.encryption_key.hex(), each.master_key.hex()]
     in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]

@@ -304,7 +304,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
         f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
         f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature can act",
         f"works {LIMITS['deletedUserSeconds']} seconds after the last attempt",
-        f"delivered again for {LIMITS['deletedUserSeconds']} seconds",
+        f"no earlier than {LIMITS['deletedUserSeconds']} seconds after your last attempt",
         f"From the head on, a request has {LIMITS['requestBodySeconds']} seconds",
         f"can therefore act for up to {acts} seconds",
         f"the empty line that ends them, may have at most {LIMITS['requestHeaderBytes']:,} bytes",
