@@ -19,6 +19,7 @@ from clients.python.backup_client import (
     DecryptionError,
     Derivation,
     Keys,
+    MisfitError,
     ProblemError,
     Seen,
     authorization,
@@ -560,8 +561,9 @@ def test_another_version_than_the_one_that_was_asked_for(account: Account) -> No
             return page(200, answer, "application/json") if request.path_url.endswith("/3") else send()
 
         phone.network.trick = trick
-        with pytest.raises(ValueError):
+        with pytest.raises(MisfitError) as caught:
             phone.device.restore(3)
+        assert caught.value.lost
     phone.network.trick = lambda request, send: send()
     assert [receipt["version"] for receipt in phone.device.list_versions()] == [3, 2, 1]  # nothing was stored
 
@@ -702,7 +704,9 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     if other_password:
         with pytest.raises(ProblemError, match="credentials_invalid"):
             phone.device.sync()
-        assert phone.device.after_refusal() == "changed"
+        assert phone.device.after_refusal() == "confirm"
+        assert not phone.device.list_versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
+        assert phone.device.after_refusal(nobody_changed_it=True) == "changed"
         receipts = phone.device.list_versions(keys_of(account.user, "another password"))
         assert receipts[0]["keyVersion"] == 2
         with pytest.raises(ProblemError, match="credentials_invalid"):
