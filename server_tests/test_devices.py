@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,7 +223,7 @@ class Life:
                 continue
 
     def junk(self, phone: Phone) -> None:
-        """Somebody with the storage key stores junk. One of the devices restores the version below, as the person says."""
+        """Somebody with the storage key stores junk. A device restores the version below, as the person says."""
         listed = phone.device.list_versions()
         if not listed or any(each.device.state.change for each in self.phones):
             return
