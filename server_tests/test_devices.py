@@ -512,6 +512,25 @@ def test_a_sign_in_with_other_credentials_settles_a_change(account: "Account") -
     assert phone.told == []
 
 
+@pytest.mark.client("client.lost-answer")
+def test_a_lost_deletion(account: "Account") -> None:
+    """It is repeated for 10 minutes, then the person is asked. The userId is free when no attempt can act any more."""
+    phone = account.phone
+    phone.network.fate = lambda: "answer is lost"
+    with pytest.raises(ProblemError):
+        phone.device.delete_user()
+    deletion = phone.saved.deletion
+    assert deletion and 0 <= account.server.now() - (deletion.register_after - SIGNATURE_ACTS_SECONDS) < 60
+    phone.network.fate = lambda: "arrives"
+    phone.saved = replace(phone.saved, deletion=replace(deletion, first=deletion.first - 600))
+    phone.restart()
+    keys = phone.device.keys
+    for attempt in (phone.device.delete_user, phone.device.sync, lambda: phone.device.register(keys)):
+        with pytest.raises(UnsettledChangeError):
+            attempt()
+    phone.device.delete_user(confirmed=True)  # credentials_invalid to a repeat: it is done
+
+
 @pytest.mark.client("client.snapshot")
 def test_keys_are_kept_for_longer_if_the_clock_was_ahead(account: "Account") -> None:
     phone = account.phone

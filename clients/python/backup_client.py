@@ -609,6 +609,8 @@ def members(
 
     `statuses` are the successes that the operation has. Otherwise, raise as `checked()`.
     """
+    if response.status_code == 204 and 204 in statuses:
+        return {}
     try:
         found = checked(response).json()
     except ValueError:

@@ -101,6 +101,15 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Deletion:
+    """A deletion that was begun at `first`. The userId may be registered again at `register_after`."""
+
+    first: float
+    register_after: float
+    ahead: float = 0
+
+
+@dataclass(frozen=True)
 class State:
     """What a device saves, always as a whole. It belongs to one userId, and survives a sign-out.
 
@@ -117,6 +126,7 @@ class State:
     unsent: Upload | None = None
     registering: Keys | None = None
     change: Change | None = None
+    deletion: Deletion | None = None
     old_keys: tuple[tuple[Keys, float], ...] = ()
     succeeded: str | None = None
 
@@ -203,6 +213,8 @@ class Device:
             status = LOST if response.status_code >= 500 else response.status_code
             return response
 
+        if self.state.deletion and self._now(keys) < self.state.deletion.register_after:
+            raise UnsettledChangeError  # a delayed deletion could delete the new account
         self._save(registering=keys)
         try:
             self._repeated(send, {"createdAt": str}, keys, statuses=(200, 201))
@@ -212,7 +224,7 @@ class Device:
             raise
         seen = {"base": None, "highest": Seen(), "highest_log": None, "unsent": None}
         new = status == 201 or lost
-        self._save(keys=keys, succeeded=keys.derivation, registering=None, **(seen if new else {}))
+        self._save(keys=keys, succeeded=keys.derivation, registering=None, deletion=None, **(seen if new else {}))
 
     def after_refusal(self, nobody_changed_it: bool = False) -> str:
         """Find out what to do about `credentials_invalid`, if nobody changed the password or deleted the account.
@@ -252,6 +264,7 @@ class Device:
         If the log has changed since, store it at once: a conflict tells whether another device has stored. If a change
         of the password is not settled, send the change again instead: it stores the log, too.
         """
+        self._must_not_be_deleted()
         change = self.state.change
         if change and self._in_force(change) == "old":
             return self.change_password(change.new, change.old)
@@ -364,6 +377,7 @@ class Device:
         recovery code afterwards. If the keys are those in force, there is nothing to change. Raise ValueError if they
         are kept as old ones, and UnsettledChangeError if a change to other keys is not settled.
         """
+        self._must_not_be_deleted()
         signed_by = old or self.keys
         change = self.state.change
         if change and change.new != new and self._in_force(change) == "old":
@@ -400,7 +414,12 @@ class Device:
         self._adopt(change.old, change.new, None)
         return "new"
 
+    def _must_not_be_deleted(self) -> None:
+        if self.state.deletion:
+            raise UnsettledChangeError
+
     def _must_be_settled(self) -> None:
+        self._must_not_be_deleted()
         if self.state.change and self._in_force(self.state.change) == "old":
             raise UnsettledChangeError
 
@@ -442,6 +461,36 @@ class Device:
         now = self._now()
         kept = tuple(pair for pair in self.state.old_keys if pair[1] > now and pair[0] not in (*old, self.state.keys))
         return (*kept, *((keys, now + SNAPSHOT_SECONDS) for keys in old))
+
+    # ---- Deleting the account
+
+    def delete_user(self, confirmed: bool = False) -> None:
+        """Delete the account. After a lost answer, call it again, also after a restart.
+
+        10 minutes after the first attempt, raise UnsettledChangeError unless the person `confirmed` the repeat:
+        somebody may have registered the account again.
+        """
+        repeat = self.state.deletion is not None
+        for attempt in range(1, self._attempts + 1):
+            now, before = self._now(), self.state.deletion
+            first, ahead = (before.first, before.ahead) if before else (now, 0)
+            if not confirmed and now >= first + 600:
+                raise UnsettledChangeError
+            ahead = max(ahead, -self.clock_offset)
+            self._save(deletion=Deletion(first, now + SIGNATURE_ACTS_SECONDS + ahead, ahead))
+            try:
+                self._once(lambda client: client.delete_user(), {}, statuses=(204,))
+                return
+            except ProblemError as problem:
+                if repeat and problem.code == "credentials_invalid":
+                    return
+                again = problem.lost or problem.status == 408
+                if not again and not repeat:
+                    self._save(deletion=None)  # it was refused
+                if not again or attempt == self._attempts:
+                    raise
+                repeat = repeat or problem.lost
+            self._pause(2 * attempt)
 
     # ---- One upload, one request
 
@@ -512,6 +561,10 @@ class Device:
         if change and seconds > change.ahead:
             longer = change.keep_until + seconds - change.ahead
             self._save(change=replace(change, keep_until=longer, ahead=seconds))
+        deletion = self.state.deletion
+        if deletion and seconds > deletion.ahead:
+            longer = deletion.register_after + seconds - deletion.ahead
+            self._save(deletion=replace(deletion, register_after=longer, ahead=seconds))
 
     def _repeated(
         self,
@@ -554,8 +607,8 @@ class Device:
         backup = self._repeated(send, {**RECEIPT, "data": str}, keys, check=check)
         return backup, check(backup)
 
-    def _now(self) -> float:
-        return self._make_client(self.keys).now()
+    def _now(self, keys: Keys | None = None) -> float:
+        return self._make_client(keys or self.keys).now()
 
     def _save(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
