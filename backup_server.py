@@ -38,8 +38,8 @@ from server.accounts import (
     Account,
     DamagedData,
     Deleted,
+    HeldAccount,
     Record,
-    StorageError,
     StorageFull,
     StorageUnavailable,
     Store,
@@ -435,6 +435,7 @@ SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
     "keyid": "The keyid is unknown.",
     "mac": "The MAC is not that of this request under the named key.",
 }
+SIGNED_HEADERS = {"authorization", "content-digest", "signature", "signature-input"}
 BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
 USER_ID_AND_STORAGE_KEY = re.compile(rb"([0-9a-f]{64}):([0-9a-f]{64})")
@@ -519,7 +520,9 @@ def check_signature(server: Server, request: Request) -> str:
     signature_input, signature = request.header("Signature-Input"), request.header("Signature")
     if authorization is None or digest is None or signature_input is None or signature is None:
         raise Problem("signature_missing", "Send Authorization, Content-Digest, Signature-Input and Signature.")
-    created, keyid, signature_params = read_profile(authorization, digest, signature_input, signature)
+    if request.arrival.repeated & SIGNED_HEADERS:
+        raise signature_invalid("twice")
+    created, keyid, signature_params = read_profile(digest, signature_input, signature)
     if keyid in server.settings.retired_keyids:
         raise Problem("app_outdated", "This version of the app may no longer use this server: update the app.")
 
@@ -542,13 +545,11 @@ def check_signature(server: Server, request: Request) -> str:
     return signature
 
 
-def read_profile(authorization: str, digest: str, signature_input: str, signature: str) -> tuple[int, str, str]:
+def read_profile(digest: str, signature_input: str, signature: str) -> tuple[int, str, str]:
     """Return created, keyid and the signature parameters as they were sent. Raise Problem signature_invalid."""
-    for value in (authorization, digest, signature_input, signature):
-        members = re.sub('"[^"]*"', "", value).split(",")  # two lines of a header are joined (RFC 9110 section 5.3)
-        labels = {member.strip().partition("=")[0] for member in members}
-        if len(members) > 1:
-            raise signature_invalid("label" if labels > {LABEL} else "twice")
+    for value in (signature_input, signature):
+        if "," in re.sub('"[^"]*"', "", value):  # a dictionary with several signatures (RFC 9421 section 4.1)
+            raise signature_invalid("label")
     if not (parts := SIGNATURE_INPUT.fullmatch(signature_input)) or not (sent := SIGNATURE.fullmatch(signature)):
         raise signature_invalid("spelling")
     label, signature_params, components, parameters = parts.groups()
@@ -557,10 +558,10 @@ def read_profile(authorization: str, digest: str, signature_input: str, signatur
     if components.strip("()").split() != COMPONENTS.strip("()").split():
         raise signature_invalid("components")
     pairs = PARAMETER.findall(parameters)
-    if sorted(name for name, _ in pairs) != sorted(PARAMETERS):
+    if sorted(name.strip() for name, _ in pairs) != sorted(PARAMETERS):
         raise signature_invalid("parameters")
     values = dict(pairs)
-    are_spelled = all(spelling.fullmatch(values[name]) for name, spelling in PARAMETERS.items())
+    are_spelled = all(spelling.fullmatch(values.get(name, "")) for name, spelling in PARAMETERS.items())
     if components != COMPONENTS or not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
         raise signature_invalid("spelling")
     return int(values["created"]), values["keyid"].strip('"'), signature_params
@@ -578,7 +579,7 @@ def check_credentials(server: Server, request: Request) -> Credentials:
     """
     credentials = credentials_of(request.header("Authorization") or "")
     user_id = credentials.user_id if credentials else None
-    if wait := server.guessing.wait(user_id, request.address):
+    if wait := server.guessing.wait(user_id, request.address, may_be_known(server, request)):
         raise too_many(*wait)
     if credentials and request.operation.id == "registerUser":
         return credentials
@@ -587,6 +588,11 @@ def check_credentials(server: Server, request: Request) -> Credentials:
         return User(credentials.user_id, credentials.key_sha256, account, request.address)
     count_failure(server, user_id, request.address)
     raise credentials_invalid()
+
+
+def may_be_known(server: Server, request: Request) -> bool:
+    """Return whether it may help that the address is known. Else it would tell that a userId is taken."""
+    return request.operation.id != "registerUser" or not server.registrations.wait(request.address)
 
 
 def remember_address(server: Server, request: Request, credentials: Credentials) -> None:
@@ -685,10 +691,10 @@ def receive(server: Server, request: Request) -> bytes:
     request is signed and the body is not the signed one (RFC 9530), digest_mismatch.
     """
     limits = server.spec.limits
-    if request.arrival.body_fault:
-        raise refusal(request.arrival.body_fault, limits)
     if request.body_bytes > limits["requestBodyBytes"]:
         raise refusal(413, limits)
+    if request.arrival.body_fault:
+        raise refusal(request.arrival.body_fault, limits)
     server.check_time(request)
     body = request.body_stream.read()
     is_signed = PROOFS["appSignature"] in request.operation.proofs
@@ -810,7 +816,7 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
         try:
             server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
-        except (Problem, StorageError):
+        except Exception:
             server.registrations.give_back(request.address)
             raise
         server.guessing.remember(user.user_id, request.address)
@@ -823,8 +829,8 @@ def refused_registration(server: Server, request: Request, user: Credentials, wa
     It counts as a failed credential. Therefore, the failures may have to be waited for, too.
     """
     limit = server.registrations.limit
-    server.guessing.count(user.user_id, request.address)
-    failures = server.guessing.wait(user.user_id, request.address)
+    server.guessing.count(user.user_id, request.address, may_be_known=False)
+    failures = server.guessing.wait(user.user_id, request.address, may_be_known=False)
     return too_many(max(wait, failures.seconds if failures else 0), limit)
 
 
@@ -842,10 +848,7 @@ def change_storage_key(
     new_key_sha256 = sha256(value["storageKey"].encode())
     if new_key_sha256 == user.key_sha256:
         raise validation_failed([{"pointer": "#/storageKey", "detail": "is the key that is in force"}])
-    response = store_version(server, request, signature, user, value, new_key_sha256)
-    server.guessing.forget(user.user_id)  # a thief may have used the old key, so only this address is known now
-    server.guessing.remember(user.user_id, request.address)
-    return replace(response, status=200)
+    return store_version(server, request, signature, user, value, new_key_sha256)
 
 
 KEPT_SIGNATURES = 20  # keep these even if they are over a day old: a clock that ran ahead may be set back
@@ -861,63 +864,79 @@ def store_version(
 ) -> Response:
     """Store the data as a new version, and return its receipt with 201. A retry of the latest version gets 200.
 
-    If `new_key_sha256` is given, replace the storage key in the same step: both happen, or neither. Raise Problem. If
-    several apply, the order is that of openapi.yaml.
+    If `new_key_sha256` is given, replace the storage key in the same step: both happen, or neither. Then the receipt
+    comes with 200. Raise Problem. If several apply, the order is that of openapi.yaml.
     """
-    data, base, changes_key = value["data"], value.get("baseSha256"), new_key_sha256 is not None
-    operation_id = "changeStorageKey" if changes_key else "storeBackup"
-    limits = server.account_limits[operation_id]
+    data = value["data"]
     if len(data) > server.spec.max_decoded_bytes:
         detail = f"A backup may have {server.spec.max_decoded_bytes} bytes when decoded."
         raise Problem("payload_too_large", detail)
-    digest = sha256(data)
-
     with server.store.account(user.user_id) as held:
-        account, moment = user.again(server, held.record), clock.now()
-        latest, times = (
-            account.latest,
-            sorted(each.moment for each in account.uploads if each.changes_key == changes_key),
-        )
-        if latest and latest.sha256 == digest and not changes_key:
-            held.mend(latest, data)
-            return answer(200, receipt(latest), server.rate_limit(operation_id, times, moment))
-        # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
-        is_spent = any(upload.signature == signature for upload in account.uploads)
-        if base != (latest and latest.sha256) or is_spent or server.refused.has(user.user_id, signature):
-            server.refused.add(user.user_id, signature)
-            detail = "The base is not the latest version: fetch it, merge, store again with its sha256 as baseSha256."
-            raise Problem("version_conflict", detail, currentVersion=latest.number if latest else 0)
-        if wait := wait_seconds(limits, times, moment):
-            server.refused.add(user.user_id, signature)
-            what = "changes of the storage key" if changes_key else "new versions"
-            detail = f"Too many {what} of this account: wait for Retry-After seconds."
-            raise Problem("rate_limited", detail, wait, headers=server.rate_limit(operation_id, times, moment))
-
-        version = Version(
-            number=latest.number + 1 if latest else 1,
-            stored_at=moment,
-            size=len(data),
-            sha256=digest,
-            key_version=account.key_version + changes_key,
-        )
-        upload = Upload(moment, signature, changes_key)
-        changed = replace(
-            account,
-            key_sha256=new_key_sha256 or account.key_sha256,
-            key_version=version.key_version,
-            versions=kept_versions((*account.versions, version), server.settings.keep_versions),
-            uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
-        )
+        account = user.again(server, held.record)
         try:
-            server.check_time(request)
-            held.append(changed, data)
-        except StorageFull:
-            server.refused.add(user.user_id, signature)
+            return store_next(server, request, signature, user, held, account, value, new_key_sha256)
+        except (Problem, StorageFull) as error:
+            if problem_of(error).code in REFUSALS_OF_UPLOADS:
+                server.refused.add(user.user_id, signature)
             raise
-    headers = server.rate_limit(operation_id, sorted([*times, moment]), moment)
-    if not changes_key:
-        headers["Location"] = f"{request.path}/versions/{version.number}"
-    return answer(201, receipt(version), headers)
+
+
+# After these, a client may believe that the upload never happens. So its signature must not store anything later.
+REFUSALS_OF_UPLOADS = {"version_conflict", "rate_limited", "storage_full"}
+
+
+def store_next(
+    server: Server,
+    request: Request,
+    signature: str,
+    user: User,
+    held: HeldAccount,
+    account: Account,
+    value: Mapping[str, Any],
+    new_key_sha256: str | None,
+) -> Response:
+    """Store the next version of an account that is held. The arguments and problems are those of `store_version`."""
+    data, changes_key, moment = value["data"], new_key_sha256 is not None, clock.now()
+    latest, limits, digest = account.latest, server.account_limits[request.operation.id], sha256(data)
+    times = sorted(upload.moment for upload in account.uploads if upload.changes_key == changes_key)
+    rate_limit = functools.partial(server.rate_limit, request.operation.id)
+    if latest and latest.sha256 == digest and not changes_key:
+        held.mend(latest, data)
+        return answer(200, receipt(latest), rate_limit(times, moment))
+    # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
+    is_spent = any(upload.signature == signature for upload in account.uploads)
+    if value.get("baseSha256") != (latest and latest.sha256) or is_spent or server.refused.has(user.user_id, signature):
+        detail = "The base is not the latest version: fetch it, merge, store again with its sha256 as baseSha256."
+        raise Problem("version_conflict", detail, currentVersion=latest.number if latest else 0)
+    if wait := wait_seconds(limits, times, moment):
+        what = "changes of the storage key" if changes_key else "new versions"
+        detail = f"Too many {what} of this account: wait for Retry-After seconds."
+        raise Problem("rate_limited", detail, wait, headers=rate_limit(times, moment))
+    server.check_time(request)
+
+    version = Version(
+        number=latest.number + 1 if latest else 1,
+        stored_at=moment,
+        size=len(data),
+        sha256=digest,
+        key_version=account.key_version + changes_key,
+    )
+    upload = Upload(moment, signature, changes_key)
+    changed = replace(
+        account,
+        key_sha256=new_key_sha256 or account.key_sha256,
+        key_version=version.key_version,
+        versions=kept_versions((*account.versions, version), server.settings.keep_versions),
+        uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
+    )
+    if changes_key:  # a thief may have used the old key
+        server.guessing.forget(user.user_id)
+    held.append(changed, data)
+    headers = rate_limit(sorted([*times, moment]), moment)
+    if changes_key:
+        server.guessing.remember(user.user_id, request.address)
+        return answer(200, receipt(version), headers)
+    return answer(201, receipt(version), headers | {"Location": f"{request.path}/versions/{version.number}"})
 
 
 def uploads_that_matter(account: Account, day_ago: int) -> tuple[Upload, ...]:

@@ -25,12 +25,13 @@ class Source:
     account: bytes  # empty if the credentials name none, because they are malformed
     address: bytes
     network: bytes
+    may_be_known: bool
 
     @classmethod
-    def of(cls, user_id: str | None, address: str) -> "Source":
+    def of(cls, user_id: str | None, address: str, may_be_known: bool = True) -> "Source":
         """Take a userId, or None, and an address: IPv4, or IPv6 as its /64."""
         account = b"" if user_id is None else keyed_hash(user_id)
-        return cls(account, keyed_hash(address), keyed_hash(network_of(address)))
+        return cls(account, keyed_hash(address), keyed_hash(network_of(address)), may_be_known)
 
     @property
     def pair(self) -> bytes:
@@ -71,26 +72,30 @@ class Guessing:
     ) -> None:
         self._lock = threading.Lock()
         self._addresses = Events(Limit("failed credentials from this address", per_5_minutes, 300))
-        self._pairs = Events(Limit("failed credentials for this account from this address", per_5_minutes, 300))
+        self._pairs = Events(self._addresses.limit)  # the same name, so that it tells nobody that an address is known
         self._accounts = Events(Limit("failed credentials for this account", per_day, DAY))
+        # The attempts of new addresses, before and after their account has reached its limit. Whoever fills the second
+        # table has to bring accounts to their limit, so failures with invented userIds lift nobody's limit.
         self._attempts = Events(Limit("attempts of a new address", new_address_attempts, DAY))
+        self._guarded_attempts = Events(self._attempts.limit, keeps_fullest=False)
         self._known = Recent(most_known, Events.MOST_KEYS)  # addresses, with the times when they were used last
         self._known_milliseconds = known_days * DAY * 1000
 
-    def wait(self, user_id: str | None, address: str) -> Wait | None:
+    def wait(self, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
         """Return how long to wait until credentials for this userId are compared. None means that they are now.
 
-        `user_id` is None if the credentials are malformed. `address` is IPv4, or IPv6 as its /64.
+        `user_id` is None if the credentials are malformed. `address` is IPv4, or IPv6 as its /64. If `may_be_known` is
+        false, the address has no advantage from being known.
         """
         with self._lock:
-            return self._wait(Source.of(user_id, address), clock.now())
+            return self._wait(Source.of(user_id, address, may_be_known), clock.now())
 
-    def count(self, user_id: str | None, address: str) -> Wait | None:
+    def count(self, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
         """Count wrong credentials, and return None. If a limit is reached, count nothing, and return how long to wait.
 
-        Other requests may have reached it since these credentials were let through.
+        Other requests may have reached it since these credentials were let through. The arguments are those of `wait`.
         """
-        source = Source.of(user_id, address)
+        source = Source.of(user_id, address, may_be_known)
         with self._lock:
             moment = clock.now()  # read under the lock, or an event that is counted meanwhile would seem to come later
             if wait := self._wait(source, moment):
@@ -120,18 +125,21 @@ class Guessing:
         """Yield where a failure counts: each table, and the key in it."""
         is_known = self._is_known(source, moment)
         if source.account:
+            is_guarded = self._accounts.is_reached(source.account, moment)
+            attempts = self._guarded_attempts if is_guarded else self._attempts
+            yield (self._pairs, source.pair) if is_known else (attempts, source.attempt)
             yield self._accounts, source.account
-            yield (self._pairs, source.pair) if is_known else (self._attempts, source.attempt)
         if not is_known:
             yield self._addresses, source.address
 
     def _is_known(self, source: Source, moment: int) -> bool:
-        used = self._known.time(source.account, source.address)
+        used = self._known.time(source.account, source.address) if source.may_be_known else None
         return used is not None and 0 <= moment - used < self._known_milliseconds
 
     def _wait(self, source: Source, moment: int) -> Wait | None:
         def is_guessed(at: int) -> bool:
-            return self._accounts.is_reached(source.account, at) and self._attempts.is_reached(source.attempt, at)
+            attempts = sorted(self._attempts.times(source.attempt) + self._guarded_attempts.times(source.attempt))
+            return self._accounts.is_reached(source.account, at) and self._attempts.limit.is_reached(attempts, at)
 
         def is_compared(at: int) -> bool:
             if self._is_known(source, at):
@@ -147,6 +155,7 @@ class Guessing:
             *self._addresses.leaves(source.address),
             *self._accounts.leaves(source.account),
             *self._attempts.leaves(source.attempt),
+            *self._guarded_attempts.leaves(source.attempt),
         ]
         if self._is_known(source, moment):
             limit = self._pairs.limit

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,14 @@ class Arrival:
 
     `at` is a time of `clock.now()`, and `started` one of `clock.monotonic()`. `body_fault` is None if the body is
     complete. Otherwise it is 400 (its framing is broken), 408 (it took too long) or 413 (it is far too long), and the
-    connection ends with the answer.
+    connection ends with the answer. `repeated` has the headers that occur on more than one line, in lowercase.
     """
 
     at: int
     started: int
     is_chunked: bool
     body_fault: int | None
+    repeated: Set[str]
 
 
 # RFC 3986 section 3.2.2. As in RFC 9110 section 7.2, a port may follow, and there is no userinfo.
@@ -96,9 +97,12 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 
     arrived_at = arrived = 0  # when the head had arrived, by clock.now() and by clock.monotonic()
     body_fault: int | None = None  # see Arrival
+    repeated: Set[str] = frozenset()
 
     def received(self, data: bytes) -> int:
         is_body = self.body_rcv is not None
+        if self.chunked and is_body:
+            self.body_bytes_received = len(self.body_rcv)  # waitress counts the framing of the chunks, too
         try:
             consumed: int = super().received(data)
             # waitress sets no limit on a chunk's line and the trailer, and collects them in memory.
@@ -136,6 +140,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         # A higher minor version is no reason to refuse a request (RFC 9110 section 2.5).
         header_plus = re.sub(rb"^([^\r\n]* HTTP/1\.)[2-9](?=[ \t]*\r\n)", rb"\g<1>1", header_plus)
         super().parse_header(header_plus)
+        names = [name.lower().decode("latin-1") for name in re.findall(rb"(?m)^([^\s:]+):", header_plus)]
+        self.repeated = frozenset(name for name in names if names.count(name) > 1)
+        if "close" in re.split(r"[ \t]*,[ \t]*", self.headers.get("CONNECTION", "").lower()):
+            self.headers["CONNECTION"] = "close"  # waitress compares the whole value (RFC 9110 section 7.6.1)
         if self.version not in ("1.0", "1.1"):
             raise waitress.parser.ParsingError("unknown version")
         if not re.fullmatch(r"[!-~]+", self.request_uri):
@@ -164,7 +172,9 @@ class AppTask(waitress.task.WSGITask):
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
         request = self.request
-        environ[ARRIVAL] = Arrival(request.arrived_at, request.arrived, request.chunked, request.body_fault)
+        environ[ARRIVAL] = Arrival(
+            request.arrived_at, request.arrived, request.chunked, request.body_fault, request.repeated
+        )
         return environ
 
     def set_close_on_finish(self) -> None:
@@ -215,6 +225,8 @@ class Channel(waitress.channel.HTTPChannel):
         """Answer a request whose body is still incomplete so many seconds after its head had arrived."""
         with self.requests_lock:
             request: Any = self.request
+            if request and request.headers_finished:
+                self.last_activity = time.time()  # waitress would close it without an answer after 120 s of silence
             if request and request.is_late(seconds):
                 request.end_body(408)
                 self.requests.append(request)

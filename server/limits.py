@@ -72,25 +72,30 @@ def keyed_hash(text: str) -> bytes:
 class Events:
     """The last events of each key, as many as one limit needs. They live in memory, and their number is bounded.
 
-    If there are too many keys, it forgets one that has not reached its limit, or else any: of these, the key whose last
-    event is the oldest. Whoever calls it holds a lock.
+    If there are too many keys, it forgets one whose events have left the window. If there is none, it forgets one of
+    those with the fewest events, so that a flood of others does not lift a limit: of these, the key whose last event is
+    the oldest. If `keeps_fullest` is false, it forgets the key whose last event is the oldest of all. Whoever calls it
+    holds a lock.
     """
 
     MOST_KEYS = 10_000
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, keeps_fullest: bool = True) -> None:
         self.limit = limit
-        # Each key is in one of the two. Both are in the order of the keys' last events.
-        self._below: OrderedDict[bytes, array[int]] = OrderedDict()  # keys with fewer than `quota` events
-        self._full: OrderedDict[bytes, array[int]] = OrderedDict()  # keys with `quota` events: no older one matters
+        self._keeps_fullest = keeps_fullest
+        self._times: OrderedDict[bytes, array[int]] = OrderedDict()  # in the order of the keys' last events
+        self._ranks: dict[int, OrderedDict[bytes, None]] = {}  # the same keys by rank, each rank in the same order
+
+    def __len__(self) -> int:
+        return len(self._times)
 
     def times(self, key: bytes) -> list[int]:
         """Return the times of a key's last events, sorted."""
-        return sorted(self._below.get(key) or self._full.get(key) or ())
+        return sorted(self._times.get(key, ()))
 
     def is_reached(self, key: bytes, moment: int) -> bool:
         """Return whether this key has reached its limit at `moment`."""
-        return key in self._full and self.limit.is_reached(self.times(key), moment)
+        return self.limit.is_reached(self.times(key), moment)
 
     def leaves(self, key: bytes) -> list[int]:
         """Return the moments at which this key's events leave the window."""
@@ -101,7 +106,7 @@ class Events:
         times = self._remove(key)
         if times is None:
             times = array("q")
-            if len(self._below) + len(self._full) >= self.MOST_KEYS:
+            if len(self) >= self.MOST_KEYS:
                 self._forget_one(moment)
         times.append(moment)
         self._put(key, times[-self.limit.quota :])
@@ -111,19 +116,28 @@ class Events:
         if times := self._remove(key):
             self._put(key, times[:-1])
 
+    def _rank(self, times: "array[int]") -> int:
+        return len(times) if self._keeps_fullest else 0
+
     def _remove(self, key: bytes) -> "array[int] | None":
-        return self._below.pop(key, None) or self._full.pop(key, None)
+        times = self._times.pop(key, None)
+        if times is not None:
+            rank = self._rank(times)
+            del self._ranks[rank][key]
+            if not self._ranks[rank]:
+                del self._ranks[rank]
+        return times
 
     def _put(self, key: bytes, times: "array[int]") -> None:
         if times:  # a key without events is not kept
-            (self._full if len(times) >= self.limit.quota else self._below)[key] = times
+            self._times[key] = times
+            self._ranks.setdefault(self._rank(times), OrderedDict())[key] = None
 
     def _forget_one(self, moment: int) -> None:
-        below, full = next(iter(self._below), None), next(iter(self._full), None)
-        if full is not None and not self.is_reached(full, moment):  # its events have left the window
-            is_older = below is None or self._full[full][-1] < self._below[below][-1]
-            below = full if is_older else below
-        self._remove(full if below is None else below)  # type: ignore[arg-type]  # the table is full, so there is one
+        key = next(iter(self._times))
+        if self.limit.counted(self.times(key), moment):
+            key = next(iter(self._ranks[min(self._ranks)]))
+        self._remove(key)
 
 
 class AddressLimit:

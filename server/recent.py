@@ -6,15 +6,16 @@ from collections import OrderedDict
 class Recent:
     """Things of accounts, each with a time.
 
-    If an account has too many, or all accounts together, it forgets the one that was added first of them. Whoever calls
+    If an account has too many, it forgets the one that was added first of them. If all accounts together have too many,
+    it does so for the account that has most, so that an account with few does not suffer from others. Whoever calls
     it holds a lock.
     """
 
     def __init__(self, most_of_an_account: int, most: int) -> None:
         self._most_of_an_account, self._most = most_of_an_account, most
-        # Both have the same pairs of an account and a thing, in the order in which they were added last.
-        self._times: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
-        self._of_account: dict[bytes, OrderedDict[bytes, None]] = {}
+        # Both have the same pairs of an account and a thing.
+        self._times: dict[tuple[bytes, bytes], int] = {}
+        self._of_account: dict[bytes, OrderedDict[bytes, None]] = {}  # in the order in which they were added last
 
     def __len__(self) -> int:
         return len(self._times)
@@ -30,7 +31,8 @@ class Recent:
         if len(things) >= self._most_of_an_account:
             self.forget(account, next(iter(things)))
         if len(self._times) >= self._most:
-            self.forget(*next(iter(self._times)))
+            fullest = max(self._of_account, key=lambda each: len(self._of_account[each]))
+            self.forget(fullest, next(iter(self._of_account[fullest])))
         self._times[account, thing] = time
         self._of_account.setdefault(account, OrderedDict())[thing] = None
 

@@ -28,7 +28,9 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
                     }
                     for version in record.versions
                 ],
-                "uploads": [[upload.moment, upload.signature, *[1] * upload.changes_key] for upload in record.uploads],
+                "uploads": [[upload.moment, upload.signature] for upload in record.uploads],
+                # Which of the uploads changed the key. A server that does not know this member reads the others.
+                "keyChanges": [index for index, upload in enumerate(record.uploads) if upload.changes_key],
             }
         case Deleted():
             value = {"deletedAt": record.deleted_at}
@@ -54,6 +56,7 @@ def record_of(value: dict[str, Any]) -> Record:
     """Remove a record's members from its JSON value. Return the record."""
     if "deletedAt" in value:
         return Deleted(value.pop("deletedAt"))
+    changes = value.pop("keyChanges", [])
     return Account(
         created_at=value.pop("createdAt"),
         key_sha256=value.pop("storageKeySha256"),
@@ -69,7 +72,10 @@ def record_of(value: dict[str, Any]) -> Record:
             for version in value.pop("versions")
         ),
         # A record of a former version has no mark on any upload.
-        uploads=tuple(Upload(moment, signature, bool(mark)) for moment, signature, *mark in value.pop("uploads")),
+        uploads=tuple(
+            Upload(moment, signature, index in changes)
+            for index, (moment, signature) in enumerate(value.pop("uploads"))
+        ),
     )
 
 

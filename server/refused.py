@@ -3,6 +3,7 @@
 import threading
 
 from server import clock
+from server.limits import keyed_hash
 from server.recent import Recent
 
 
@@ -22,11 +23,11 @@ class RefusedUploads:
         """Remember a signature from now on."""
         with self._lock:
             # If it was refused before, it lives no longer for that.
-            if self._refused.time(user_id.encode(), signature.encode()) is None:
-                self._refused.add(user_id.encode(), signature.encode(), clock.now())
+            if self._refused.time(keyed_hash(user_id), keyed_hash(signature)) is None:
+                self._refused.add(keyed_hash(user_id), keyed_hash(signature), clock.now())
 
     def has(self, user_id: str, signature: str) -> bool:
         """Return whether an upload under this signature was refused, and the signature may still live."""
         with self._lock:
-            refused_at = self._refused.time(user_id.encode(), signature.encode())
+            refused_at = self._refused.time(keyed_hash(user_id), keyed_hash(signature))
             return refused_at is not None and clock.now() - refused_at < self._milliseconds

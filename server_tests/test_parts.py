@@ -100,12 +100,20 @@ def test_which_key_is_forgotten(events, kept):
     assert {key for key in "abcde" if table.times(key.encode())} == set(kept)
 
 
+def test_a_table_that_keeps_the_newest():
+    table = Events(Limit("attempts", 2, 60), keeps_fullest=False)
+    with mock.patch.object(Events, "MOST_KEYS", 3):
+        for second, key in enumerate("aabcd"):
+            table.add(key.encode(), second * 1000)
+    assert {key for key in "abcd" if table.times(key.encode())} == set("bcd")
+
+
 def test_a_table_is_bounded():
     table = Events(Limit("attempts", 2, 60))
     for number in range(3 * Events.MOST_KEYS):
         table.add(str(number // 2).encode(), number)
-        assert len(table._below) + len(table._full) <= Events.MOST_KEYS
-    assert len(table._below) + len(table._full) == Events.MOST_KEYS
+        assert len(table) <= Events.MOST_KEYS
+    assert len(table) == Events.MOST_KEYS
 
 
 def test_only_the_last_events_are_kept():
@@ -120,16 +128,34 @@ def test_only_the_last_events_are_kept():
 
 def test_no_address_and_no_userid_is_kept_as_it_is(at):
     at(0)
-    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30, most_known=32)
+    guessing = Guessing(per_5_minutes=30, per_day=2, new_address_attempts=2, known_days=30, most_known=32)
     guessing.remember(USER, "192.0.2.1")
-    guessing.count(USER, "192.0.2.1")
-    guessing.count(USER, "192.0.2.2")
+    for address in ("192.0.2.2", "192.0.2.1", "192.0.2.2"):
+        assert guessing.count(USER, address) is None
     tables = [table for table in vars(guessing).values() if isinstance(table, Events)]
-    assert len(tables) == 4 and all([*table._below, *table._full] for table in tables)
-    keys = [key for table in tables for key in [*table._below, *table._full]]
+    assert len(tables) == 5 and all(table._times for table in tables)
+    keys = [key for table in tables for key in table._times]
     kept = b" ".join([*keys, *(key for pair in guessing._known._times for key in pair)])
     for text in (USER, "192.0.2.1", "192.0.2.2"):
         assert keyed_hash(text) in kept and text.encode() not in kept
+
+
+@pytest.mark.parametrize("failures", [50, 49])
+def test_failures_of_invented_accounts_lift_no_limit(at, failures):
+    """Somebody with one network fills every table with failures of others before each attempt on an account."""
+    at(0)
+    guessing = Guessing(per_5_minutes=1_000_000, per_day=50, new_address_attempts=2, known_days=30, most_known=32)
+    compared, others = 0, iter(range(1_000_000))
+    with mock.patch.object(Events, "MOST_KEYS", 100):
+        for number in range(failures):
+            assert guessing.count(USER, f"198.51.100.{number}") is None
+        for _ in range(20):
+            compared += guessing.count(USER, "2001:db8:1:1::/64") is None
+            for _ in range(100):
+                other = f"{next(others):064x}"
+                for _ in range(2):
+                    guessing.count(other, "2001:db8:1:2::/64")
+    assert compared <= 4  # two before the account has reached its limit, or was forgotten, and two after
 
 
 def test_an_address_is_known_anew_by_each_success(at):
@@ -183,13 +209,21 @@ def test_refused_uploads_are_bounded(at):
     assert [refused.has(USER, str(number)) for number in range(21)] == [False] + [True] * 20
     for user in "bcde":
         refused.add(user, "x")
-    assert [refused.has(user, "x") for user in "bcde"] == [True] * 4
+    assert [refused.has(user, "x") for user in "bcde"] == [True] * 4  # the account that has most, makes room
     assert [refused.has(USER, str(number)) for number in range(21)] == [False] * 3 + [True] * 18
+
+
+def test_an_account_with_few_things_does_not_suffer_from_others():
+    recent = Recent(most_of_an_account=3, most=6)
+    for moment, (account, thing) in enumerate(["a1", "b1", "b2", "b3", "c1", "c2", "d1", "e1"]):
+        recent.add(account.encode(), thing.encode(), moment)
+    kept = {(account + thing).decode() for account, thing in recent._times}
+    assert kept == {"a1", "b2", "b3", "c2", "d1", "e1"} or kept == {"a1", "b3", "c1", "c2", "d1", "e1"}
 
 
 def test_what_is_remembered_of_accounts():
     """Whatever happens, both views have the same pairs, and no more of them than they may have."""
-    recent, chance = Recent(most_of_an_account=3, most=6), random.Random(1)
+    recent, chance = Recent(most_of_an_account=3, most=12), random.Random(1)
     expected: list[tuple[bytes, bytes]] = []  # in the order in which they were added last
     for moment in range(2_000):
         account, thing = chance.choice([b"a", b"b", b"c", b"d"]), chance.choice([b"1", b"2", b"3", b"4", b"5"])
@@ -197,7 +231,7 @@ def test_what_is_remembered_of_accounts():
             case "add":
                 expected = [pair for pair in expected if pair != (account, thing)]
                 of_account = [pair for pair in expected if pair[0] == account]
-                expected = [pair for pair in expected if pair not in of_account[:-2]][-5:] + [(account, thing)]
+                expected = [pair for pair in expected if pair not in of_account[:-2]] + [(account, thing)]
                 recent.add(account, thing, moment)
                 assert recent.time(account, thing) == moment
             case "forget":
