@@ -11,6 +11,7 @@ import http.client
 import json
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -459,6 +460,34 @@ def test_how_long_a_body_may_take(frozen, seconds, wants, coding):
     asked, answer = raw.expect(frozen, head, framed, "POST", "/api/backup", lambda: frozen.move_clock(seconds))
     assert (asked, outcome(answer)) == (True, wants)
     assert outcome(client.fetch_backup()) == ("200" if wants == "201" else "404 no_backup")
+
+
+@pytest.mark.requirement("order.answers", "storeBackup.413")
+def test_a_chunked_body_that_is_too_long_and_late(frozen):
+    client = frozen.client()
+    assert outcome(client.register_user()) == "201"
+    lines = ("Content-Type: application/json", "Transfer-Encoding: chunked", "Expect: 100-continue")
+    proofs = raw.signed(frozen, client.credentials, "POST", "/api/backup")
+    head = raw.request("POST", "/api/backup", headers=(*proofs, *lines))
+    begun = f"{BODY_BYTES + 2:x}\r\n".encode() + bytes(BODY_BYTES + 1)  # a byte of the chunk is missing
+    with raw.connected(frozen) as connection:
+        connection.sendall(head)
+        assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(begun)
+        time.sleep(0.5)
+        frozen.move_clock(BODY_SECONDS + 1)
+        assert outcome(raw.receive(frozen, connection, "POST", "/api/backup", head)) == "413 payload_too_large"
+
+
+@pytest.mark.requirement("http.chunked", "backup.body")
+def test_the_framing_of_chunks_does_not_count(user):
+    """The chunks take more bytes than twice the limit, but the body in them is small."""
+    extended = b"1;" + b"x" * 16_000 + b"\r\n"  # a chunk of one byte, with an extension
+    body = upload(b"small") + b" " * (2 * BODY_BYTES // 16_000 + 10)
+    framed = b"".join(extended + body[at : at + 1] + b"\r\n" for at in range(len(body))) + b"0\r\n\r\n"
+    assert len(framed) > 2 * BODY_BYTES
+    answer = user.send("POST", "/api/backup", body, "Transfer-Encoding: chunked", framed=framed)
+    assert outcome(answer) == "201"
 
 
 @pytest.mark.requirement("http.body-time", "{operation}.408", "problem.unchanged")

@@ -353,6 +353,22 @@ def test_names_of_any_kind_count_alike(start_server):
     assert told["taken"] == told["reserved"] == told["reserved, with its last key"] == told["free"]
 
 
+@pytest.mark.requirement("address.silent")
+def test_a_name_that_is_known_at_the_address_tells_nothing(start_server):
+    """Behind the same NAT, its owner signs in. Past the limit, strangers there learn nothing, not even of that."""
+    told = []
+    for is_taken in (True, False):
+        settings = {"REGISTRATIONS_PER_HOUR": 2, "FAILED_CREDENTIALS_PER_5_MINUTES": 6}
+        server = start_server(frozen=FROZEN, **settings)
+        users = [client_at(server, STRANGER) for _ in range(2)]
+        for user in users:
+            assert user.register_user().status_code == 201
+        user_id = users[0].credentials[0] if is_taken else token_hex(32)
+        told.append([all_of(client_at(server, STRANGER, (user_id, "5e" * 32)).register_user()) for _ in range(9)])
+        assert {status for status, _, _ in told[-1]} == {429}
+    assert told[0] == told[1]
+
+
 @pytest.mark.requirement("address.retry-after", "address.registrations", "header.Retry-After")
 def test_retry_after_of_a_registration_that_uses_up_the_failures(start_server):
     """Each 429 counts as a failure. So it may be the address that has to wait longest, then."""

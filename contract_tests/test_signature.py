@@ -357,8 +357,7 @@ def with_header(name: str, change):
 
 
 FAULTS = {  # how to miss a rule, and a word that names it
-    "a header with two values": (with_header("Signature", lambda value: f"{value}, {value}"), "once"),
-    "Authorization with two values": (with_header("Authorization", lambda value: f"{value}, {value}"), "once"),
+    "two signatures on a line": (with_header("Signature", lambda value: f"{value}, {value}"), "label"),
     "the label": (lambda headers, user: user.proof(label="sig1"), "label"),
     "a second signature": (with_header("Signature", lambda value: f"{value}, {value.replace('app', 'sig2')}"), "label"),
     "the label of Signature alone": (with_header("Signature", replaced("app=", "sig1=")), "label"),
@@ -377,6 +376,8 @@ FAULTS = {  # how to miss a rule, and a word that names it
     "half a MAC": (with_header("Signature", lambda value: value[:20] + ":"), "spelled"),
     "a MAC in a string": (with_header("Signature", replaced(":", '"')), "spelled"),
     "another digest": (with_header("Content-Digest", replaced("sha-256", "sha-512")), "spelled"),
+    "two digests on a line": (with_header("Content-Digest", lambda value: f"{value}, sha-512=:AAAA:"), "spelled"),
+    "a space before a parameter": (with_header("Signature-Input", replaced(";created", "; created")), "spelled"),
     "an unknown keyid": (lambda headers, user: user.proof(keyid="app-of-nobody"), "keyid"),
     "the MAC": (lambda headers, user: user.proof(secret="wrong"), "mac"),
 }
@@ -399,6 +400,8 @@ def test_each_rule_has_a_detail_of_its_own(user):
     details = {}
     for spoil, word in FAULTS.values():
         details.setdefault(word, set()).add(user.send(spoil(user.proof(), user)).json()["detail"])
+    twice = user.send(user.proof(), again={"Signature": user.proof()["Signature"]})
+    details["once"] = {twice.json()["detail"]}
     assert all(len(texts) == 1 for texts in details.values()), details
     assert len(set().union(*details.values())) == len(details)
 
@@ -423,8 +426,10 @@ def test_each_header_is_needed_and_only_once(user, operation, name):
     headers = user.proof(method, path, body)
     without = {other: value for other, value in headers.items() if other != name}
     assert_refused(user.send(without, method, path, body), "signature_missing")
-    twice = user.send(headers, method, path, body, again={name: headers[name]})
-    assert_refused(twice, "signature_invalid")
+    for value in (headers[name], ""):
+        twice = user.send(headers, method, path, body, again={name: value})
+        assert_refused(twice, "signature_invalid")
+        assert "once" in twice.json()["detail"]
 
 
 @pytest.mark.requirement("signature.twice")
@@ -715,6 +720,7 @@ def telling(answer: requests.Response) -> dict[str, str]:
 
 NO_CREDENTIALS = {
     "another scheme": lambda user_id, key: f"Bearer {key}",
+    "parameters of another scheme": lambda user_id, key: f'Digest username="{user_id}", realm="x"',
     "no scheme": lambda user_id, key: basic(user_id, key).removeprefix("Basic "),
     "nothing behind the scheme": lambda user_id, key: "Basic",
     "not base64": lambda user_id, key: "Basic !",

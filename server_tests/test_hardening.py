@@ -103,6 +103,21 @@ UNENDED = {  # what comes before the endless part, and how that part begins
 }
 
 
+def test_a_silent_body_is_waited_for(start_server):
+    """waitress closes a silent connection without an answer. A body has its time all the same, and then gets a 408."""
+    server = start_server(command=[*COMMAND, "--idle-seconds", "1"], frozen=1_800_000_000)
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    proofs = raw.signed(server, user.credentials, "POST", "/api/backup", b"{}")
+    head = raw.request("POST", "/api/backup", headers=(*proofs, "Content-Type: application/json", "Content-Length: 2"))
+    with raw.connected(server) as idle, raw.connected(server) as connection:
+        connection.sendall(head + b"{")
+        assert idle.recv(1) == b""  # a connection without a request has ended meanwhile
+        time.sleep(2.5)
+        server.move_clock(openapi.LIMITS["requestBodySeconds"] + 1)
+        assert outcome(raw.receive(server, connection, "POST", "/api/backup")) == "408 request_timeout"
+
+
 @pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
 @pytest.mark.parametrize("wants", ["400 malformed_request", "401 signature_missing"])
 def test_framing_without_end(target, new_user, before, begin, wants):

@@ -98,6 +98,12 @@ def wrong_key_makes_an_address_known() -> None:
         return wait
 
 
+@breaks("address.silent")
+def registration_tells_who_is_known_at_the_address() -> None:
+    """Past the limit on registrations, a known address still helps, so the answers for a taken userId differ."""
+    change(backup_server, "may_be_known", lambda server, request: True)
+
+
 @breaks("guessing.bound")
 def one_more_address_is_known() -> None:
     """Thirty-three addresses are known, and 32 promised."""

@@ -70,6 +70,29 @@ def body_is_checked_before_the_path() -> None:
             self.code = code
 
 
+@breaks("order.answers")
+def late_body_is_told_before_a_long_one() -> None:
+    """Of a chunked body that is too long and too late, the lateness is told."""
+
+    @instead_of(backup_server, "receive")
+    def receive(real: Any, server: Server, request: Request) -> bytes:
+        server.check_time(request)
+        return real(server, request)
+
+
+@breaks("backup.body")
+def framing_of_chunks_counts() -> None:
+    """A body in many small chunks is too large, however small it is."""
+
+    @instead_of(http_server.RequestParser, "received")
+    def received(real: Any, parser: Any, data: bytes) -> int:
+        parser.wire = getattr(parser, "wire", 0) + len(data)
+        consumed = real(parser, data)
+        if parser.chunked and parser.wire > parser.adj.max_request_body_size and not parser.completed:
+            parser.end_body(413)
+        return consumed
+
+
 @breaks("order.answers", "http.no-body")
 def needless_body_is_told_after_its_digest() -> None:
     """A body that does not belong there is read to its end, and its digest is compared."""
