@@ -274,10 +274,11 @@ def test_so_it_does_after_a_preflight(target, allowed_origin):
 
 
 @pytest.mark.requirement("http.keep-alive")
-def test_a_connection_is_closed_if_the_client_says_so(user):
+@pytest.mark.parametrize("options", ["close", "Close", "te, close", "close,te"])  # RFC 9110 section 7.6.1
+def test_a_connection_is_closed_if_the_client_says_so(user, options):
     etag = f'"1-{user.client.store_backup(b"any").json()["sha256"]}"'
     with raw.connected(user.target) as connection:
-        head = user.request("GET", "/api/backup", None, f"If-None-Match: {etag}", "Connection: close")
+        head = user.request("GET", "/api/backup", None, f"If-None-Match: {etag}", f"Connection: {options}")
         connection.sendall(head.replace(HOST, raw.host(user.target)))
         assert raw.receive(user.target, connection, "GET", "/api/backup", head).status == 304
         assert connection.recv(1) == b""
