@@ -140,13 +140,13 @@ def test_retry_after_if_the_address_and_the_account_are_limited(server, owner):
 
 
 @pytest.mark.requirement("guessing.account", "guessing.network", "guessing.new-address", "guessing.known-address")
-def test_10_050_wrong_keys_from_as_many_addresses_are_not_all_compared(server, owner):
+def test_1_050_wrong_keys_from_as_many_addresses_are_not_all_compared(server, owner):
     """They come from 100 networks. So 200 of them are compared, and the owner is not stopped."""
     url = urlsplit(server.base_url)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
     by = {"secret": server.secret, "keyid": server.keyid, "created": int(server.now())}
     compared = 0
-    for number in range(10_050):
+    for number in range(1_050):
         proof = authorization(owner.user_id, f"{number:064x}")
         headers = sign(method="GET", path="/api/backup", body=b"", authorization=proof, **by)
         address = {BEHIND_A_PROXY["header"]: f"2001:db8:{number % 100:x}:{number:x}::1"}
