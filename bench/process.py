@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +46,7 @@ class Measured:
         inherited = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         self.box = box
         self.log_lines = 0
-        self.errors: list[dict[str, Any]] = []  # the last log lines that are not about a request
+        self.other_lines: Counter[str] = Counter()  # the log lines that are not about a request
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             box.command(command) if box else command,
@@ -53,6 +54,7 @@ class Measured:
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         self.pid = self._process.pid
         assert self._process.stdout
@@ -63,23 +65,24 @@ class Measured:
     def _await(self, stdout: IO[bytes]) -> Address:
         killer = threading.Timer(START_SECONDS, self._process.kill)
         killer.start()
+        line = b""
         try:
             for line in stdout:
-                event = json.loads(line)
+                event = event_of(line)
                 if event.get("event") == "serving":
                     url = urlsplit(event["url"])
                     assert url.hostname and url.port
                     return url.hostname, url.port
         finally:
             killer.cancel()
-        raise RuntimeError(f"the process did not start: it ended with {self._process.wait()}")
+        raise RuntimeError(f"the process did not start: it ended with {self._process.wait()} {line.decode()}")
 
     def _count_lines(self, stdout: IO[bytes]) -> None:
         for line in stdout:
             self.log_lines += 1
-            if b'"event": "request"' not in line and len(self.errors) < 1000:
-                with contextlib.suppress(ValueError):
-                    self.errors.append(json.loads(line))
+            event = event_of(line)
+            if event.get("event") != "request":
+                self.other_lines[f"{event.get('event', 'not JSON')} {event.get('at', '')}"] += 1
 
     def running(self) -> bool:
         """Return whether the process is running."""
@@ -120,12 +123,12 @@ class Measured:
                 return int(line.split()[1]) * 1024
         return 0
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+    def stop(self, within: float = STOP_SECONDS) -> float:
         """Stop the process and return how many seconds that took. Kill it if it does not stop in time."""
         started = time.monotonic()
-        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(within)
         except subprocess.TimeoutExpired:
             self.kill()
         return time.monotonic() - started
@@ -135,6 +138,15 @@ class Measured:
         if self.running():
             self._process.kill()
         self._process.wait()
+
+
+def event_of(line: bytes) -> dict[str, Any]:
+    """Return the event of a line of the log, or nothing if it is none."""
+    with contextlib.suppress(ValueError):
+        event = json.loads(line)
+        if isinstance(event, dict):
+            return event
+    return {}
 
 
 @contextlib.contextmanager

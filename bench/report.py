@@ -1,7 +1,7 @@
 """The table and the picture of a benchmark."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.accounts import WithAccounts
 from bench.measure import Figures
@@ -121,3 +121,31 @@ def picture(title: str, figures: Sequence[Figures]) -> str:
 
 def bar(y: int, part: float, what: str) -> str:
     return f'<rect x="{LABEL}" y="{y}" width="{part * WIDTH:.1f}" height="{BAR}" fill="{COLOURS[what]}"/>'
+
+
+def curves(title: str, lines: Mapping[str, Sequence[float]], mark: float, most: float) -> str:
+    """Return an SVG with one small curve for each name, from 0 to `most`, and a line at `mark`."""
+    columns, width, height = 3, 250, 90
+    rows = -(-len(lines) // columns)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width + 16} {rows * height + 36}" '
+        'font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="8" y="18" font-weight="bold" font-size="12">{html.escape(title)}</text>',
+    ]
+    for i, (name, samples) in enumerate(lines.items()):
+        x, y = 8 + i % columns * width, 30 + i // columns * height
+        inner = (width - 20, height - 32)
+        step = max(1, len(samples) // inner[0])
+        shown = samples[::step]
+        points = " ".join(
+            f"{x + j * inner[0] / max(1, len(shown) - 1):.1f},{y + 14 + inner[1] * (1 - min(1, value / most)):.1f}"
+            for j, value in enumerate(shown)
+        )
+        at = y + 14 + inner[1] * (1 - mark / most)
+        label = f"{html.escape(name)}: at most {number(max(samples) / MEGABYTE)} MB"
+        parts.append(f'<text x="{x}" y="{y + 10}">{label}</text>')
+        parts.append(f'<path d="M{x} {at:.1f}h{inner[0]}" stroke="#b3412e" stroke-dasharray="3"/>')
+        parts.append(f'<path d="M{x} {y + 14}v{inner[1]}h{inner[0]}" fill="none" stroke="#888"/>')
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS["server"]}"/>')
+    return "\n".join([*parts, "</svg>", ""])
