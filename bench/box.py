@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+CONTROLLERS = ("memory", "cpu", "blkio")
 MEMORY_BYTES = 256 * 1024 * 1024
 DISK_BYTES_PER_SECOND = 16 * 1024 * 1024
 DISK_OPERATIONS_PER_SECOND = 4000
@@ -27,10 +28,11 @@ class Box:
     """A box that exists. Processes that `command` starts are in it, with everything that they start."""
 
     name: str
+    controllers: tuple[str, ...] = CONTROLLERS  # which of them limit anything
 
     def command(self, command: list[str]) -> list[str]:
         """Return the command that runs `command` in the box. It has the same process id."""
-        script = "".join(f"echo $$ >{self._folder(each) / 'cgroup.procs'} && " for each in ("memory", "cpu", "blkio"))
+        script = "".join(f"echo $$ >{self._folder(each) / 'cgroup.procs'} && " for each in self.controllers)
         return ["sh", "-c", f'{script}exec "$@"', "sh", *command]
 
     def killed(self) -> int:
@@ -63,13 +65,13 @@ class Box:
         }
 
     def _make(self, device: str) -> None:
-        for controller, settings in self._settings(device).items():
+        for controller in self.controllers:
             self._folder(controller).mkdir()
-            for name, value in settings.items():
+            for name, value in self._settings(device)[controller].items():
                 (self._folder(controller) / name).write_text(value)
 
     def _remove(self) -> None:
-        for controller in ("memory", "cpu", "blkio"):
+        for controller in self.controllers:
             for _ in range(50):  # the kernel needs a moment after the last process has ended
                 try:
                     self._folder(controller).rmdir()
@@ -81,11 +83,11 @@ class Box:
 
 
 @contextlib.contextmanager
-def box(directory: Path) -> Iterator[Box]:
+def box(directory: Path, controllers: tuple[str, ...] = CONTROLLERS) -> Iterator[Box]:
     """Make a box whose disk is the one that has `directory`. Raise NoBox. End its processes before the block ends."""
-    made = Box(f"dailyreps-{secrets.token_hex(4)}")
+    made = Box(f"dailyreps-{secrets.token_hex(4)}", controllers)
     try:
-        made._make(disk_of(directory))
+        made._make(disk_of(directory) if "blkio" in controllers else "")
     except OSError as error:
         made._remove()
         raise NoBox(f"cgroups of version 1 cannot be made: {error.strerror}") from None

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -161,11 +161,20 @@ def measured(*arguments: Any, **options: Any) -> Iterator[Measured]:
 
 @contextlib.contextmanager
 def server(
-    directory: Path, secret: str, box: Box | None = None, *, settings: Mapping[str, str] | None = None, **options: Any
+    directory: Path,
+    secret: str,
+    box: Box | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    command: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Measured]:
-    """Start the server as it is deployed, on a file in `directory`, with limits that no measurement reaches."""
+    """Start the server as it is deployed, on a file in `directory`, with limits that no measurement reaches.
+
+    `command` starts another server in its place, such as one that is broken on purpose.
+    """
     with measured(
-        [sys.executable, str(ROOT / "backup_server.py")],
+        list(command) or [sys.executable, str(ROOT / "backup_server.py")],
         server_environ(directory, secret) | dict(settings or {}),
         box,
         **options,

@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ MOST_STOP_SECONDS = 5.0  # when the attack is over
 MOST_LINES_A_SECOND = 20  # of the log, besides those of requests
 SAMPLE_SECONDS = 0.1
 PATIENCE = 30  # seconds, as the reference client
+MOST_SECONDS = 570  # after that, no attack begins
 GRACE_SECONDS = 10  # how much longer than its time a process may take
 FORK = multiprocessing.get_context("fork")
 
@@ -65,8 +67,18 @@ class Outcome:
     not_run: str = ""
 
 
-def lay(attack: Attack, size: Size, directory: Path, made: box.Box | None, patience: float) -> Outcome:
-    """Run one attack of this size. The honest client waits `patience` seconds for an answer.
+def lay(
+    attack: Attack,
+    size: Size,
+    directory: Path,
+    made: box.Box | None = None,
+    patience: float = PATIENCE,
+    most_health_seconds: float = MOST_HEALTH_SECONDS,
+    command: Sequence[str] = (),
+) -> Outcome:
+    """Run one attack of this size, in the box if there is one.
+
+    The honest client waits `patience` seconds for an answer. `command` starts another server in place of this one.
 
     Raise NotRun if something that the attack needs cannot be had here.
     """
@@ -77,7 +89,13 @@ def lay(attack: Attack, size: Size, directory: Path, made: box.Box | None, patie
         if attack.tmp_bytes:
             settings["TMPDIR"] = str(stack.enter_context(small_file_system(folder, attack.tmp_bytes)))
         process = stack.enter_context(
-            server(folder, secret, made, settings=settings, reads_log=attack.reads_log, limits=attack.limits)
+            server(
+                *(folder, secret, made),
+                settings=settings,
+                command=command,
+                reads_log=attack.reads_log,
+                limits=attack.limits,
+            )
         )
         killed_before = made.killed() if made else 0
         phone = Phone(process.address, secret, attack.blob_bytes, patience)
@@ -96,7 +114,8 @@ def lay(attack: Attack, size: Size, directory: Path, made: box.Box | None, patie
             outcome.peak_memory = process.peak_memory()
         sample()
         outcome.peak_memory = max(outcome.peak_memory, *outcome.memory, 0)
-        judge(outcome, attack, process, made.killed() - killed_before if made else 0)
+        killed = made.killed() - killed_before if made else 0
+        judge(outcome, attack, process, killed, most_health_seconds)
     return outcome
 
 
@@ -113,7 +132,8 @@ def beside(action: Callable[[], Any], otherwise: Any) -> Callable[[float], Any]:
             traceback.print_exc()
 
     process = FORK.Process(target=run, daemon=True)
-    process.start()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        process.start()  # it warns of locks that a thread may hold; the child touches none of them
     sender.close()
 
     def result(seconds: float) -> Any:
@@ -144,7 +164,7 @@ def small_file_system(folder: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def judge(outcome: Outcome, attack: Attack, process: Measured, killed: int) -> None:
+def judge(outcome: Outcome, attack: Attack, process: Measured, killed: int, most_health_seconds: float) -> None:
     """Write down everything that is wrong after an attack, and stop the server."""
     fell, honest, health = outcome.fell, outcome.honest, outcome.health
     if not process.running():
@@ -153,7 +173,7 @@ def judge(outcome: Outcome, attack: Attack, process: Measured, killed: int) -> N
         fell.append(f"honest client: {honest.failures.total()} of {honest.count} failed {words(honest.failures)}")
     if health.failures or not health.count:
         fell.append(f"/health: {health.failures.total()} of {health.count} failed {words(health.failures)}")
-    elif max(health.latencies) > MOST_HEALTH_SECONDS:
+    elif max(health.latencies) > most_health_seconds:
         fell.append(f"/health took {max(health.latencies):.1f} s")
     if outcome.peak_memory > MOST_MEMORY:
         fell.append(f"{outcome.peak_memory // 1_000_000} MB of memory")
@@ -217,10 +237,14 @@ def run(arguments: argparse.Namespace) -> int:
         for attack in ATTACKS:
             if arguments.only in attack.name:
                 size = attack.scaled if arguments.scaled else attack.whole
+                if not size:
+                    continue
                 size = Size(size.count, size.seconds * arguments.times)
                 say(f"{attack.name}: {attack.what}, {size.count}, for {size.seconds:g} s")
                 try:
-                    outcome = lay(attack, size, arguments.directory, made, PATIENCE)
+                    if time.monotonic() - started + size.seconds > MOST_SECONDS * arguments.times:
+                        raise NotRun("the time was over")
+                    outcome = lay(attack, size, arguments.directory, made)
                     say(f"{attack.name}: {'; '.join(outcome.fell) or 'held'}")
                     outcomes.append(outcome)
                 except NotRun as error:
