@@ -265,6 +265,7 @@ def many_requests(target: Target) -> Seen:
 
 # ---- The table ---------------------------------------------------------------------------------------------
 
+DRAIN = 25  # seconds that a stop may take while honest uploads are in progress
 NO_BODIES = 16_000_000  # what the honest client beside the attack costs
 EVERYTHING = ("store", "fetch", "304", "list")
 READS = ("fetch", "304", "list")
@@ -290,6 +291,7 @@ class Attack:
     operations: tuple[str, ...] = EVERYTHING  # of the honest client
     blob_bytes: int = 300_000  # of the honest client
     most_growth: int | None = None  # how many bytes of memory the server may take, besides what it has when idle
+    most_stop_seconds: float = 5  # when the attack is over
     reads_log: bool = True
     limits: str = ""  # what a shell runs before the server
     tmp_bytes: int = 0  # if it is not 0, the server's temporary directory is a file system of this size
@@ -314,7 +316,10 @@ ATTACKS = (
     Attack("slow heads", "heads that arrive a byte every 5 s", slow_heads, Size(1100, 30), Size(1100, 4)),
     Attack("slow bodies", "bodies that arrive a byte every 5 s", slow_bodies, Size(1100, 30), None),
     Attack("never read", "clients that never read their answers", never_read, Size(1100, 30), Size(1100, 4)),
-    Attack("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 3)),
+    Attack(
+        *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 3)),
+        most_stop_seconds=DRAIN,
+    ),
     Attack("stalled disk", "uploads that wait for a disk", stalled_disk, Size(6, 14), Size(6, 4.5), READS),
     Attack(
         *("full /tmp", "unsigned unfinished bodies, and 40 MB of /tmp", unfinished_bodies, Size(100, 20), Size(100, 3)),
@@ -324,6 +329,12 @@ ATTACKS = (
     Attack("256 descriptors", "300 idle connections", idle, Size(300, 10), Size(300, 4), limits="ulimit -n 256"),
     Attack("1024 descriptors", "1,100 idle connections", idle, Size(1100, 10), None, limits="ulimit -n 1024"),
     Attack("unread log", "nobody reads the log", many_requests, Size(4000, 15), Size(800, 3), reads_log=False),
-    Attack("8 store and fetch", "8 clients, 5 MiB", crowd_stores_and_fetches, Size(8, 30), None),
-    Attack("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 4)),
+    Attack(
+        *("8 store and fetch", "8 clients, 5 MiB", crowd_stores_and_fetches, Size(8, 30), None),
+        most_stop_seconds=DRAIN,
+    ),
+    Attack(
+        *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 4)),
+        most_stop_seconds=DRAIN,
+    ),
 )

@@ -34,7 +34,6 @@ from bench.process import ROOT, Measured, every, new_secret, server
 
 MOST_MEMORY = 128_000_000
 MOST_HEALTH_SECONDS = 1.0
-MOST_STOP_SECONDS = 5.0  # when the attack is over
 MOST_LINES_A_SECOND = 20  # of the log, besides those of requests
 SAMPLE_SECONDS = 0.1
 PATIENCE = 30  # seconds, as the reference client
@@ -184,8 +183,8 @@ def judge(outcome: Outcome, attack: Attack, process: Measured, killed: int, most
     if (others := outcome.other_lines.total()) > MOST_LINES_A_SECOND * outcome.size.seconds:
         fell.append(f"{others} log lines that are not about requests")
     if process.running():
-        outcome.stop_seconds = process.stop(2 * MOST_STOP_SECONDS)
-        if process.exit_code() != 0 or outcome.stop_seconds > MOST_STOP_SECONDS:
+        outcome.stop_seconds = process.stop(2 * attack.most_stop_seconds)
+        if process.exit_code() != 0 or outcome.stop_seconds > attack.most_stop_seconds:
             fell.append(f"the stop took {outcome.stop_seconds:.1f} s and ended with {process.exit_code()}")
 
 
