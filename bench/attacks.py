@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.generator import drive
+from bench.generator import Result, drive
 from bench.honest import ATTACKER, connect, connections, exchange
 from bench.process import Address
 from bench.wire import Prepared, Signer, Uploads, User, head, health, upload
@@ -216,13 +216,18 @@ def never_read(target: Target) -> Seen:
 # ---- Honest crowds -----------------------------------------------------------------------------------------
 
 
+def seen_by(result: Result) -> Seen:
+    counts = {name: len(each) for name, each in result.latencies.items()}
+    return result.wrong + Seen(counts) + Seen({"503, then repeated": result.delayed})
+
+
 def crowd_stores(target: Target) -> Seen:
     """So many clients store 5 MiB, each one backup after the other."""
     signer, uploads = Signer(target.secret), Uploads.of(BLOB_BYTES)
     users = [User.new() for _ in range(target.count)]
     drive(target.address, [[signer.register(user)] for user in users], 60)
     result = drive(target.address, [list(signer.stores([user], uploads)) for user in users], target.seconds)
-    return result.wrong + Seen({name: len(each) for name, each in result.latencies.items()})
+    return seen_by(result)
 
 
 def crowd_stores_and_fetches(target: Target) -> Seen:
@@ -235,7 +240,7 @@ def crowd_stores_and_fetches(target: Target) -> Seen:
         fetches = [signer.fetch(user)] * 4
         plans.append([each for store in signer.stores([user], uploads) for each in (store, *fetches)])
     result = drive(target.address, plans, target.seconds)
-    return result.wrong + Seen({name: len(each) for name, each in result.latencies.items()})
+    return seen_by(result)
 
 
 def stalled_disk(target: Target) -> Seen:
@@ -260,7 +265,7 @@ def stalled_disk(target: Target) -> Seen:
 def many_requests(target: Target) -> Seen:
     """Send so many requests, each of which is a line in the log."""
     result = drive(target.address, [[health()] * (target.count // 8)] * 8, target.seconds, patience=5)
-    return result.wrong + Seen({name: len(each) for name, each in result.latencies.items()})
+    return seen_by(result)
 
 
 # ---- The table ---------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class Result:
     seconds: float = 0.0
     latencies: dict[str, list[float]] = field(default_factory=dict)
     wrong: Counter[str] = field(default_factory=Counter)
+    delayed: int = 0  # answers of 503 that say when to repeat the request, which was then repeated
     answer_bytes: int = 0  # of the last answer's body
 
     @property
@@ -59,7 +60,7 @@ class Connection:
         self._head = b""
         self._missing = -1  # bytes of the answer's body; -1: its head is not complete
         self.answer = AnswerHead(0, 0, False, 0)
-        self.started = 0.0
+        self.started = self.rests_until = 0.0
 
     def connect(self) -> None:
         """Connect, again if the server has closed the connection."""
@@ -68,13 +69,16 @@ class Connection:
         self.socket.setblocking(False)
 
     def next(self) -> bool:
-        """Take the next request. Return whether there is one."""
-        self.request = next(self.requests, None)
+        """Take the next request, or the same again after a 503. Return whether there is one."""
+        if self.rests_until:
+            self.rests_until = 0.0
+        else:
+            self.request = next(self.requests, None)
+            self.started = time.perf_counter()
         if self.request is None:
             return False
         self._unsent = [memoryview(part) for part in (self.request.head, self.request.body) if part]
         self._head, self._missing = b"", -1
-        self.started = time.perf_counter()
         if self.answer.closes:
             self.socket.close()
             self.connect()
@@ -117,6 +121,8 @@ def drive(
 ) -> Result:
     """Send requests on one connection for each plan, until the time is over or the plans have ended.
 
+    After a 503, wait as long as it says and repeat the request: the time that this takes is part of its latency.
+
     After that, wait for the answers that are still missing, but no longer than `patience` (seconds).
     """
     buffer = bytearray(1 << 18)
@@ -136,7 +142,7 @@ def drive(
 
 
 def _drive(connections: list[Connection], deadline: float, patience: float, result: Result) -> None:
-    poll, busy = select.poll(), dict[int, Connection]()
+    poll, busy, resting = select.poll(), dict[int, Connection](), list[Connection]()
 
     def begin(connection: Connection) -> None:
         """Send the next request, if there is one and there is time."""
@@ -158,7 +164,10 @@ def _drive(connections: list[Connection], deadline: float, patience: float, resu
             result.wrong[f"{name}: {type(error).__name__}"] += 1
             connection.requests = iter(())
             return False
-        if connection.answer.status in connection.request.right:
+        if connection.answer.status == 503 and connection.answer.retry_after:
+            result.delayed += 1
+            connection.rests_until = time.perf_counter() + connection.answer.retry_after
+        elif connection.answer.status in connection.request.right:
             result.latencies.setdefault(name, []).append(time.perf_counter() - connection.started)
         else:
             result.wrong[f"{name}: {connection.answer.status}"] += 1
@@ -167,11 +176,18 @@ def _drive(connections: list[Connection], deadline: float, patience: float, resu
 
     for connection in connections:
         begin(connection)
-    while busy and time.perf_counter() < deadline + patience:
-        for number, event in poll.poll(1000):
+    while (busy or resting) and time.perf_counter() < deadline + patience:
+        for number, event in poll.poll(50 if resting else 1000):
             if not goes_on(busy[number], event):
                 poll.unregister(number)
-                begin(busy.pop(number))
+                connection = busy.pop(number)
+                if connection.rests_until:
+                    resting.append(connection)
+                else:
+                    begin(connection)
+        for connection in [each for each in resting if each.rests_until <= time.perf_counter()]:
+            resting.remove(connection)
+            begin(connection)
     for connection in busy.values():
         assert connection.request
         result.wrong[f"{connection.request.name}: no answer in time"] += 1
