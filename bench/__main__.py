@@ -44,10 +44,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="the file for the figures (DIRECTORY/bench.json)")
     parser.add_argument("--picture", type=Path, help="the file for the picture (DIRECTORY/bench.svg)")
     arguments = parser.parse_args()
-    arguments.directory.mkdir(exist_ok=True)
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(MOST_SECONDS[arguments.quick])
     try:
+        arguments.directory.mkdir(exist_ok=True)
         return run(arguments)
     except (box.NoBox, RuntimeError, TimeoutError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)

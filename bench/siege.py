@@ -210,8 +210,8 @@ def main() -> int:
     parser.add_argument("--outside", action="store_true", help="outside the box even if it can be made")
     parser.add_argument("--directory", type=Path, default=ROOT / "data", help="the folder for files (%(default)s)")
     arguments = parser.parse_args()
-    arguments.directory.mkdir(exist_ok=True)
     try:
+        arguments.directory.mkdir(exist_ok=True)
         return run(arguments)
     except (RuntimeError, OSError) as error:
         print(f"siege: {error}", file=sys.stderr)
