@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import bottle
 import jsonschema
@@ -48,28 +48,41 @@ from server.accounts import (
 )
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
-from server.http_server import HttpServer, Refusal, RequestLimits
+from server.guessing import Guessing
+from server.http_server import ABSOLUTE_FORM, ARRIVAL, Arrival, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
 from server.limits import AddressLimit, Limit, wait_seconds
 from server.log import log
 from server.reference_page import Page
+from server.refused import RefusedUploads
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent  # openapi.yaml and the reference page are here
 NEW_SECRET = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 
+KEYID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 SETTINGS_HELP = """\
 environment variables:
   APP_SECRET_KEY    required: the app's secret, at least 32 characters. To accept several secrets at once:
                     keyid:secret,keyid:secret (the keyid of a single secret is "app")
+  RETIRED_KEYIDS    keyids of outdated versions of the app, which get 403 app_outdated: app,app2
   ADMIN_SECRET_KEY  bearer key for GET /admin/stats, at least 32 characters; if it is not set, the path does not exist
   ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,https://b.example
   DATABASE_PATH     database file (./data/backup.db)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
-  BACKUPS_PER_HOUR, BACKUPS_PER_DAY   new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
-  REGISTRATIONS_PER_HOUR              new accounts per client address ({REGISTRATIONS_PER_HOUR})
-  FAILED_CREDENTIALS_PER_5_MINUTES    wrong credentials per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
+  BACKUPS_PER_HOUR, BACKUPS_PER_DAY
+                    new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
+  KEY_CHANGES_PER_HOUR, KEY_CHANGES_PER_DAY
+                    changes of the storage key per account ({KEY_CHANGES_PER_HOUR}, {KEY_CHANGES_PER_DAY})
+  REGISTRATIONS_PER_HOUR
+                    new accounts per client address ({REGISTRATIONS_PER_HOUR})
+  FAILED_CREDENTIALS_PER_5_MINUTES
+                    wrong credentials per client address ({FAILED_CREDENTIALS_PER_5_MINUTES})
+  FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY
+                    wrong credentials per account; after that, only known addresses may try as before
+                    ({FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY})
   KEEP_VERSIONS     how many last versions, days, weeks and months to keep ({KEEP_VERSIONS})
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
@@ -86,6 +99,7 @@ class Settings:
     """The settings of a deployment, read from the environment once. The repr leaves out secrets."""
 
     app_secrets: Mapping[str, bytes] = field(repr=False)  # keyid -> HMAC key
+    retired_keyids: frozenset[str]  # they may be in app_secrets, too
     admin_key: str | None = field(repr=False)
     allowed_origins: frozenset[str]
     database_path: Path
@@ -93,8 +107,11 @@ class Settings:
     port: int
     backups_per_hour: int
     backups_per_day: int
+    key_changes_per_hour: int
+    key_changes_per_day: int
     registrations_per_hour: int
     failed_credentials_per_5_minutes: int
+    failed_credentials_per_account_per_day: int
     keep_versions: tuple[int, ...]  # last versions, UTC days, ISO weeks, months
     on_fly: bool
     debug: bool
@@ -128,10 +145,17 @@ class Settings:
         for entry in read("APP_SECRET_KEY").split(","):
             keyid, colon, secret = entry.rpartition(":")
             keyid = keyid if colon else "app"
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", keyid) or keyid in app_secrets:
+            if not KEYID.fullmatch(keyid) or keyid in app_secrets:
                 what = "must be one secret, or keyid:secret,keyid:secret with different keyids of A-Z a-z 0-9 _ -"
                 raise StartupError(f"APP_SECRET_KEY {what}. A secret must not contain a colon or a comma.")
             app_secrets[keyid] = strong("APP_SECRET_KEY", secret).encode()
+        retired = frozenset(read("RETIRED_KEYIDS").split(",")) if read("RETIRED_KEYIDS") else frozenset()
+        if not all(KEYID.fullmatch(keyid) for keyid in retired):
+            raise StartupError(
+                "RETIRED_KEYIDS must be keyids of A-Z a-z 0-9 _ -, separated by commas, such as app,app2."
+            )
+        if retired >= app_secrets.keys():
+            raise StartupError("RETIRED_KEYIDS names every keyid of APP_SECRET_KEY, so no app could sign a request.")
 
         origins = frozenset(origin.strip() for origin in read("ALLOWED_ORIGINS").split(",") if origin.strip())
         if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in origins):
@@ -140,6 +164,7 @@ class Settings:
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(
             app_secrets=app_secrets,
+            retired_keyids=retired,
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
             allowed_origins=origins,
             database_path=Path(read("DATABASE_PATH", "data/backup.db")),
@@ -147,8 +172,11 @@ class Settings:
             port=whole_number("PORT", "8080", least=0, most=65535),
             backups_per_hour=whole_number("BACKUPS_PER_HOUR"),
             backups_per_day=whole_number("BACKUPS_PER_DAY"),
+            key_changes_per_hour=whole_number("KEY_CHANGES_PER_HOUR"),
+            key_changes_per_day=whole_number("KEY_CHANGES_PER_DAY"),
             registrations_per_hour=whole_number("REGISTRATIONS_PER_HOUR"),
             failed_credentials_per_5_minutes=whole_number("FAILED_CREDENTIALS_PER_5_MINUTES"),
+            failed_credentials_per_account_per_day=whole_number("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"),
             keep_versions=tuple(int(number) for number in read("KEEP_VERSIONS").split(",")),
             on_fly="FLY_APP_NAME" in environ,
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
@@ -252,9 +280,37 @@ def problem_of(error: Exception) -> Problem:
 INTERNAL_ERROR = "The server failed and has logged the failure under this X-Request-Id: repeat later."
 
 
+# The answers to requests that cannot be read, by the status that the HTTP server chose.
+REFUSALS = {
+    400: ("malformed_request", "The request line, the headers, or the framing of the body is malformed."),
+    408: (
+        "request_timeout",
+        "The request took more than {requestBodySeconds} seconds. Nothing was changed: repeat it.",
+    ),
+    413: ("payload_too_large", "A request body may have {requestBodyBytes} bytes."),
+    431: ("headers_too_large", "The request line and the headers together may have {requestHeaderBytes} bytes."),
+    500: ("internal_error", INTERNAL_ERROR),
+    501: ("malformed_request", "The only transfer coding is chunked."),
+}
+
+
+def refusal(status: int, limits: Mapping[str, int]) -> Problem:
+    """Return the problem for a status of REFUSALS. `limits` are those of the spec."""
+    code, detail = REFUSALS[status]
+    return Problem(code, detail.format(**limits))
+
+
 # --- Spec -------------------------------------------------------------------------------------------------------------
 
-LIMITS = ("requestBodyBytes", "requestHeaderBytes", "signatureSkewSeconds", "deletedUserSeconds")
+LIMITS = (
+    "requestHeaderBytes",
+    "requestBodyBytes",
+    "requestBodySeconds",
+    "signatureSkewSeconds",
+    "deletedUserSeconds",
+    "knownAddressDays",
+    "newAddressAttempts",
+)
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 
@@ -275,6 +331,8 @@ class Operation:
         self.proofs = [proof for scheme, proof in PROOFS.items() if scheme in schemes]
         self.body = Body(*item["requestBody"]["content"].items()) if "requestBody" in item else None
         self.is_upload = "RateLimit-Policy" in item["responses"].get("429", {}).get("headers", {})
+        if self.is_upload != (self.id in ACCOUNT_LIMITS):
+            raise StartupError(f"{self.id} has limits in only one of openapi.yaml and ACCOUNT_LIMITS.")
         given = {proof.gives for proof in self.proofs} | ({"value"} if self.body else set())
         self.arguments = set(inspect.signature(self.handler).parameters) - {"server", "request"}
         if missing := self.arguments - given:
@@ -355,12 +413,27 @@ def validation_failed(errors: Errors) -> Problem:
 
 # --- Requests and proofs ----------------------------------------------------------------------------------------------
 
-SIGNATURE_INPUT = re.compile(  # the one profile of RFC 9421 that is accepted
-    r'app=(\("@method" "@path" "authorization" "content-digest"\)'
-    r';created=(0|[1-9][0-9]{0,14});keyid="([A-Za-z0-9_-]{1,64})";alg="hmac-sha256")'
-)
-SIGNATURE = re.compile(r"app=:[A-Za-z0-9+/]{43}=:")
+# The one profile of RFC 9421 that is accepted. Its three parameters may have any order.
+LABEL = "app"
+COMPONENTS = '("@method" "@path" "authorization" "content-digest")'
+PARAMETERS = {  # how each is spelled
+    "created": re.compile(r"0|[1-9][0-9]{0,14}"),
+    "keyid": re.compile(rf'"{KEYID.pattern}"'),
+    "alg": re.compile(r'"hmac-sha256"'),
+}
+SIGNATURE_INPUT = re.compile(r'([^=;"]*)=((\([^()]*\))((?:;[^;="]+(?:="[^"]*"|=[^;"]*)?)*))')
+PARAMETER = re.compile(r';([^;="]+)(?:=("[^"]*"|[^;"]*))?')
+SIGNATURE = re.compile(r"([^=]*)=:[A-Za-z0-9+/]{43}=:")
 CONTENT_DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
+SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
+    "twice": "Send Authorization, Content-Digest, Signature-Input and Signature once each.",
+    "label": "The label of Signature-Input and of Signature must be app, and no other signature may be there.",
+    "components": 'The components must be "@method", "@path", "authorization" and "content-digest", in this order.',
+    "parameters": "The parameters must be created, keyid and alg, once each, and no other.",
+    "spelling": "Signature-Input, Signature or Content-Digest is not spelled as in openapi.yaml.",
+    "keyid": "The keyid is unknown.",
+    "mac": "The MAC is not that of this request under the named key.",
+}
 BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
 USER_ID_AND_STORAGE_KEY = re.compile(rb"([0-9a-f]{64}):([0-9a-f]{64})")
@@ -387,8 +460,10 @@ class Request:
     has_query: bool
     address: str  # the client's, in the form that the limits count by (see client_address)
     headers: Mapping[str, str | None] = field(repr=False)  # those of READ_HEADERS
-    body: bytes = field(repr=False)
     parameters: Mapping[str, str]  # the values of the path's parameters
+    arrival: Arrival
+    body_bytes: int  # by Content-Length; of a chunked body, how many have arrived
+    body_stream: IO[bytes] = field(repr=False)
 
     def header(self, name: str) -> str | None:
         """Return the value of one of READ_HEADERS, or None if it was not sent.
@@ -414,25 +489,28 @@ class Credentials:
 
 @dataclass(frozen=True)
 class User(Credentials):
-    """Credentials that were right, and the account at the time of the check."""
+    """Credentials that were right, the account at the time of the check, and the address that they came from."""
 
     account: Account = field(repr=False)
+    address: str
 
-    def again(self, record: Record | None) -> Account:
+    def again(self, server: Server, record: Record | None) -> Account:
         """Check the credentials again, against a newer record. Return the account as it is now.
 
-        Raise Problem credentials_invalid if it was deleted, or its key changed, since the request was proven.
+        Raise Problem credentials_invalid if it was deleted, or its key changed, since the request was proven. Then it
+        is a failure like any other.
         """
         if account := self.open(record):
             return account
+        count_failure(server, self.user_id, self.address)
         raise credentials_invalid()
 
 
 def check_signature(server: Server, request: Request) -> str:
-    """Prove that a request comes from the app (RFC 9421), and that its body is the signed one (RFC 9530).
+    """Prove that a request comes from the app (RFC 9421). Return the signature.
 
-    Return the signature. Raise Problem malformed_request (if there is a query string), signature_missing,
-    signature_invalid, signature_expired or digest_mismatch.
+    Whether the body is the signed one is left to `receive`. Raise Problem malformed_request (if there is a query
+    string), signature_missing, signature_invalid, app_outdated or signature_expired.
     """
     if request.has_query:
         raise Problem("malformed_request", "A signed operation takes no query string.")
@@ -440,46 +518,82 @@ def check_signature(server: Server, request: Request) -> str:
     signature_input, signature = request.header("Signature-Input"), request.header("Signature")
     if authorization is None or digest is None or signature_input is None or signature is None:
         raise Problem("signature_missing", "Send Authorization, Content-Digest, Signature-Input and Signature.")
-    profile = SIGNATURE_INPUT.fullmatch(signature_input)
-    is_valid = profile and CONTENT_DIGEST.fullmatch(digest) and SIGNATURE.fullmatch(signature)
-    if not profile or not is_valid or "," in authorization:
-        detail = "One of the four headers is malformed, was sent twice, or does not follow the profile in openapi.yaml."
-        raise Problem("signature_invalid", detail)
+    created, keyid, signature_params = read_profile(authorization, digest, signature_input, signature)
+    if keyid in server.settings.retired_keyids:
+        raise Problem("app_outdated", "This version of the app may no longer use this server: update the app.")
 
-    parameters, created, keyid = profile.groups()
     secret = server.settings.app_secrets.get(keyid)
     base = (  # RFC 9421 section 2.5
         f'"@method": {request.method}\n"@path": {request.path}\n'
-        f'"authorization": {authorization}\n"content-digest": {digest}\n"@signature-params": {parameters}'
+        f'"authorization": {authorization}\n"content-digest": {digest}\n"@signature-params": {signature_params}'
     )
     mac = hmac.digest(secret or b"none", base.encode("latin-1"), "sha256")
-    if not hmac.compare_digest(f"app=:{base64.b64encode(mac).decode()}:", signature) or secret is None:
-        raise Problem("signature_invalid", "The MAC is not that of this request under the named key.")
+    is_right = hmac.compare_digest(f"{LABEL}=:{base64.b64encode(mac).decode()}:", signature)
+    if secret is None:
+        raise signature_invalid("keyid")
+    if not is_right:
+        raise signature_invalid("mac")
 
-    server_time, skew = clock.now() // 1000, server.spec.limits["signatureSkewSeconds"]
-    if abs(server_time - int(created)) > skew:
+    skew = server.spec.limits["signatureSkewSeconds"]
+    if abs(request.arrival.at // 1000 - created) > skew:
         detail = f"created is more than {skew} seconds from the server's clock: correct by serverTime and sign again."
-        raise Problem("signature_expired", detail, serverTime=server_time)
-    if digest != f"sha-256=:{base64.b64encode(hashlib.sha256(request.body).digest()).decode()}:":
-        raise Problem("digest_mismatch", "Content-Digest is not the SHA-256 of the body that arrived.")
+        raise Problem("signature_expired", detail, serverTime=clock.now() // 1000)
     return signature
+
+
+def read_profile(authorization: str, digest: str, signature_input: str, signature: str) -> tuple[int, str, str]:
+    """Return created, keyid and the signature parameters as they were sent. Raise Problem signature_invalid."""
+    for value in (authorization, digest, signature_input, signature):
+        members = re.sub('"[^"]*"', "", value).split(",")  # two lines of a header are joined (RFC 9110 section 5.3)
+        labels = {member.strip().partition("=")[0] for member in members}
+        if len(members) > 1:
+            raise signature_invalid("label" if labels > {LABEL} else "twice")
+    if not (parts := SIGNATURE_INPUT.fullmatch(signature_input)) or not (sent := SIGNATURE.fullmatch(signature)):
+        raise signature_invalid("spelling")
+    label, signature_params, components, parameters = parts.groups()
+    if {label, sent[1]} != {LABEL}:
+        raise signature_invalid("label")
+    if components.strip("()").split() != COMPONENTS.strip("()").split():
+        raise signature_invalid("components")
+    pairs = PARAMETER.findall(parameters)
+    if sorted(name for name, _ in pairs) != sorted(PARAMETERS):
+        raise signature_invalid("parameters")
+    values = dict(pairs)
+    are_spelled = all(spelling.fullmatch(values[name]) for name, spelling in PARAMETERS.items())
+    if components != COMPONENTS or not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
+        raise signature_invalid("spelling")
+    return int(values["created"]), values["keyid"].strip('"'), signature_params
+
+
+def signature_invalid(fault: str) -> Problem:
+    return Problem("signature_invalid", SIGNATURE_FAULTS[fault])
 
 
 def check_credentials(server: Server, request: Request) -> Credentials:
     """Prove that a request comes from its user (RFC 7617).
 
     Return the User. For a registration, which has no account yet, return the Credentials. Raise Problem
-    credentials_invalid, or rate_limited after too many failures from this address.
+    credentials_invalid, or rate_limited after too many failures.
     """
-    if wait := server.failures.wait(request.address):
-        raise too_many(server.failures, wait)
     credentials = credentials_of(request.header("Authorization") or "")
+    user_id = credentials.user_id if credentials else None
+    if wait := server.guessing.wait(user_id, request.address):
+        raise too_many(*wait)
     if credentials and request.operation.id == "registerUser":
         return credentials
     if credentials and (account := credentials.open(server.store.find(credentials.user_id))):
-        return User(credentials.user_id, credentials.key_sha256, account)
-    count_failure(server, request)
+        remember_address(server, request, credentials)
+        return User(credentials.user_id, credentials.key_sha256, account, request.address)
+    count_failure(server, user_id, request.address)
     raise credentials_invalid()
+
+
+def remember_address(server: Server, request: Request, credentials: Credentials) -> None:
+    """Note that right credentials came from the request's address."""
+    is_new = server.guessing.remember(credentials.user_id, request.address)
+    # If the key was changed since it was compared, all addresses were forgotten. Then forget this one, too.
+    if is_new and not credentials.open(server.store.find(credentials.user_id)):
+        server.guessing.forget(credentials.user_id, request.address)
 
 
 def credentials_of(authorization: str) -> Credentials | None:
@@ -493,19 +607,21 @@ def credentials_of(authorization: str) -> Credentials | None:
     return Credentials(pair[1].decode(), sha256(pair[2])) if pair else None
 
 
-def count_failure(server: Server, request: Request) -> None:
-    """Count wrong credentials. Raise Problem rate_limited if other requests have just spent the quota."""
-    if wait := server.failures.count(request.address):
-        raise too_many(server.failures, wait)
+def count_failure(server: Server, user_id: str | None, address: str) -> None:
+    """Count wrong credentials for this userId. It is None if they are malformed.
+
+    Raise Problem rate_limited if other requests have just reached a limit.
+    """
+    if wait := server.guessing.count(user_id, address):
+        raise too_many(*wait)
 
 
 def credentials_invalid() -> Problem:
     return Problem("credentials_invalid", "No account has this userId and storageKey.")
 
 
-def too_many(address_limit: AddressLimit, wait: int) -> Problem:
-    detail = f"Too many {address_limit.limit.name} from this address: wait for Retry-After seconds."
-    return Problem("rate_limited", detail, wait)
+def too_many(seconds: int, limit: Limit) -> Problem:
+    return Problem("rate_limited", f"Too many {limit.name}: wait for Retry-After seconds.", seconds)
 
 
 def check_admin_key(server: Server, request: Request) -> None:
@@ -530,24 +646,55 @@ PROOFS = {  # in the order in which they are checked
 }
 
 
-def read_body(request: Request) -> dict[str, Any]:
+def read_body(server: Server, request: Request) -> dict[str, Any]:
     """Return the members of a request's body. If the operation takes no body, there are none.
 
-    Raise Problem malformed_request, unsupported_media_type or validation_failed.
+    Raise Problem. If several apply, the order is that of openapi.yaml: what the head tells comes first.
     """
+    check_content(request)
+    body = receive(server, request)
+    return request.operation.body.read(body) if request.operation.body else {}
+
+
+def check_content(request: Request) -> None:
+    """Check what the head tells about the body. Raise Problem malformed_request or unsupported_media_type."""
     body = request.operation.body
     if body is None:
-        if request.body:
+        if request.body_bytes:
             raise Problem("malformed_request", "This operation takes no body.")
-        return {}
-    media_type, _, parameters = (request.header("Content-Type") or "").partition(";")
-    if (
-        media_type.strip().lower() != body.media_type
-        or parameters.strip().lower() not in ("", "charset=utf-8", 'charset="utf-8"')
+    elif (
+        not is_media_type(request.header("Content-Type") or "", body.media_type)
         or (request.header("Content-Encoding") or "identity").lower() != "identity"
     ):
         raise Problem("unsupported_media_type", f"Send Content-Type {body.media_type} and no Content-Encoding.")
-    return body.read(request.body)
+
+
+def is_media_type(content_type: str, media_type: str) -> bool:
+    """Return whether Content-Type names a media type, alone or as UTF-8 (RFC 9110 section 8.3.1).
+
+    A parameter may be empty (section 5.6.6).
+    """
+    first, *parameters = (part.strip(" \t").lower() for part in content_type.split(";"))
+    named = [parameter for parameter in parameters if parameter]
+    return first == media_type and named in ([], ["charset=utf-8"], ['charset="utf-8"'])
+
+
+def receive(server: Server, request: Request) -> bytes:
+    """Return the bytes of the body. Raise Problem payload_too_large, malformed_request, request_timeout or, if the
+    request is signed and the body is not the signed one (RFC 9530), digest_mismatch.
+    """
+    limits = server.spec.limits
+    if request.arrival.body_fault:
+        raise refusal(request.arrival.body_fault, limits)
+    if request.body_bytes > limits["requestBodyBytes"]:
+        raise refusal(413, limits)
+    server.check_time(request)
+    body = request.body_stream.read()
+    is_signed = PROOFS["appSignature"] in request.operation.proofs
+    digest = f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+    if is_signed and request.header("Content-Digest") != digest:
+        raise Problem("digest_mismatch", "Content-Digest is not the SHA-256 of the body that arrived.")
+    return body
 
 
 def sha256(data: bytes) -> str:
@@ -557,34 +704,61 @@ def sha256(data: bytes) -> str:
 # --- Operations -------------------------------------------------------------------------------------------------------
 
 
+# Which limits on an account an operation has: the policy's name, the setting with its quota, and its window in seconds.
+# What counts is an accepted request to the same operation.
+ACCOUNT_LIMITS = {
+    "storeBackup": (("hour", "backups_per_hour", 3600), ("day", "backups_per_day", 86400)),
+    "changeStorageKey": (("key-hour", "key_changes_per_hour", 3600), ("key-day", "key_changes_per_day", 86400)),
+}
+
+
 class Server:
     """What the operations work with: settings, spec, store and limits."""
 
     def __init__(self, settings: Settings, spec: Spec, store: Store) -> None:
         self.settings, self.spec, self.store = settings, spec, store
-        self.upload_limits = (
-            Limit("hour", settings.backups_per_hour, 3600),
-            Limit("day", settings.backups_per_day, 86400),
+        self.account_limits = {
+            operation_id: tuple(Limit(name, getattr(settings, quota), seconds) for name, quota, seconds in limits)
+            for operation_id, limits in ACCOUNT_LIMITS.items()
+        }
+        self.registrations = AddressLimit(
+            Limit("registrations from this address", settings.registrations_per_hour, 3600)
         )
-        self.registrations = AddressLimit(Limit("registrations", settings.registrations_per_hour, 3600))
-        self.failures = AddressLimit(Limit("failed credentials", settings.failed_credentials_per_5_minutes, 300))
+        self.guessing = Guessing(
+            settings.failed_credentials_per_5_minutes,
+            settings.failed_credentials_per_account_per_day,
+            spec.limits["newAddressAttempts"],
+            spec.limits["knownAddressDays"],
+        )
+        # When a request arrives, its signature may be dated ahead. It acts until the body had its time.
+        self.refused = RefusedUploads(2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"])
 
-    def rate_limit(self, times: Sequence[int], moment: int) -> dict[str, str]:
-        """Return the header RateLimit for an account, given its sorted upload times and the time now.
+    def check_time(self, request: Request) -> None:
+        """Raise Problem request_timeout if more time has passed since the request's head than a request may take.
 
-        See draft-ietf-httpapi-ratelimit-headers-10 section 4. Both times are in Unix milliseconds.
+        A handler calls this right before it changes an account that it holds. So nothing happens later than this
+        allows, and no signature acts later.
+        """
+        if clock.monotonic() - request.arrival.started > self.spec.limits["requestBodySeconds"] * 1000:
+            raise refusal(408, self.spec.limits)
+
+    def rate_limit(self, operation_id: str, times: Sequence[int], moment: int) -> dict[str, str]:
+        """Return the header RateLimit of an operation for an account.
+
+        `times` has the sorted times of what counts. `moment` is now. Both are in Unix milliseconds. See
+        draft-ietf-httpapi-ratelimit-headers-10 section 4.
         """
         items = []
-        for limit in self.upload_limits:
+        for limit in self.account_limits[operation_id]:
             counted = limit.counted(times, moment)
             until = math.ceil((counted[0] - moment) / 1000) + limit.seconds if counted else None
             left = max(0, limit.quota - len(counted))
             items.append(f'"{limit.name}";r={left}' + (f";t={until}" if counted else ""))
         return {"RateLimit": ", ".join(items)}
 
-    def rate_limit_policy(self) -> dict[str, str]:
-        """Return the header RateLimit-Policy (section 3 of the same draft)."""
-        policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.upload_limits)
+    def rate_limit_policy(self, operation_id: str) -> dict[str, str]:
+        """Return the header RateLimit-Policy of an operation (section 3 of the same draft)."""
+        policies = (f'"{limit.name}";q={limit.quota};w={limit.seconds}' for limit in self.account_limits[operation_id])
         return {"RateLimit-Policy": ", ".join(policies)}
 
 
@@ -616,9 +790,12 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
     with server.store.account(user.user_id) as held:
         moment = clock.now()
         if account := user.open(held.record):
+            server.guessing.remember(user.user_id, request.address)
             return answer(200, {"createdAt": rfc3339(account.created_at)})
+        if wait := server.registrations.wait(request.address):
+            raise refused_registration(server, request, user, wait)
         if isinstance(held.record, Account):
-            count_failure(server, request)
+            count_failure(server, user.user_id, request.address)
             detail = "This userId is registered with another storageKey: use its password, or another username."
             raise Problem("username_taken", detail)
         if isinstance(held.record, Deleted):
@@ -627,19 +804,32 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
                 detail = "This userId can be registered again after Retry-After seconds."
                 raise Problem("recently_deleted", detail, math.ceil((free_at - moment) / 1000))
         if wait := server.registrations.count(request.address):
-            raise too_many(server.registrations, wait)
+            raise refused_registration(server, request, user, wait)
         try:
+            server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
-        except StorageError:
+        except (Problem, StorageError):
             server.registrations.give_back(request.address)
             raise
+        server.guessing.remember(user.user_id, request.address)
     return answer(201, {"createdAt": rfc3339(moment)})
+
+
+def refused_registration(server: Server, request: Request, user: Credentials, wait: int) -> Problem:
+    """Return the answer past the limit on registrations. It does not tell whether the userId is taken or free.
+
+    It counts as a failed credential. Therefore, the failures may have to be waited for, too.
+    """
+    limit = server.registrations.limit
+    server.guessing.count(user.user_id, request.address)
+    failures = server.guessing.wait(user.user_id, request.address)
+    return too_many(max(wait, failures.seconds if failures else 0), limit)
 
 
 @operation("storeBackup")
 def store_backup(server: Server, request: Request, signature: str, user: User, value: Mapping[str, Any]) -> Response:
     """Store a version. A retry of the latest version gets its receipt again."""
-    return store_version(server, signature, user, value)
+    return store_version(server, request, signature, user, value)
 
 
 @operation("changeStorageKey")
@@ -650,58 +840,82 @@ def change_storage_key(
     new_key_sha256 = sha256(value["storageKey"].encode())
     if new_key_sha256 == user.key_sha256:
         raise validation_failed([{"pointer": "#/storageKey", "detail": "is the key that is in force"}])
-    return replace(store_version(server, signature, user, value, new_key_sha256), status=200)
+    response = store_version(server, request, signature, user, value, new_key_sha256)
+    server.guessing.forget(user.user_id)  # a thief may have used the old key, so only this address is known now
+    server.guessing.remember(user.user_id, request.address)
+    return replace(response, status=200)
 
 
 KEPT_SIGNATURES = 20  # keep these even if they are over a day old: a clock that ran ahead may be set back
 
 
 def store_version(
-    server: Server, signature: str, user: User, value: Mapping[str, Any], new_key_sha256: str | None = None
+    server: Server,
+    request: Request,
+    signature: str,
+    user: User,
+    value: Mapping[str, Any],
+    new_key_sha256: str | None = None,
 ) -> Response:
     """Store the data as a new version, and return its receipt with 201. A retry of the latest version gets 200.
 
     If `new_key_sha256` is given, replace the storage key in the same step: both happen, or neither. Raise Problem. If
     several apply, the order is that of openapi.yaml.
     """
-    limits, data, base = server.upload_limits, value["data"], value.get("baseSha256")
+    data, base, changes_key = value["data"], value.get("baseSha256"), new_key_sha256 is not None
+    operation_id = "changeStorageKey" if changes_key else "storeBackup"
+    limits = server.account_limits[operation_id]
     if len(data) > server.spec.max_decoded_bytes:
         detail = f"A backup may have {server.spec.max_decoded_bytes} bytes when decoded."
         raise Problem("payload_too_large", detail)
     digest = sha256(data)
 
     with server.store.account(user.user_id) as held:
-        account, moment = user.again(held.record), clock.now()
-        latest, times = account.latest, sorted(upload.moment for upload in account.uploads)
-        if latest and latest.sha256 == digest and new_key_sha256 is None:
+        account, moment = user.again(server, held.record), clock.now()
+        latest, times = (
+            account.latest,
+            sorted(each.moment for each in account.uploads if each.changes_key == changes_key),
+        )
+        if latest and latest.sha256 == digest and not changes_key:
             held.mend(latest, data)
-            return answer(200, receipt(latest), server.rate_limit(times, moment))
+            return answer(200, receipt(latest), server.rate_limit(operation_id, times, moment))
         # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
         is_spent = any(upload.signature == signature for upload in account.uploads)
-        if base != (latest and latest.sha256) or is_spent:
+        if base != (latest and latest.sha256) or is_spent or server.refused.has(user.user_id, signature):
+            server.refused.add(user.user_id, signature)
             detail = "The base is not the latest version: fetch it, merge, store again with its sha256 as baseSha256."
             raise Problem("version_conflict", detail, currentVersion=latest.number if latest else 0)
         if wait := wait_seconds(limits, times, moment):
-            detail = "Too many new versions of this account: wait for Retry-After seconds."
-            raise Problem("rate_limited", detail, wait, headers=server.rate_limit(times, moment))
+            server.refused.add(user.user_id, signature)
+            what = "changes of the storage key" if changes_key else "new versions"
+            detail = f"Too many {what} of this account: wait for Retry-After seconds."
+            raise Problem("rate_limited", detail, wait, headers=server.rate_limit(operation_id, times, moment))
 
         version = Version(
             number=latest.number + 1 if latest else 1,
             stored_at=moment,
             size=len(data),
             sha256=digest,
-            key_version=account.key_version + (new_key_sha256 is not None),
+            key_version=account.key_version + changes_key,
         )
-        uploads = (*uploads_that_matter(account, moment - limits[-1].seconds * 1000), Upload(moment, signature))
+        upload = Upload(moment, signature, changes_key)
         changed = replace(
             account,
             key_sha256=new_key_sha256 or account.key_sha256,
             key_version=version.key_version,
             versions=kept_versions((*account.versions, version), server.settings.keep_versions),
-            uploads=uploads,
+            uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
         )
-        held.append(changed, data)
-    return answer(201, receipt(version), server.rate_limit(sorted(upload.moment for upload in uploads), moment))
+        try:
+            server.check_time(request)
+            held.append(changed, data)
+        except StorageFull:
+            server.refused.add(user.user_id, signature)
+            raise
+    headers = server.rate_limit(operation_id, sorted([*times, moment]), moment)
+    if not changes_key:
+        headers["Location"] = f"{request.path}/versions/{version.number}"
+    return answer(201, receipt(version), headers)
 
 
 def uploads_that_matter(account: Account, day_ago: int) -> tuple[Upload, ...]:
@@ -778,7 +992,7 @@ def fetch(server: Server, request: Request, user: User, choose: Callable[[Accoun
         if data is not None:
             break
         # The version was dropped since the credentials were checked: choose again.
-        version = choose(user.again(server.store.find(user.user_id)))
+        version = choose(user.again(server, server.store.find(user.user_id)))
     # base64 needs no escaping, so the megabytes of data need not pass through a JSON writer.
     body = i_json.encode(receipt(version))[:-1] + b',"data":"' + base64.b64encode(data) + b'"}'
     return answer(200, body, headers)
@@ -812,8 +1026,10 @@ def list_backup_versions(server: Server, request: Request, user: User) -> Respon
 def delete_user(server: Server, request: Request, user: User) -> Response:
     """Delete the account with all its versions."""
     with server.store.account(user.user_id) as held:
-        user.again(held.record)
+        user.again(server, held.record)
+        server.check_time(request)
         held.delete(clock.now())
+    server.guessing.forget(user.user_id)
     return Response(204)
 
 
@@ -853,7 +1069,7 @@ def get_openapi_json(server: Server, request: Request) -> Response:
 
 ALLOWED_HEADERS = "Authorization, Content-Digest, Content-Type, If-None-Match, Signature, Signature-Input"
 PREFLIGHT = {"Access-Control-Allow-Headers": ALLOWED_HEADERS, "Access-Control-Max-Age": "7200"}
-EXPOSED_HEADERS = "ETag, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
+EXPOSED_HEADERS = "ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY"}
 
 Environ = dict[str, Any]  # the WSGI environment of a request (PEP 3333)
@@ -933,24 +1149,20 @@ class App:
 
         `status` is the status that the HTTP server chose, a key of REFUSALS. `origin` is the request's Origin header.
         """
-        response = self._refusal(status).response
+        response = refusal(status, self._server.spec.limits).response
         headers = list(response.headers.items())
         request_id = self._finish_headers(headers, origin)
         log(event="request", method=None, route=None, status=response.status, requestId=request_id)
         return Refusal(bottle.HTTPResponse(status=response.status).status_line, headers, response.body)
 
-    def _refusal(self, status: int) -> Problem:
-        code, detail = REFUSALS[status]
-        return Problem(code, detail.format(**self._server.spec.limits))
-
     def _screen(self) -> None:
         """Check the length of the body before a request is routed, and restore the path as it was sent."""
-        environ = bottle.request.environ
-        if int(environ.get("CONTENT_LENGTH") or 0) > self._server.spec.limits["requestBodyBytes"]:
-            raise self._to_bottle(self._refusal(413).response)
+        environ, limits = bottle.request.environ, self._server.spec.limits
+        if not environ[ARRIVAL].is_chunked and int(environ.get("CONTENT_LENGTH") or 0) > limits["requestBodyBytes"]:
+            raise self._to_bottle(refusal(413, limits).response)
         # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
         # origin-form or absolute-form (RFC 9112 section 3.2).
-        target = re.sub(r"^https?://[^/?]*", "", environ["REQUEST_URI"], flags=re.IGNORECASE)
+        target = ABSOLUTE_FORM.sub("", environ["REQUEST_URI"])
         environ["PATH_INFO"] = target.partition("?")[0]
 
     @staticmethod
@@ -989,16 +1201,18 @@ class App:
                 has_query="?" in environ["REQUEST_URI"],
                 address=client_address(environ, server.settings.on_fly),
                 headers={name: environ.get(key) for name, key in READ_HEADERS.items()},
-                body=environ["wsgi.input"].read(),
                 parameters=parameters,
+                arrival=environ[ARRIVAL],
+                body_bytes=int(environ.get("CONTENT_LENGTH") or 0),
+                body_stream=environ["wsgi.input"],
             )
             values = {proof.gives: proof.check(server, request) for proof in operation.proofs}
-            values["value"] = read_body(request)
+            values["value"] = read_body(server, request)
             response = operation.handler(server, request, **{name: values[name] for name in operation.arguments})
         except Exception as error:
             response = problem_of(error).response
         if operation.is_upload and response.status in (200, 201, 429):
-            response = response.with_headers(server.rate_limit_policy())
+            response = response.with_headers(server.rate_limit_policy(operation.id))
         return response
 
     def _finish_headers(self, headers: list[tuple[str, str]], origin: str | None) -> str:
@@ -1035,16 +1249,6 @@ def client_address(environ: Environ, on_fly: bool) -> str:
     return str(address)
 
 
-# The answers to requests that the HTTP server cannot read, by the status that it chose.
-REFUSALS = {
-    400: ("malformed_request", "The request line, the headers, or the framing of the body is malformed."),
-    413: ("payload_too_large", "A request body may have {requestBodyBytes} bytes."),
-    431: ("headers_too_large", "The request line and the headers together may have {requestHeaderBytes} bytes."),
-    500: ("internal_error", INTERNAL_ERROR),
-    501: ("malformed_request", "The only transfer coding is chunked."),
-}
-
-
 # --- Main -------------------------------------------------------------------------------------------------------------
 
 
@@ -1056,7 +1260,9 @@ def serve(settings: Settings, spec: Spec) -> None:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
     with contextlib.closing(store):
         app = App(Server(settings, spec, store), reference_page.read(ROOT / "reference" / "dist"))
-        limits = RequestLimits(spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"])
+        limits = RequestLimits(
+            spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"], spec.limits["requestBodySeconds"]
+        )
         try:
             http = HttpServer(app, settings.host, settings.port, limits, app.refuse)
         except (OSError, UnicodeError) as error:

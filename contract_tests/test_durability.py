@@ -265,7 +265,7 @@ def assert_deleted(user: BackupClient) -> None:
     assert outcome(user.register_user()) == "409 recently_deleted"
 
 
-@pytest.mark.requirement("delete.all", "delete.refused")
+@pytest.mark.requirement("credentials.commit", "delete.all", "delete.refused")
 def test_a_slow_upload_does_not_bring_a_deleted_account_back(target, new_user):
     user = new_user()
     answer = upload_in_two_parts(target, user, token_bytes(1_000_000), lambda: user.delete_user().raise_for_status())
@@ -273,7 +273,7 @@ def test_a_slow_upload_does_not_bring_a_deleted_account_back(target, new_user):
     assert_deleted(user)
 
 
-@pytest.mark.requirement("key.old", "key.new")
+@pytest.mark.requirement("credentials.commit", "key.old", "key.new")
 def test_a_slow_upload_does_not_bring_an_old_key_back(target, new_user):
     user = new_user()
     changed = target.client((user.credentials[0], token_hex(32)))
@@ -313,7 +313,7 @@ def delays(target: Any, large: bytes, rounds: int) -> list[float]:
     return [(number + 0.5) / rounds * took for number in range(rounds)]
 
 
-@pytest.mark.requirement("delete.all", "delete.refused")
+@pytest.mark.requirement("credentials.commit", "delete.all", "delete.refused")
 def test_a_deletion_during_a_large_upload(target, large):
     for delay in delays(target, large, 12):
         user, uploaded, deleted = racing(target, large, delay, lambda device: device.delete_user())
@@ -321,7 +321,7 @@ def test_a_deletion_during_a_large_upload(target, large):
         assert_deleted(user)
 
 
-@pytest.mark.requirement("key.old", "key.new", "key.both", "base.race")
+@pytest.mark.requirement("credentials.commit", "key.old", "key.new", "key.both", "base.race")
 def test_a_change_of_the_key_during_a_large_upload(target, large):
     for delay in delays(target, large, 12):
         new_key = token_hex(32)

@@ -6,6 +6,7 @@ every answer, including those of the underlying HTTP server.
 
 import base64
 import contextlib
+import functools
 import http.client
 import json
 import secrets
@@ -13,12 +14,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from clients.python.backup_client import BackupClient, backup_bytes
-from contract_tests.suite.outcomes import not_run
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import outcome, sha256
 
@@ -26,6 +25,7 @@ HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
 BODY_BYTES = openapi.LIMITS["requestBodyBytes"]
 DECODED_BYTES = openapi.MAX_DECODED_BYTES
 PATHS = sorted({operation.path.replace("{version}", "1") for operation in openapi.OPERATIONS.values()})
+UPLOADS = [("POST", "/api/backup"), ("PUT", "/api/user/storage-key")]
 SIGNED = sorted((op.method, op.path.replace("{version}", "1")) for op in openapi.OPERATIONS.values() if op.signed)
 HOST = raw.HOST
 # A server need not read a request to its end if it is much too large. If it stops reading, it may cut off the sender
@@ -118,6 +118,168 @@ def test_malformed_requests(target, request_bytes):
 )
 def test_well_formed_requests(target, request_bytes):
     assert outcome(raw.send(target, request_bytes)) == "200"
+
+
+NO_HOSTS = [
+    "a b",
+    "a/b",
+    "a@b",
+    "user:password@a",
+    "a:b:c",
+    "a:b",
+    "a:-1",
+    "a: 80",
+    "<x>",
+    "{x}",
+    "a?b",
+    "a#b",
+    "a\\b",
+    'a"b',
+    "a^b",
+    "a|b",
+    "%",
+    "%4",
+    "%zz",
+    "b\xfccher.example",
+    "[::1",
+    "::1",
+    "::1]",
+    "[]",
+    "[::1]x",
+    "[::1]:x",
+    "[::1]]",
+    "a[::1]",
+    "[1]",
+    "[a.example]",
+    "[127.0.0.1]",
+    "[:::1]",
+    "[1::2::3]",
+    "[1:2:3:4:5:6:7]",
+    "[1:2:3:4:5:6:7:8:9]",
+    "[12345::]",
+    "[g::]",
+    "[::256.0.0.1]",
+    "[::1.2.3]",
+    "[::1.2.3.4:5]",
+    "[fe80::1%eth0]",
+    "[fe80::1%25eth0]",
+    "[v.x]",
+    "[vg.x]",
+    "[v1.]",
+    "[v1.@]",
+]
+HOSTS = [
+    "a",
+    "a:",
+    "a:8080",
+    "A.Example.",
+    "a_b-c~d!$&'()*+;=",
+    "%41%2e",
+    "127.0.0.1:80",
+    "999.1",
+    "[::]",
+    "[::1]",
+    "[::1]:443",
+    "[2001:DB8::a:1]:",
+    "[1:2:3:4:5:6:7:8]",
+    "[1:2:3:4:5:6:7::]",
+    "[::2:3:4:5:6:7:8]",
+    "[::ffff:192.0.2.1]",
+    "[1:2:3:4:5:6:192.0.2.1]",
+    "[v1.a:b]",
+    "[vF.x]:1",
+]
+
+
+@pytest.mark.requirement("http.host", "getHealth.400")
+@pytest.mark.parametrize("host", NO_HOSTS)
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_what_is_no_host(target, host, version):
+    request_bytes = f"GET /health {version}\r\nHost: {host}\r\n\r\n".encode("latin-1")
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
+@pytest.mark.requirement("http.host", "getHealth.200")
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_a_host(own_server, host):
+    """A proxy in front of a deployment may refuse other hosts than its own, so this needs a server of its own."""
+    assert outcome(raw.send(own_server, f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())) == "200"
+    target_form = f"http://{host}/health"
+    assert outcome(raw.send(own_server, raw.request("GET", target_form))) == "200"
+
+
+@pytest.fixture(scope="module")
+def own_server(start_shared_server):
+    return start_shared_server()
+
+
+@pytest.mark.requirement("http.host")
+@pytest.mark.parametrize("authority", ["", ":80", *(host for host in NO_HOSTS if not set(host) & set("/?#"))])
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_what_is_no_authority(target, authority, scheme):
+    """See RFC 9110 section 4.2: such a target names a host, and no user."""
+    assert outcome(raw.send(target, raw.request("GET", f"{scheme}://{authority}/health"))) == "400 malformed_request"
+
+
+@pytest.mark.requirement("http.host", "http.framing")
+def test_both_the_authority_and_host_must_be_valid(target):
+    for path, host in [("http://a/health", "b c"), ("http://b c/health", "a"), ("http://a@b/health", "")]:
+        request_bytes = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
+@pytest.mark.requirement("http.minor", "getHealth.200", "http.framing")
+@pytest.mark.parametrize("minor", range(2, 10))
+def test_a_higher_minor_version_is_read_as_http_1_1(target, minor):
+    with raw.connected(target) as connection:  # it stays open, as with HTTP/1.1
+        for _ in range(2):
+            connection.sendall(raw.request("GET", "/health", version=f"HTTP/1.{minor}").replace(HOST, raw.host(target)))
+            assert outcome(raw.receive(target, connection, "GET", "/health")) == "200"
+    chunks = raw.request("GET", "/health", None, ("Transfer-Encoding: chunked",), f"HTTP/1.{minor}") + b"0\r\n\r\n"
+    assert outcome(raw.send(target, chunks)) == "200"
+    no_host = f"GET /health HTTP/1.{minor}\r\n\r\n".encode()
+    assert outcome(raw.send(target, no_host)) == "400 malformed_request"
+
+
+@pytest.mark.requirement("http.keep-alive", "fetchBackup.304", "deleteUser.204")
+def test_a_connection_stays_open_after_answers_without_a_body(user):
+    sha = user.client.store_backup(b"any").json()["sha256"]
+    same = f'If-None-Match: "1-{sha}"'
+    steps = [
+        ("GET", "/api/backup", (), 200),
+        ("GET", "/api/backup", (same,), 304),
+        ("GET", "/api/backup/versions/1", (same,), 304),
+        ("HEAD", "/health", (), 200),
+        ("DELETE", "/api/user", (), 204),
+        ("GET", "/health", (), 200),
+    ]
+    with raw.connected(user.target) as connection:
+        for method, path, lines, status in steps:
+            proofs = raw.signed(user.target, user.credentials, method, path)
+            head = raw.request(method, path, headers=(*proofs, *lines))
+            connection.sendall(head.replace(HOST, raw.host(user.target)))
+            answer = raw.receive(user.target, connection, method, path, head)
+            assert answer.status == status
+            assert answer.headers.get("Connection", "").lower() != "close"
+
+
+@pytest.mark.requirement("http.keep-alive", "cors.preflight")
+def test_so_it_does_after_a_preflight(target, allowed_origin):
+    lines = (f"Origin: {allowed_origin}", "Access-Control-Request-Method: GET")
+    with raw.connected(target) as connection:
+        for method, status in [("OPTIONS", 204), ("GET", 200), ("OPTIONS", 204)]:
+            connection.sendall(raw.request(method, "/health", headers=lines).replace(HOST, raw.host(target)))
+            assert raw.receive(target, connection, method, "/health").status == status
+
+
+@pytest.mark.requirement("http.keep-alive")
+def test_a_connection_is_closed_if_the_client_says_so(user):
+    etag = f'"1-{user.client.store_backup(b"any").json()["sha256"]}"'
+    with raw.connected(user.target) as connection:
+        head = user.request("GET", "/api/backup", None, f"If-None-Match: {etag}", "Connection: close")
+        connection.sendall(head.replace(HOST, raw.host(user.target)))
+        assert raw.receive(user.target, connection, "GET", "/api/backup", head).status == 304
+        assert connection.recv(1) == b""
 
 
 @pytest.mark.requirement("http.header-limit", "getHealth.431")
@@ -245,24 +407,11 @@ def test_a_body_without_bytes_is_none(target, user, line):
     assert outcome(raw.send(target, raw.request("POST", "/api/register", headers=lines) + framed)) == "200"
 
 
-def expect(target: Any, head: bytes, body: bytes, method: str, path: str) -> tuple[bool, raw.Answer]:
-    """Send a head, and the body if the server asks for it. Return whether it asked for it, and the answer."""
-    if urlsplit(target.base_url).scheme == "https":
-        not_run("needs a target without TLS, because it looks at the first bytes of an answer")
-    target.observer.skip_without_answerer(method, path)
-    with raw.connected(target) as connection:
-        connection.sendall(head.replace(HOST, raw.host(target)))
-        asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
-        if asked:
-            connection.sendall(body)
-        return asked, raw.receive(target, connection, method, path, head)
-
-
 @pytest.mark.requirement("http.continue", "storeBackup.201")
 def test_expect_100_continue(target, user):
     body = upload(b"asked for")
     head = user.request("POST", "/api/backup", body, "Expect: 100-continue").removesuffix(body)
-    asked, answer = expect(target, head, body, "POST", "/api/backup")
+    asked, answer = raw.expect(target, head, body, "POST", "/api/backup")
     assert (asked, outcome(answer)) == (True, "201")
     assert backup_bytes(user.client.fetch_backup()) == b"asked for"
 
@@ -270,7 +419,7 @@ def test_expect_100_continue(target, user):
 @pytest.mark.requirement("http.continue")
 def test_expect_100_continue_without_a_body(target):
     head = raw.request("GET", "/health", headers=("Expect: 100-continue",))
-    _, answer = expect(target, head, b"", "GET", "/health")
+    _, answer = raw.expect(target, head, b"", "GET", "/health")
     assert outcome(answer) == "200"
 
 
@@ -278,8 +427,78 @@ def test_expect_100_continue_without_a_body(target):
 @pytest.mark.parametrize("size", [BODY_BYTES + 1, 2 * BODY_BYTES + 2, 10**12])
 def test_expect_100_continue_of_too_large_a_body(target, size):
     head = raw.request("POST", "/api/backup", headers=("Expect: 100-continue", f"Content-Length: {size}"))
-    _, answer = expect(target, head, b"", "POST", "/api/backup")
+    _, answer = raw.expect(target, head, b"", "POST", "/api/backup")
     assert outcome(answer) == "413 payload_too_large"
+
+
+# ---- The time of a body ------------------------------------------------------------------------------------
+
+BODY_SECONDS = openapi.LIMITS["requestBodySeconds"]
+
+
+@pytest.fixture(scope="module")
+def frozen(start_shared_server):
+    """A server whose clock only moves if a test moves it."""
+    return start_shared_server(frozen=1_800_000_000, REGISTRATIONS_PER_HOUR=1000)
+
+
+@pytest.mark.requirement("http.body-time", "storeBackup.408", "storeBackup.201")
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+@pytest.mark.parametrize(
+    ("seconds", "wants"), [(BODY_SECONDS, "201"), (BODY_SECONDS + 1, "408 request_timeout"), (-5, "201")]
+)
+def test_how_long_a_body_may_take(frozen, seconds, wants, coding):
+    client = frozen.client()
+    assert outcome(client.register_user()) == "201"
+    body = upload(b"slow")
+    lines = ("Content-Type: application/json", "Expect: 100-continue")
+    lines += ("Transfer-Encoding: chunked" if coding == "chunked" else f"Content-Length: {len(body)}",)
+    proofs = raw.signed(frozen, client.credentials, "POST", "/api/backup", body)
+    head = raw.request("POST", "/api/backup", headers=(*proofs, *lines))
+    framed = chunked(body) if coding == "chunked" else body
+    asked, answer = raw.expect(frozen, head, framed, "POST", "/api/backup", lambda: frozen.move_clock(seconds))
+    assert (asked, outcome(answer)) == (True, wants)
+    assert outcome(client.fetch_backup()) == ("200" if wants == "201" else "404 no_backup")
+
+
+@pytest.mark.requirement("http.body-time", "{operation}.408", "problem.unchanged")
+@pytest.mark.parametrize("operation", sorted(openapi.OPERATIONS))
+def test_a_body_that_does_not_come_is_given_up(frozen, operation):
+    """The answer comes although the body is incomplete, and the connection ends."""
+    client = frozen.client()
+    assert outcome(client.register_user()) == "201"
+    declared = openapi.OPERATIONS[operation]
+    method, path = declared.method, declared.path.replace("{version}", "1")
+    lines = ("Content-Type: application/json", "Transfer-Encoding: chunked", "Expect: 100-continue")
+    if operation == "getAdminStats":
+        lines += (f"Authorization: Bearer {frozen.admin_key}",)
+    proofs = raw.signed(frozen, client.credentials, method, path, b"x") if declared.signed else ()
+    head = raw.request(method, path, headers=(*proofs, *lines)).replace(HOST, raw.host(frozen))
+    with raw.connected(frozen) as connection:
+        connection.sendall(head)
+        assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        frozen.move_clock(BODY_SECONDS + 1)
+        assert outcome(raw.receive(frozen, connection, method, path, head)) == "408 request_timeout"
+        assert connection.recv(1) == b""
+    assert outcome(client.list_backup_versions()) == "200"
+
+
+@pytest.mark.requirement("http.body-time", "order.answers")
+@pytest.mark.parametrize(
+    ("change", "wants"),
+    [
+        ({"secret": "another secret"}, "401 signature_invalid"),
+        ({"created": 0}, "401 signature_expired"),
+        ({}, "415 unsupported_media_type"),
+    ],
+)
+def test_what_the_head_tells_comes_before_the_time(frozen, change, wants):
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+    assert outcome(frozen.client(credentials).register_user()) == "201"
+    proofs = raw.signed(frozen, credentials, "POST", "/api/backup", b"x", **change)
+    head = raw.request("POST", "/api/backup", headers=(*proofs, "Content-Length: 1", "Expect: 100-continue"))
+    _, answer = raw.expect(frozen, head, b"", "POST", "/api/backup", lambda: frozen.move_clock(BODY_SECONDS + 1))
+    assert outcome(answer) == wants
 
 
 # ---- Sizes -------------------------------------------------------------------------------------------------
@@ -503,25 +722,41 @@ class Draft:
     trailing: bytes = b""
     unsigned: bytes = b""
     sign: dict[str, Any] = field(default_factory=dict)
+    left_out: str = "none"  # a header of the signature
+    label: str = "app"
     length: int | None = None
+    framed: bytes | None = None  # sent chunked, instead of the body
+    seconds: int = 0  # how long the body takes
 
     def send(self) -> raw.Answer:
         body = json.dumps(self.members).encode() + self.trailing
         credentials = (self.user_id, self.storage_key)
         headers = raw.signed(self.server, credentials, self.method, self.path, body, **self.sign)
+        headers = tuple(
+            line.replace(": app=", f": {self.label}=") for line in headers if not line.startswith(self.left_out)
+        )
         body += self.unsigned
         headers += (f"Content-Type: {self.content_type}", *self.lines)
         if self.length is not None:
-            headers, body = (*headers, f"Content-Length: {self.length}"), None
-        return raw.send(self.server, raw.request(self.method, self.path + self.query, body, headers))
+            headers, body = (*headers, f"Content-Length: {self.length}"), b""
+        elif self.framed is not None:
+            headers, body = (*headers, "Transfer-Encoding: chunked"), self.framed
+        else:
+            headers = (*headers, f"Content-Length: {len(body)}")
+        path = self.path + self.query
+        if not self.seconds:
+            return raw.send(self.server, raw.request(self.method, path, None, headers) + body)
+        head = raw.request(self.method, path, None, (*headers, "Expect: 100-continue"))
+        wait = functools.partial(self.server.move_clock, self.seconds)
+        return raw.expect(self.server, head, body, self.method, path, wait)[1]
 
 
 LATEST, BASE = b"the latest version", sha256(b"the latest version")
 
 
 def fail_credentials(draft: Draft) -> None:
-    """Use up the failures that the address may have, which is one."""
-    assert outcome(draft.server.client().fetch_backup()) == "401 credentials_invalid"
+    """Use up the failures that the user may have at this address, which is one."""
+    assert outcome(draft.server.client((draft.user_id, "0" * 64)).fetch_backup()) == "401 credentials_invalid"
 
 
 def spend_uploads(draft: Draft) -> None:
@@ -550,11 +785,18 @@ SPOIL: dict[str, Callable[[Draft], None]] = {
     "404 not_found": lambda draft: setattr(draft, "path", "/api/backups"),
     "405 method_not_allowed": lambda draft: setattr(draft, "method", "PATCH"),
     "400 malformed_request (query)": lambda draft: setattr(draft, "query", "?x"),
+    "401 signature_missing": lambda draft: setattr(draft, "left_out", "Content-Digest"),
+    "401 signature_invalid (form)": lambda draft: setattr(draft, "label", "sig1"),
+    "403 app_outdated": lambda draft: draft.sign.update(keyid="retired"),
     "401 signature_invalid": lambda draft: draft.sign.update(secret="another secret"),
-    "400 digest_mismatch": lambda draft: setattr(draft, "unsigned", b" "),
+    "401 signature_expired": lambda draft: draft.sign.update(created=1),
     "429 rate_limited (address)": lambda draft: None,
     "401 credentials_invalid": lambda draft: setattr(draft, "storage_key", "ab" * 32),
     "415 unsupported_media_type": lambda draft: setattr(draft, "content_type", "text/plain"),
+    "413 payload_too_large (chunked)": lambda draft: setattr(draft, "framed", chunked(b" " * (BODY_BYTES + 1))),
+    "400 malformed_request (chunks)": lambda draft: setattr(draft, "framed", b"x\r\n"),
+    "408 request_timeout": lambda draft: setattr(draft, "seconds", BODY_SECONDS + 1),
+    "400 digest_mismatch": lambda draft: setattr(draft, "unsigned", b" "),
     "400 malformed_request (JSON)": lambda draft: setattr(draft, "trailing", b"x"),
     "422 validation_failed": lambda draft: draft.members.update(unknown=1),
     "413 payload_too_large (decoded)": lambda draft: draft.members.update(
@@ -567,6 +809,18 @@ SPOIL: dict[str, Callable[[Draft], None]] = {
 }
 
 
+OF_THE_BODY = {
+    "413 payload_too_large (chunked)",
+    "400 malformed_request (chunks)",
+    "408 request_timeout",
+}
+NO_PAIRS = [
+    {"413 payload_too_large (decoded)", "200"},  # no upload can be both
+    {"429 rate_limited (address)", "408 request_timeout"},  # when the body is late, the address may try again
+    *({first, second} for first in OF_THE_BODY for second in OF_THE_BODY if first != second),  # they have one step
+]
+
+
 @pytest.mark.requirement("order.answers")
 @pytest.mark.parametrize("first", SPOIL)
 def test_the_first_that_fails_answers(ordered, first):
@@ -574,8 +828,8 @@ def test_the_first_that_fails_answers(ordered, first):
     rest = list(SPOIL)[list(SPOIL).index(first) :]
     server = ordered
     for second in rest:
-        if {first, second} == {"413 payload_too_large (decoded)", "200"}:
-            continue  # no upload can be both
+        if {first, second} in NO_PAIRS:
+            continue
         server.move_clock(86_400)
         draft = Draft(server, secrets.token_hex(32), secrets.token_hex(32))
         client = server.client((draft.user_id, draft.storage_key))
@@ -595,13 +849,51 @@ def test_the_first_that_fails_answers(ordered, first):
 
 @pytest.fixture(scope="module")
 def ordered(start_shared_server):
-    """A server on which an account may upload twice an hour, and an address may fail once."""
-    return start_shared_server(frozen=1_800_000_000, BACKUPS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1)
+    """A server on which an account may upload twice an hour, a user may fail once, and a keyid is retired."""
+    return start_shared_server(
+        frozen=1_800_000_000, BACKUPS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1, RETIRED_KEYIDS="retired"
+    )
+
+
+@pytest.mark.requirement("order.answers", "http.no-body")
+@pytest.mark.parametrize("coding", ["length", "chunked", "late"])
+@pytest.mark.parametrize(("method", "path"), [each for each in SIGNED if each not in UPLOADS])
+def test_where_a_needless_body_stands_in_the_order(frozen, method, path, coding):
+    """It comes after the credentials, and before what is asked for and anything that the body tells."""
+    lines, body = {
+        "length": (("Content-Length: 1",), b"x"),
+        "chunked": (("Transfer-Encoding: chunked",), chunked(b"x")),
+        "late": (("Transfer-Encoding: chunked",), b"1\r\nx\r\n"),
+    }[coding]
+    path = path.replace("/1", "/x")
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+    client = frozen.client(credentials)
+    assert outcome(client.register_user()) == "201"
+    for known, wants in [
+        (credentials, "400 malformed_request"),
+        ((secrets.token_hex(32), credentials[1]), "401 credentials_invalid"),
+    ]:
+        if path == "/api/register" and known != credentials:
+            continue  # there, any credentials are right
+        proofs = raw.signed(frozen, known, method, path, b"")
+        head = raw.request(method, path, headers=(*proofs, *lines, "Expect: 100-continue"))
+        wait = functools.partial(frozen.move_clock, BODY_SECONDS + 1 if coding == "late" else 0)
+        assert outcome(raw.expect(frozen, head, body, method, path, wait)[1]) == wants
+    assert outcome(client.fetch_backup()) == "404 no_backup"
+
+
+@pytest.mark.requirement("order.answers", "digest.empty")
+@pytest.mark.parametrize(("method", "path"), [each for each in SIGNED if each not in UPLOADS])
+def test_the_digest_of_no_body_comes_before_what_is_asked_for(user, method, path):
+    path = path.replace("/1", "/x")
+    headers = raw.signed(user.target, user.credentials, method, path, b"{}")
+    answer = raw.send(user.target, raw.request(method, path, headers=headers))
+    assert outcome(answer) == "400 digest_mismatch"
 
 
 @pytest.mark.requirement("order.answers", "registerUser.507")
 def test_the_order_at_registration(start_server):
-    server = start_server(frozen=1_800_000_000, REGISTRATIONS_PER_HOUR=2)
+    server = start_server(frozen=1_800_000_000, REGISTRATIONS_PER_HOUR=3)
     user_id = secrets.token_hex(32)
     living, deleted, newcomer = (
         server.client((user_id, secrets.token_hex(32))),
@@ -612,17 +904,17 @@ def test_the_order_at_registration(start_server):
     for client in (living, deleted):
         assert outcome(client.register_user()) == "201"
     assert outcome(deleted.delete_user()) == "204"
-    server.fault = "storage_full"
-    for client, wants in [
-        (living, "200"),
-        (other, "409 username_taken"),
-        (deleted, "409 recently_deleted"),
-        (newcomer, "429 rate_limited"),
-    ]:
-        assert outcome(client.register_user()) == wants
+
+    def answers() -> list[str]:
+        server.fault = "storage_full"
+        told = [outcome(client.register_user()) for client in (living, other, deleted, newcomer)]
+        server.fault = None
+        return told
+
+    assert answers() == ["200", "409 username_taken", "409 recently_deleted", "507 storage_full"]
+    assert outcome(server.client().register_user()) == "201"  # the third
+    assert answers() == ["200", *["429 rate_limited"] * 3]
     server.move_clock(3600)
-    assert outcome(newcomer.register_user()) == "507 storage_full"
-    server.fault = None
     assert outcome(newcomer.register_user()) == "201"
 
 
@@ -637,7 +929,7 @@ def test_a_version_is_looked_at_after_the_credentials(target):
 # ---- CORS --------------------------------------------------------------------------------------------------
 
 
-EXPOSED = {"ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
+EXPOSED = {"ETag", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
 SENT = {"Authorization", "Content-Digest", "Content-Type", "If-None-Match", "Signature", "Signature-Input"}
 OTHER_ORIGINS = [  # `filled` makes them from the allowed origin
     "https://other.example",

@@ -127,21 +127,30 @@ def test_a_stranger_at_another_address_cannot_block_a_user(server, user):
 # ---- Failed credentials: 30 in 5 minutes from one address --------------------------------------------------
 
 
+POLICIES = {"store": '"hour";q=5;w=3600, "day";q=20;w=86400', "change": '"key-hour";q=3;w=3600, "key-day";q=6;w=86400'}
+
+
 @pytest.mark.requirement(
     "address.failures", "address.retry-after", "address.others", "limits.policy", "*.429", "header.Retry-After"
 )
 def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
     stranger = client_at(server, STRANGER)
-    neighbour = client_at(server, STRANGER, user.credentials)  # the right credentials, at the stranger's address
+
+    def neighbour():
+        """A user with the right credentials, who has not used the stranger's address before."""
+        home = server.client()
+        assert home.register_user().status_code == 201
+        return client_at(server, STRANGER, home.credentials)
+
     fail(stranger)
     server.move_clock(10)
     for _ in range(28):
         fail(stranger)
-    assert neighbour.list_backup_versions().status_code == 200  # a success does not count
+    assert neighbour().list_backup_versions().status_code == 200  # a success does not count
     fail(stranger)
 
     latest = user.fetch_backup().json()["sha256"]
-    for client in (stranger, neighbour):
+    for client in (stranger, client_at(server, STRANGER, user.credentials)):
         answers = {
             "register": client.register_user(),
             "fetch": client.fetch_backup(),
@@ -153,21 +162,22 @@ def test_30_failures_in_5_minutes_then_nobody_at_that_address(server, user):
         }
         for name, answer in answers.items():
             assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "290"), name
-            assert ("RateLimit-Policy" in answer.headers) == (name in ("store", "change")), name
+            assert answer.headers.get("RateLimit-Policy") == POLICIES.get(name), name
+            assert "RateLimit" not in answer.headers
     assert user.fetch_backup().status_code == 200  # another address is not affected
 
     server.move_clock(289)
-    answer = neighbour.list_backup_versions()
+    answer = neighbour().list_backup_versions()
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
     server.move_clock(1)
-    assert neighbour.list_backup_versions().status_code == 200
+    assert neighbour().list_backup_versions().status_code == 200
     fail(stranger)  # one failure has left the window, so the server compares one more, and not a second one
-    answer = neighbour.list_backup_versions()
+    answer = neighbour().list_backup_versions()
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
     server.move_clock(10)
     for _ in range(29):
-        fail(stranger)
-    assert outcome(neighbour.list_backup_versions()) == "429 rate_limited"
+        fail(client_at(server, STRANGER))  # another name each time, because a name has a limit of its own
+    assert outcome(neighbour().list_backup_versions()) == "429 rate_limited"
 
 
 @pytest.mark.requirement("address.failures")
@@ -237,17 +247,17 @@ def test_20_accounts_created_in_an_hour_from_one_address(server, user):
     for _ in range(3):
         answer = one_more.register_user()
         assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "3000")
-    # Requests that create no account still work.
+    # A retry with the right key still works, and so does all that is no registration.
     assert created[0].register_user().status_code == 200
-    assert (
-        outcome(client_at(server, STRANGER, (user.credentials[0], "5e" * 32)).register_user()) == "409 username_taken"
-    )
     assert created[0].store_backup(b"a backup").status_code == 201
     assert created[1].delete_user().status_code == 204
-    answer = created[1].register_user()
+    taken, reserved = client_at(server, STRANGER, (user.credentials[0], "5e" * 32)), created[1]
+    for client in (taken, reserved, one_more):  # a deletion does not give back a registration
+        answer = client.register_user()
+        assert (outcome(answer), answer.headers["Retry-After"]) == ("429 rate_limited", "3000")
+    # Another address has its own limit.
+    answer = client_at(server, "127.0.0.3", reserved.credentials).register_user()
     assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", str(RESERVED))
-    # A deletion does not give back a registration. Another address has its own limit.
-    assert outcome(one_more.register_user()) == "429 rate_limited"
     assert client_at(server, "127.0.0.3").register_user().status_code == 201
 
     server.move_clock(2999)
@@ -285,6 +295,74 @@ def test_no_more_by_asking_at_once(server):
     with ThreadPoolExecutor(len(clients)) as pool:
         registered = list(pool.map(lambda client: client.register_user().status_code, clients))
         assert sorted(registered) == [201] * 20 + [429] * 20
-        clients = [client_at(server, STRANGER) for _ in range(40)]
+        clients = [client_at(server, "127.0.0.3") for _ in range(40)]
         failed = list(pool.map(lambda client: client.list_backup_versions().status_code, clients))
         assert sorted(failed) == [401] * 30 + [429] * 10
+
+
+# ---- Names that somebody tries to register -----------------------------------------------------------------
+
+
+def all_of(answer) -> tuple:
+    """Return everything that an answer tells, without what is different in each: its time and its id."""
+    headers = sorted((name, value) for name, value in answer.headers.items() if name not in ("Date", "X-Request-Id"))
+    return answer.status_code, headers, answer.content
+
+
+def names(server, user) -> dict:
+    """Return credentials that are not right, for userIds that are taken, reserved and free."""
+    deleted = server.client()
+    assert deleted.register_user().status_code == 201
+    assert deleted.delete_user().status_code == 204
+    return {
+        "taken": (user.credentials[0], "5e" * 32),
+        "reserved": (deleted.credentials[0], "5e" * 32),
+        "reserved, with its last key": deleted.credentials,
+        "free": (token_hex(32), "5e" * 32),
+    }
+
+
+@pytest.mark.requirement("address.silent", "address.registrations")
+def test_2005_names_tried_past_the_limit_tell_nothing(start_server):
+    server = start_server(frozen=FROZEN, REGISTRATIONS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=1_000_000)
+    tried = names(server, with_two_versions(server.client()))
+    stranger = client_at(server, STRANGER)
+    for _ in range(2):
+        assert client_at(server, STRANGER).register_user().status_code == 201
+    answers = set()
+    for credentials in [*tried.values(), *((token_hex(32), "5e" * 32) for _ in range(2001))]:
+        client = server.client(credentials, session=stranger.session)
+        answers.add(str(all_of(client.register_user())))
+    assert len(answers) == 1
+    assert '"code":"rate_limited"' in answers.pop()
+
+
+@pytest.mark.requirement("address.silent", "address.registrations", "address.failures")
+def test_names_of_any_kind_count_alike(start_server):
+    """The same name is tried until its address is limited, and longer. Each kind of name gets the same answers."""
+    server = start_server(frozen=FROZEN, REGISTRATIONS_PER_HOUR=2, FAILED_CREDENTIALS_PER_5_MINUTES=6)
+    told = {}
+    for number, (kind, credentials) in enumerate(names(server, with_two_versions(server.client())).items()):
+        address = f"127.0.1.{number}"
+        for _ in range(2):
+            assert client_at(server, address).register_user().status_code == 201
+        answers = [all_of(client_at(server, address, credentials).register_user()) for _ in range(8)]
+        answers.append(all_of(client_at(server, address, credentials).list_backup_versions()))
+        told[kind] = answers
+        assert {status for status, _, _ in answers} == {429}
+    assert told["taken"] == told["reserved"] == told["reserved, with its last key"] == told["free"]
+
+
+@pytest.mark.requirement("address.retry-after", "address.registrations", "header.Retry-After")
+def test_retry_after_of_a_registration_that_uses_up_the_failures(start_server):
+    """Each 429 counts as a failure. So it may be the address that has to wait longest, then."""
+    server = start_server(frozen=FROZEN, REGISTRATIONS_PER_HOUR=1, FAILED_CREDENTIALS_PER_5_MINUTES=2)
+    assert client_at(server, STRANGER).register_user().status_code == 201
+    server.move_clock(3590)
+    one_more = client_at(server, STRANGER)
+    answers = [one_more.register_user() for _ in range(3)]
+    assert [answer.headers["Retry-After"] for answer in answers] == ["10", "300", "300"]
+    server.move_clock(299)
+    assert one_more.register_user().headers["Retry-After"] == "1"
+    server.move_clock(1)
+    assert one_more.register_user().status_code == 201

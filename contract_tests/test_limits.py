@@ -1,7 +1,7 @@
-"""New versions per account: 5 an hour and 20 a day, as exact sliding windows (openapi.yaml, "Limits").
+"""The limits of an account, as exact sliding windows (openapi.yaml, "Limits").
 
-The server's clock moves only if a test moves it, so each number is exact. A history of uploads is a list of the seconds
-at which they were made.
+New versions: 5 an hour and 20 a day. Key changes: 3 an hour and 6 a day. The server's clock moves only if a test moves
+it, so each number is exact. A history of uploads is a list of the seconds at which they were made.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,10 @@ from contract_tests.target.process import ServerProcess
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
 HOUR, DAY = 3600, 86_400
 MIDNIGHT = 15 * HOUR  # after FROZEN
+POLICIES = {  # by the method of the operation
+    "POST": '"hour";q=5;w=3600, "day";q=20;w=86400',
+    "PUT": '"key-hour";q=3;w=3600, "key-day";q=6;w=86400',
+}
 
 
 class Device:
@@ -46,8 +50,10 @@ class Device:
         for at in times:
             assert self.upload(at).status_code == 201, at
 
-    def change_key(self) -> requests.Response:
-        """Change the key, with a new version, now."""
+    def change_key(self, at: float | None = None) -> requests.Response:
+        """Try to change the key, with a new version, at this time or now."""
+        if at is not None:
+            self.server.move_clock(FROZEN + at - self.server.now())
         user_id, new_key = self.credentials[0], token_hex(32)
         response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
         if response.status_code == 200:
@@ -67,7 +73,7 @@ def device(server) -> Device:
 
 def limits(response: requests.Response) -> tuple[int, str | None, str | None]:
     """Return the status, RateLimit and Retry-After of a response."""
-    assert response.headers["RateLimit-Policy"] == '"hour";q=5;w=3600, "day";q=20;w=86400'
+    assert response.headers["RateLimit-Policy"] == POLICIES[response.request.method]
     return response.status_code, response.headers.get("RateLimit"), response.headers.get("Retry-After")
 
 
@@ -204,24 +210,87 @@ def test_a_stale_base_is_told_before_the_limit(device):
     assert device.client.store_backup(b"stale", "0" * 64).status_code == 409
 
 
-@pytest.mark.requirement("limits.hour", "changeStorageKey.429", "key.both", "header.RateLimit")
-def test_a_changed_key_counts(device):
-    assert limits(device.change_key()) == (200, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
-    device.uploads([10])
-    assert limits(device.change_key()) == (200, '"hour";r=2;t=3590, "day";r=17;t=86390', None)
-    device.uploads([20, 30])
-    assert limits(device.change_key()) == (429, '"hour";r=0;t=3570, "day";r=15;t=86370', "3570")
-    assert device.client.list_backup_versions().json()["versions"][0]["keyVersion"] == 3  # nothing has changed
-    assert device.upload(40).status_code == 429
-    device.server.move_clock(HOUR - 40)
-    assert device.change_key().status_code == 200
+# ---- Changes of the key ------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement(
+    "limits.key-hour",
+    "limits.sliding",
+    "limits.remaining",
+    "limits.policy",
+    "limits.retry-after",
+    "changeStorageKey.429",
+    "key.both",
+    "header.RateLimit",
+    "header.RateLimit-Policy",
+)
+def test_3_key_changes_an_hour(device):
+    assert limits(device.change_key(0)) == (200, '"key-hour";r=2;t=3600, "key-day";r=5;t=86400', None)
+    assert limits(device.change_key(10)) == (200, '"key-hour";r=1;t=3590, "key-day";r=4;t=86390', None)
+    assert limits(device.change_key(20)) == (200, '"key-hour";r=0;t=3580, "key-day";r=3;t=86380', None)
+    assert limits(device.change_key(30)) == (429, '"key-hour";r=0;t=3570, "key-day";r=3;t=86370', "3570")
+    assert device.client.list_backup_versions().json()["versions"][0]["keyVersion"] == 4  # nothing has changed
+    assert limits(device.change_key(3599)) == (429, '"key-hour";r=0;t=1, "key-day";r=3;t=82801', "1")
+    assert limits(device.change_key(3600)) == (200, '"key-hour";r=0;t=10, "key-day";r=2;t=82800', None)
+    assert limits(device.change_key(3601)) == (429, '"key-hour";r=0;t=9, "key-day";r=2;t=82799', "9")
+
+
+@pytest.mark.requirement("limits.key-day", "limits.sliding", "limits.remaining", "limits.retry-after")
+def test_6_key_changes_a_day(device):
+    for hour in range(6):
+        assert device.change_key(hour * HOUR).status_code == 200
+    assert limits(device.change_key(6 * HOUR)) == (429, '"key-hour";r=3, "key-day";r=0;t=64800', "64800")
+    assert limits(device.change_key(DAY - 1)) == (429, '"key-hour";r=3, "key-day";r=0;t=1', "1")
+    assert limits(device.change_key(DAY)) == (200, '"key-hour";r=2;t=3600, "key-day";r=0;t=3600', None)
+    assert limits(device.change_key(DAY + 1)) == (429, '"key-hour";r=2;t=3599, "key-day";r=0;t=3599', "3599")
+
+
+@pytest.mark.requirement("limits.key-own", "limits.hour", "limits.policy", "key.emergency")
+def test_uploads_do_not_stop_a_change_of_the_key(device):
+    """A thief may upload as often as an account may. The owner still changes the password at once."""
+    device.uploads([0] * 5)
+    assert device.upload(1).status_code == 429
+    assert limits(device.change_key(1)) == (200, '"key-hour";r=2;t=3600, "key-day";r=5;t=86400', None)
+    device.uploads(hour * HOUR for hour in range(2, 17))
+    assert device.upload(17 * HOUR).status_code == 429  # 20 a day
+    assert limits(device.change_key(17 * HOUR)) == (200, '"key-hour";r=2;t=3600, "key-day";r=4;t=25201', None)
+
+
+@pytest.mark.requirement("limits.key-own", "limits.key-hour", "limits.policy")
+def test_changes_of_the_key_do_not_stop_uploads(device):
+    for at in range(3):
+        assert device.change_key(at).status_code == 200
+    assert device.change_key(3).status_code == 429
+    assert limits(device.upload(3)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    device.uploads([4, 5, 6, 7])
+    assert limits(device.upload(8)) == (429, '"hour";r=0;t=3595, "day";r=15;t=86395', "3595")
+    assert limits(device.change_key(8)) == (429, '"key-hour";r=0;t=3592, "key-day";r=3;t=86392', "3592")
+
+
+@pytest.mark.requirement("limits.free", "limits.key-hour", "limits.key-own")
+def test_refused_changes_of_the_key_do_not_count(device):
+    device.uploads([0])
+    for number in range(10):
+        stale = device.client.change_storage_key(f"{number:064x}", b"stale", "0" * 64)
+        assert stale.status_code == 409
+    for at in range(1, 4):
+        assert device.change_key(at).status_code == 200
+    for at in range(4, 14):
+        assert device.change_key(at).status_code == 429
+    assert device.change_key(HOUR + 1).status_code == 200
+
+
+# ---- Accounts and clocks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("limits.account")
 def test_each_account_has_its_own(device, server):
     device.uploads([0] * 5)
     assert device.upload(0).status_code == 429
-    Device(server).uploads([0] * 5)
+    other = Device(server)
+    other.uploads([0] * 5)
+    assert [device.change_key(0).status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert other.change_key(0).status_code == 200
 
 
 @pytest.mark.requirement("limits.sliding")
@@ -248,8 +317,12 @@ def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
 # ---- A restart ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.requirement("durability.restart", "limits.hour", "limits.day")
-def test_both_windows_survive_a_restart(device, server):
+@pytest.mark.requirement("durability.restart", "limits.hour", "limits.day", "limits.key-hour", "limits.key-own")
+def test_the_windows_survive_a_restart(device, server):
+    for _ in range(3):
+        assert device.change_key(0).status_code == 200
+    server.restart()
+    assert limits(device.change_key(0)) == (429, '"key-hour";r=0;t=3600, "key-day";r=3;t=86400', "3600")
     device.uploads(hour * HOUR for hour in range(15))
     device.uploads([15 * HOUR] * 4)
     server.restart()
@@ -271,3 +344,19 @@ def test_a_limit_lowered_by_the_operator(device, server):
     assert refused.headers["RateLimit-Policy"] == '"hour";q=2;w=3600, "day";q=20;w=86400'
     assert device.upload(HOUR + 29).status_code == 429
     assert device.upload(HOUR + 30).status_code == 201
+
+
+@pytest.mark.requirement("limits.policy", "limits.key-hour", "limits.key-day", "limits.retry-after")
+def test_limits_on_key_changes_set_by_the_operator(start_server):
+    device = Device(start_server(frozen=FROZEN, KEY_CHANGES_PER_HOUR=1, KEY_CHANGES_PER_DAY=2))
+    changes = [device.change_key(at) for at in (0, 1, HOUR, 2 * HOUR)]
+    assert {change.headers["RateLimit-Policy"] for change in changes} == {
+        '"key-hour";q=1;w=3600, "key-day";q=2;w=86400'
+    }
+    assert [(change.status_code, change.headers.get("Retry-After")) for change in changes] == [
+        (200, None),
+        (429, "3599"),
+        (200, None),
+        (429, "79200"),
+    ]
+    assert changes[3].headers["RateLimit"] == '"key-hour";r=1, "key-day";r=0;t=79200'

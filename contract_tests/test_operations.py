@@ -12,7 +12,7 @@ import yaml
 
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.target import openapi, raw
-from contract_tests.target.calls import outcome, sha256, stats
+from contract_tests.target.calls import FromAddress, outcome, sha256, stats
 from contract_tests.target.openapi import RESERVED
 from contract_tests.target.target import RAISED_LIMITS
 
@@ -216,7 +216,7 @@ def test_a_key_change_has_no_retry_by_equal_bytes(target, new_user):
 
 
 @pytest.mark.requirement("delete.reserved", "delete.fresh", "delete.all", "registerUser.409", "header.Retry-After")
-def test_a_deleted_user_may_register_after_601_seconds(start_server):
+def test_a_deleted_user_may_register_after_901_seconds(start_server):
     server = start_server(frozen=1_800_000_000)
     credentials = (secrets.token_hex(32), secrets.token_hex(32))
     client = server.client(credentials)
@@ -289,6 +289,25 @@ def test_receipts(target, new_user):
         fetched = client.fetch_backup_version(receipt["version"])
         assert fetched.json() == {**receipt, "data": base64.b64encode(blob).decode()}
         assert fetched.headers["ETag"] == f'"{receipt["version"]}-{sha256(blob)}"'
+
+
+@pytest.mark.requirement("header.Location", "storeBackup.201", "storeBackup.200", "changeStorageKey.200")
+def test_where_a_new_version_is(target, new_user):
+    """Location names the version that was stored, and nothing else carries it."""
+    user_id, new_key = secrets.token_hex(32), secrets.token_hex(32)
+    client = new_user((user_id, secrets.token_hex(32)))
+    for version, (blob, base) in enumerate([(A, None), (B, sha256(A)), (C, sha256(B))], start=1):
+        stored = client.store_backup(blob, base)
+        assert stored.headers["Location"] == f"/api/backup/versions/{version}"
+        fetched = client.request("GET", stored.headers["Location"])
+        assert fetched.json()["version"] == version
+        assert backup_bytes(fetched) == blob
+        others = [client.store_backup(blob, base), client.store_backup(b"stale"), client.fetch_backup()]
+        assert not [answer for answer in others if "Location" in answer.headers]
+    changed = client.change_storage_key(new_key, A, sha256(C))
+    assert outcome(changed) == "200"
+    assert "Location" not in changed.headers
+    target.client((user_id, new_key))
 
 
 @pytest.mark.requirement("base.current", "storeBackup.409", "changeStorageKey.409")
@@ -438,26 +457,34 @@ def test_a_retry_shows_an_empty_window_without_t(start_server):
 
 
 @pytest.mark.requirement(
-    "limits.policy", "limits.hour", "limits.day", "changeStorageKey.429", "header.RateLimit", "header.RateLimit-Policy"
+    *("limits.policy", "limits.hour", "limits.day", "limits.key-hour", "limits.key-day", "limits.key-own"),
+    *("changeStorageKey.429", "header.RateLimit", "header.RateLimit-Policy"),
 )
-def test_the_limits_in_force_are_told_and_hold_for_key_changes(start_server):
-    server = start_server(frozen=1_800_000_000, BACKUPS_PER_HOUR=2, BACKUPS_PER_DAY=3)
+def test_the_limits_in_force_are_told_and_are_those_of_the_operation(start_server):
+    limits = {"BACKUPS_PER_HOUR": 2, "BACKUPS_PER_DAY": 3, "KEY_CHANGES_PER_HOUR": 1, "KEY_CHANGES_PER_DAY": 2}
+    server = start_server(frozen=1_800_000_000, **limits)
     user_id, *keys = (secrets.token_hex(32) for _ in range(5))
     client = server.client((user_id, keys[0]))
     client.register_user()
-    client.store_backup(A)
+    stored = client.store_backup(A)
+    assert stored.headers["RateLimit-Policy"] == '"hour";q=2;w=3600, "day";q=3;w=86400'
+    assert stored.headers["RateLimit"] == '"hour";r=1;t=3600, "day";r=2;t=86400'
     changed = client.change_storage_key(keys[1], B, sha256(A))
-    assert changed.headers["RateLimit-Policy"] == '"hour";q=2;w=3600, "day";q=3;w=86400'
-    assert changed.headers["RateLimit"] == '"hour";r=0;t=3600, "day";r=1;t=86400'
+    assert changed.headers["RateLimit-Policy"] == '"key-hour";q=1;w=3600, "key-day";q=2;w=86400'
+    assert changed.headers["RateLimit"] == '"key-hour";r=0;t=3600, "key-day";r=1;t=86400'
     client = server.client((user_id, keys[1]))
     refused = client.change_storage_key(keys[2], C, sha256(B))
     assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "3600")
     server.move_clock(3600)
     assert outcome(client.change_storage_key(keys[2], C, sha256(B))) == "200"
     server.move_clock(3600)
-    refused = server.client((user_id, keys[2])).store_backup(A, sha256(C))
+    client = server.client((user_id, keys[2]))
+    refused = client.change_storage_key(keys[3], A, sha256(C))
     assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", str(86400 - 7200))
-    assert refused.headers["RateLimit"] == '"hour";r=2, "day";r=0;t=79200'
+    assert refused.headers["RateLimit"] == '"key-hour";r=1, "key-day";r=0;t=79200'
+    assert refused.headers["RateLimit-Policy"] == '"key-hour";q=1;w=3600, "key-day";q=2;w=86400'
+    stored = client.store_backup(A, sha256(C))
+    assert (outcome(stored), stored.headers["RateLimit"]) == ("201", '"hour";r=1;t=3600, "day";r=1;t=79200')
 
 
 @pytest.mark.requirement("address.registrations", "address.retry-after", "registerUser.429")
@@ -469,7 +496,7 @@ def test_registrations_from_one_address(start_server):
         server.move_clock(1)
     refused = clients[20].register_user()
     assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "3580")
-    # Only a registration that would create an account is refused.
+    # A retry is not refused, nor is anything but a registration.
     assert outcome(clients[0].register_user()) == "200"
     assert outcome(clients[0].store_backup(A)) == "201"
     server.move_clock(3579)
@@ -483,7 +510,9 @@ def test_failed_credentials_from_one_address(start_server):
     server = start_server(frozen=1_800_000_000)
     user_id = secrets.token_hex(32)
     client = server.client((user_id, secrets.token_hex(32)))
+    client.session.mount("http://", FromAddress("127.0.0.2"))
     run(client, [("register_user", "201"), ("store_backup", A, "201")])
+    client = server.client(client.credentials)  # from an address that is not known
     stranger = server.client((user_id, secrets.token_hex(32)))
     malformed = server.client((user_id.upper(), secrets.token_hex(32)))
     for call, wants in [
@@ -510,7 +539,14 @@ def test_failed_credentials_from_one_address(start_server):
 @pytest.mark.public
 def test_health(target):
     health = target.client().get_health().json()
-    assert (health["status"], health["version"]) == ("ok", openapi.SPEC["info"]["version"])
+    assert health["version"] == openapi.SPEC["info"]["version"]
+    assert health["status"] == ("degraded" if health.get("degraded") else "ok")
+    assert "degraded" not in health or health["status"] == "degraded"
+
+
+@pytest.mark.requirement("getHealth.200")
+def test_a_server_without_a_fault_is_ok(start_server):
+    assert start_server().client().get_health().json()["status"] == "ok"
 
 
 @pytest.mark.requirement("getOpenapiYaml.200", "getOpenapiJson.200", "document.same")

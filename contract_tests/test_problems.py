@@ -126,6 +126,15 @@ NOT_THE_MEDIA_TYPE = {
     "a multipart form": {"Content-Type": f"multipart/form-data; boundary={MARK}"},
     "a wild card": {"Content-Type": "*/*"},
     "two": {"Content-Type": "application/json, text/plain"},
+    "another charset": {"Content-Type": "application/json; charset=iso-8859-1"},
+    "a charset without a value": {"Content-Type": "application/json; charset="},
+    "a charset in single quotes": {"Content-Type": "application/json; charset='utf-8'"},
+    "a charset with one quote": {"Content-Type": 'application/json; charset="utf-8'},
+    "a space in a parameter": {"Content-Type": "application/json; charset =utf-8"},
+    "another parameter": {"Content-Type": "application/json; profile=x"},
+    "another parameter, too": {"Content-Type": "application/json; charset=utf-8; profile=x"},
+    "parameters without a type": {"Content-Type": "; charset=utf-8"},
+    "a comma for a semicolon": {"Content-Type": "application/json, charset=utf-8"},
     "gzip named": {**JSON, "Content-Encoding": "gzip"},
     "br": {**JSON, "Content-Encoding": "br"},
     "gzip after identity": {**JSON, "Content-Encoding": "identity, gzip"},
@@ -244,7 +253,7 @@ def test_other_bodies_that_are_no_key_change(user, body):
     refuses(user, "422 validation_failed", "PUT", "/api/user/storage-key", body)
 
 
-@pytest.mark.requirement("{operation}.415", "http.media-type", "problem.unchanged")
+@pytest.mark.requirement("{operation}.415", "http.media-type", "http.media-type-form", "problem.unchanged")
 @pytest.mark.parametrize("headers", NOT_THE_MEDIA_TYPE.values(), ids=NOT_THE_MEDIA_TYPE)
 @pytest.mark.parametrize(
     ("operation", "method", "path", "body"),
@@ -263,7 +272,7 @@ def test_gzip(user):
     refuses(user, "415 unsupported_media_type", "POST", "/api/backup", gzip.compress(upload()), headers)
 
 
-@pytest.mark.requirement("storeBackup.201", "http.media-type")
+@pytest.mark.requirement("storeBackup.201", "http.media-type", "http.media-type-form")
 @pytest.mark.parametrize(
     "content_type",
     [
@@ -271,6 +280,14 @@ def test_gzip(user):
         "Application/JSON",
         "application/json; charset=utf-8",
         "application/json ;charset=UTF-8",
+        'application/json;charset="utf-8"',
+        'APPLICATION/json;  CHARSET="Utf-8"',
+        "application/json;",
+        "application/json; ",
+        "application/json;;",
+        "application/json; charset=utf-8;",
+        "application/json; ; charset=utf-8 ; ;",
+        "application/json\t;\tcharset=utf-8",
     ],
 )
 def test_what_is_plain_json(user, content_type):
@@ -306,6 +323,23 @@ def test_json_may_be_written_in_many_ways(user, body):
 )
 def test_a_body_where_none_belongs(user, operation, method, path, body):
     refuses(user, "400 malformed_request", method, path, body)
+
+
+@pytest.mark.requirement("http.no-body", "order.answers", "problem.unchanged")
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/api/register"), ("GET", "/api/backup"), ("DELETE", "/api/user")]
+)
+@pytest.mark.parametrize("line", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+def test_a_needless_body_that_nobody_signed(target, new_user, method, path, line):
+    """The head tells of it, so it comes before the digest."""
+    credentials = secrets.token_hex(32), secrets.token_hex(32)
+    user = new_user(credentials)
+    user.store_backup(LATEST)
+    before = state(user)
+    headers = (*raw.signed(target, credentials, method, path), line)
+    body = b"1\r\nx\r\n0\r\n\r\n" if "chunked" in line else b"x"
+    assert outcome(raw.send(target, raw.request(method, path, headers=headers) + body)) == "400 malformed_request"
+    assert state(user) == before
 
 
 @pytest.mark.requirement("{operation}.400", "http.no-body")
@@ -346,11 +380,12 @@ def test_another_body_than_the_signed_one(target, new_user, operation, method, p
     user = new_user(credentials)
     user.store_backup(LATEST)
     before = state(user)
+    wants = "400 digest_mismatch" if body else "400 malformed_request"  # where no body belongs, the head tells more
     for other in (body + b" ", body[:-1] + b"\n" if body else b"{}", body[:-1] if body else b"x"):
         headers = ("Content-Type: application/json", *raw.signed(target, credentials, method, path, body))
-        assert outcome(raw.send(target, raw.request(method, path, other, headers))) == "400 digest_mismatch"
+        assert outcome(raw.send(target, raw.request(method, path, other, headers))) == wants
     for signed_body in (b"{}", b" ", b"\0"):  # these bodies are signed, and none is sent
-        headers = raw.signed(target, credentials, method, path, signed_body)
+        headers = ("Content-Type: application/json", *raw.signed(target, credentials, method, path, signed_body))
         assert outcome(raw.send(target, raw.request(method, path, headers=headers))) == "400 digest_mismatch"
     assert state(user) == before
 

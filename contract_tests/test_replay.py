@@ -229,6 +229,7 @@ def test_replays_as_late_as_a_signature_lives(server):
         for name, exchange in captured.items():
             replay_changes_nothing(user, exchange, answers[name])
 
+    server.move_clock(RESERVED - 1 - 2 * SKEW)
     answer = user.client().register_user()  # the last second of the reserved name
     assert (outcome(answer), answer.headers["Retry-After"]) == (DELETED, "1")
     server.move_clock(1)
@@ -347,15 +348,137 @@ def test_what_is_signed_afresh_may_come_back(server):
     user.store(b"B", b"A")
 
 
-@pytest.mark.requirement("base.latest", "storeBackup.201")
-def test_a_refused_upload_may_be_repeated_as_it_is(target):
-    """A signature is spent only if a version was stored under it."""
+# ---- Uploads that were refused -----------------------------------------------------------------------------
+
+
+def refused_for_its_base(user: User) -> requests.Response:
+    """The base of the upload is not stored yet. Afterwards it is."""
+    captured = user.device.store_backup(b"B", sha256(b"A"))
+    assert outcome(captured) == "409 version_conflict"
+    user.store(b"A")
+    return captured
+
+
+def change_refused_for_its_base(user: User) -> requests.Response:
+    captured = user.device.change_storage_key(token_hex(32), b"B", sha256(b"A"))
+    assert outcome(captured) == "409 version_conflict"
+    user.store(b"A")
+    return captured
+
+
+REFUSED_ON_ANY_SERVER = [refused_for_its_base, change_refused_for_its_base]
+
+
+def refused_for_space(user: User) -> requests.Response:
+    user.store(b"A")
+    user.server.fault = "storage_full"
+    captured = user.device.store_backup(b"B", sha256(b"A"))
+    user.server.fault = None
+    assert outcome(captured) == "507 storage_full"
+    return captured
+
+
+def change_refused_for_space(user: User) -> requests.Response:
+    user.store(b"A")
+    user.server.fault = "storage_full"
+    captured = user.device.change_storage_key(token_hex(32), b"B", sha256(b"A"))
+    user.server.fault = None
+    assert outcome(captured) == "507 storage_full"
+    return captured
+
+
+def refused_for_the_limit(user: User) -> requests.Response:
+    for number in range(5):
+        user.store(b"%d" % number, b"%d" % (number - 1) if number else None)
+    user.server.move_clock(3599)
+    captured = user.device.store_backup(b"B", sha256(b"4"))
+    assert outcome(captured) == "429 rate_limited"
+    user.server.move_clock(1)
+    return captured
+
+
+def change_refused_for_the_limit(user: User) -> requests.Response:
+    for number in range(3):
+        user.change_key(b"%d" % number, b"%d" % (number - 1) if number else None)
+    user.server.move_clock(3599)
+    captured = user.device.change_storage_key(token_hex(32), b"B", sha256(b"2"))
+    assert outcome(captured) == "429 rate_limited"
+    user.server.move_clock(1)
+    return captured
+
+
+REFUSED = [
+    *REFUSED_ON_ANY_SERVER,
+    *(refused_for_space, change_refused_for_space, refused_for_the_limit, change_refused_for_the_limit),
+]
+
+
+@pytest.mark.requirement("replay.refused")
+@pytest.mark.parametrize("refused", REFUSED_ON_ANY_SERVER, ids=lambda f: f.__name__)
+def test_a_refused_upload_stores_nothing_later_on_any_server(target, refused):
     user = User(target)
     user.register()
-    captured = user.device.store_backup(b"B", sha256(b"A"))
-    assert captured.status_code == 409
-    user.store(b"A")
-    assert replay(target, captured) == "201"
+    replay_changes_nothing(user, refused(user), STALE)
+
+
+@pytest.mark.requirement("replay.refused", "problem.unchanged")
+@pytest.mark.parametrize("drift", [0, SKEW])
+def test_a_refused_upload_stores_nothing_later(server, drift):
+    for refused in REFUSED:
+        user = User(server, drift)
+        user.register()
+        refused_at = server.now()
+        captured = refused(user)
+        if "limit" in refused.__name__:  # a second passed until the limit allows it
+            refused_at = server.now() - 1
+        replay_changes_nothing(user, captured, STALE)
+        server.move_clock(refused_at + SKEW + drift - server.now())  # the last second in which it is accepted
+        replay_changes_nothing(user, captured, STALE)
+        server.move_clock(1)
+        replay_changes_nothing(user, captured, EXPIRED)
+
+
+@pytest.mark.requirement("replay.refused", "storeBackup.201")
+def test_what_was_refused_and_is_signed_afresh_is_stored(server):
+    user = User(server)
+    user.register()
+    refused_for_its_base(user)
+    server.move_clock(1)
+    user.store(b"B", b"A")
+
+
+@pytest.mark.requirement("replay.refused", "retry.first", "retry.receipt")
+def test_a_refused_upload_of_what_is_the_latest_version_now_is_a_retry(server):
+    user = User(server)
+    user.register()
+    captured = refused_for_its_base(user)
+    server.move_clock(1)
+    user.store(b"B", b"A")
+    replay_changes_nothing(user, captured, RETRY)
+    user.store(b"A", b"B")
+    replay_changes_nothing(user, captured, STALE)  # the base fits again
+
+
+@pytest.mark.requirement("replay.refused")
+def test_20_refused_uploads_of_an_account_are_remembered(server):
+    users = [User(server), User(server)]
+    for user in users:
+        user.register()
+    captured = [user.device.store_backup(b"B %d" % number, sha256(b"A")) for number in range(20) for user in users]
+    for user in users:
+        user.store(b"A")
+    before = [user.state() for user in users]
+    assert {replay(server, exchange) for exchange in captured} == {STALE}
+    assert [user.state() for user in users] == before
+
+
+@pytest.mark.requirement("replay.refused", "base.current")
+def test_a_refused_upload_names_the_version_there_is(target):
+    user = User(target)
+    user.register()
+    request = refused_for_its_base(user).request
+    answer = target.client().session.send(request, timeout=30)
+    assert (answer.status_code, answer.json()["currentVersion"]) == (409, 1)
 
 
 # ---- A clock that jumps ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ any valid signature would accept them all.
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from http_message_signatures.resolvers import MappingKeyResolver
 from urllib3 import HTTPHeaderDict
 
 from clients.python import backup_client as reference
+from contract_tests.target import raw
 from contract_tests.target.calls import outcome, sha256
 from contract_tests.target.openapi import OPERATIONS
 
@@ -28,7 +30,9 @@ FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
 LIST = "/api/backup/versions"
 HEADERS = ("Authorization", "Content-Digest", "Signature-Input", "Signature")
 COMPONENTS = '"@method" "@path" "authorization" "content-digest"'
-PARAMETERS = ';created={created};keyid="{keyid}";alg="hmac-sha256"'
+CREATED, KEYID, ALG = ";created={created}", ';keyid="{keyid}"', ';alg="hmac-sha256"'
+PARAMETERS = CREATED + KEYID + ALG
+ORDERS = ["".join(parameters) for parameters in itertools.permutations((CREATED, KEYID, ALG))]
 
 DATA = base64.b64encode(b"an encrypted log").decode()
 SHA256 = sha256(b"an encrypted log")
@@ -145,6 +149,28 @@ def test_the_profile_is_accepted(user):
     assert user.send(user.proof()).status_code == 200
 
 
+@pytest.mark.public
+@pytest.mark.requirement("signature.order")
+@pytest.mark.parametrize("parameters", ORDERS)
+def test_any_order_of_the_parameters_is_accepted(user, target, parameters):
+    answer = user.send(user.proof(parameters=parameters))
+    assert outcome(answer) == ("401 credentials_invalid" if target.is_public else "200")
+
+
+@pytest.mark.requirement("signature.order", "signature.whole")
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_any_order_is_accepted_on_each_operation_and_no_other_order_than_the_signed_one(target, operation):
+    method, path, body, status = REQUESTS[operation]
+    for parameters in (ORDERS[-1], ORDERS[1]):
+        user = registered(target)
+        assert user.client.store_backup(b"an encrypted log").status_code == 201
+        headers = user.proof(method, path, body, parameters=parameters)
+        other = user.proof(method, path, body)["Signature-Input"]
+        assert_refused(user.send(headers | {"Signature-Input": other}, method, path, body), "signature_invalid")
+        assert user.send(headers, method, path, body).status_code == status
+        target.client((user.client.credentials[0], NEW_KEY))
+
+
 OTHER_PROFILES = {
     "no component": {"components": ""},
     "without @method": {"components": '"@path" "authorization" "content-digest"'},
@@ -162,8 +188,16 @@ OTHER_PROFILES = {
     "without created": {"parameters": ';keyid="{keyid}";alg="hmac-sha256"'},
     "without keyid": {"parameters": ';created={created};alg="hmac-sha256"'},
     "without alg": {"parameters": ';created={created};keyid="{keyid}"'},
-    "another order of parameters": {"parameters": ';created={created};alg="hmac-sha256";keyid="{keyid}"'},
     "created twice": {"parameters": ";created=1" + PARAMETERS},
+    "created twice, at the end": {"parameters": PARAMETERS + CREATED},
+    "keyid twice": {"parameters": CREATED + KEYID + ALG + KEYID},
+    "alg twice": {"parameters": ALG + PARAMETERS},
+    "created for keyid": {"parameters": CREATED + ALG + CREATED},
+    "a fourth parameter in front": {"parameters": ';nonce="1"' + PARAMETERS},
+    "a fourth parameter in the middle": {"parameters": ALG + ';nonce="1"' + CREATED + KEYID},
+    "a parameter without a value": {"parameters": PARAMETERS + ";app"},
+    "a parameter in capitals": {"parameters": ';Created={created};keyid="{keyid}";alg="hmac-sha256"'},
+    "a space between parameters": {"parameters": PARAMETERS.replace(";keyid", "; keyid")},
     "expires": {"parameters": PARAMETERS + ";expires=9999999999"},
     "a nonce": {"parameters": PARAMETERS + ';nonce="1"'},
     "a tag": {"parameters": PARAMETERS + ';tag="app"'},
@@ -214,6 +248,19 @@ def test_no_other_profile_is(user, other):
     if not headers["Signature-Input"].isascii():  # how HTTP/1.1 carries UTF-8
         headers["Signature-Input"] = headers["Signature-Input"].encode().decode("latin-1")
     assert_refused(user.send(headers), "signature_invalid")
+
+
+@pytest.mark.public
+@pytest.mark.requirement("signature.profile")
+@pytest.mark.parametrize("order", ORDERS)
+def test_whatever_the_order_is_each_parameter_is_there_once(user, order):
+    """Leave out each parameter, send each twice, and add another one at each place."""
+    parts = [f";{part}" for part in order.split(";")[1:]]
+    others = [[*parts[:at], *parts[at + 1 :]] for at in range(3)]
+    others += [[*parts, part] for part in parts]
+    others += [[*parts[:at], ';nonce="1"', *parts[at:]] for at in range(4)]
+    for other in others:
+        assert_refused(user.send(user.proof(parameters="".join(other))), "signature_invalid")
 
 
 ALGORITHMS = {  # the algorithm that is really used; alg always says hmac-sha256
@@ -302,6 +349,58 @@ def test_a_malformed_header(user, name, change):
     else:
         headers[name] = change(headers[name])
     assert_refused(user.send(headers), "signature_invalid")
+
+
+def with_header(name: str, change):
+    """Return a function from (right headers, user) to the headers with one header changed."""
+    return lambda headers, user: headers | {name: change(headers[name])}
+
+
+FAULTS = {  # how to miss a rule, and a word that names it
+    "a header with two values": (with_header("Signature", lambda value: f"{value}, {value}"), "once"),
+    "Authorization with two values": (with_header("Authorization", lambda value: f"{value}, {value}"), "once"),
+    "the label": (lambda headers, user: user.proof(label="sig1"), "label"),
+    "a second signature": (with_header("Signature", lambda value: f"{value}, {value.replace('app', 'sig2')}"), "label"),
+    "the label of Signature alone": (with_header("Signature", replaced("app=", "sig1=")), "label"),
+    "no component": (lambda headers, user: user.proof(components=""), "components"),
+    "other components": (lambda headers, user: user.proof(components=COMPONENTS + ' "host"'), "components"),
+    "a missing parameter": (lambda headers, user: user.proof(parameters=CREATED + KEYID), "parameters"),
+    "an unknown parameter": (lambda headers, user: user.proof(parameters=PARAMETERS + ";expires=9"), "parameters"),
+    "a parameter twice": (lambda headers, user: user.proof(parameters=PARAMETERS + ALG), "parameters"),
+    "created as a string": (with_header("Signature-Input", replaced("created=", 'created="1"')), "spelled"),
+    "another alg": (with_header("Signature-Input", replaced("sha256", "sha512")), "spelled"),
+    "another spelling of the list": (
+        lambda headers, user: user.proof(components=COMPONENTS.replace(" ", "  ")),
+        "spelled",
+    ),
+    "no list": (with_header("Signature-Input", replaced("(", "")), "spelled"),
+    "half a MAC": (with_header("Signature", lambda value: value[:20] + ":"), "spelled"),
+    "a MAC in a string": (with_header("Signature", replaced(":", '"')), "spelled"),
+    "another digest": (with_header("Content-Digest", replaced("sha-256", "sha-512")), "spelled"),
+    "an unknown keyid": (lambda headers, user: user.proof(keyid="app-of-nobody"), "keyid"),
+    "the MAC": (lambda headers, user: user.proof(secret="wrong"), "mac"),
+}
+
+
+@pytest.mark.public
+@pytest.mark.requirement("signature.detail")
+@pytest.mark.parametrize(("spoil", "word"), FAULTS.values(), ids=FAULTS)
+def test_the_detail_names_the_rule_that_was_missed(user, spoil, word):
+    headers = user.proof()
+    answer = user.send(spoil(headers, user))
+    assert_refused(answer, "signature_invalid")
+    assert word in answer.json()["detail"].lower()
+    assert headers["Authorization"][-20:] not in answer.text
+
+
+@pytest.mark.public
+@pytest.mark.requirement("signature.detail")
+def test_each_rule_has_a_detail_of_its_own(user):
+    details = {}
+    for spoil, word in FAULTS.values():
+        details.setdefault(word, set()).add(user.send(spoil(user.proof(), user)).json()["detail"])
+    assert all(len(texts) == 1 for texts in details.values()), details
+    assert len(set().union(*details.values())) == len(details)
 
 
 @pytest.mark.public
@@ -404,8 +503,8 @@ def test_a_signature_is_for_one_body(user):
 @pytest.mark.parametrize("operation", REQUESTS)
 def test_the_digest_of_a_body_that_is_not_sent(user, operation):
     method, path, body, _ = REQUESTS[operation]
-    response = user.send(user.proof(method, path, body or b"{}"), method, path)
-    assert outcome(response) == "400 digest_mismatch"
+    headers = user.proof(method, path, body or b"{}") | ({"Content-Type": "application/json"} if body else {})
+    assert outcome(user.send(headers, method, path)) == "400 digest_mismatch"
 
 
 @pytest.mark.requirement("signature.path", "version.canonical")
@@ -423,12 +522,13 @@ def test_no_query_on_a_signed_operation(user):
 
 
 @pytest.mark.requirement("digest.mismatch", "order.answers")
-def test_a_mismatch_is_told_only_under_a_right_signature_and_before_the_credentials(user, target):
+def test_a_mismatch_is_told_only_under_right_proofs(user, target):
     wrong_body = ("POST", "/api/backup", UPLOAD + b" ")
     headers = user.proof("POST", "/api/backup", UPLOAD, secret="wrong")
     assert_refused(user.send(headers, *wrong_body), "signature_invalid")
     stranger = User(target.client())
-    response = stranger.send(stranger.proof("POST", "/api/backup", UPLOAD), *wrong_body)
+    assert_refused(stranger.send(stranger.proof("POST", "/api/backup", UPLOAD), *wrong_body), "credentials_invalid")
+    response = user.send(user.proof("POST", "/api/backup", UPLOAD), *wrong_body)
     assert outcome(response) == "400 digest_mismatch"
 
 
@@ -484,6 +584,27 @@ def test_an_expiry_is_told_before_a_wrong_body_and_wrong_credentials(start_serve
     assert_refused(user.send(headers, "POST", "/api/backup", UPLOAD + b" "), "signature_expired")
 
 
+@pytest.mark.requirement("signature.arrival", "signature.window")
+@pytest.mark.parametrize(
+    ("created", "wants"),
+    [(-300, "201"), (-301, "401 signature_expired"), (300, "201"), (301, "401 signature_expired")],
+)
+def test_created_is_compared_when_the_head_has_arrived(start_server, created, wants):
+    """The body comes 200 seconds after the head."""
+    server = start_server(frozen=FROZEN)
+    user = registered(server)
+    lines = [
+        f"{name}: {value}"
+        for name, value in user.proof("POST", "/api/backup", UPLOAD, created=FROZEN + created).items()
+    ]
+    lines += ["Content-Type: application/json", f"Content-Length: {len(UPLOAD)}", "Expect: 100-continue"]
+    head = raw.request("POST", "/api/backup", headers=tuple(lines))
+    _, answer = raw.expect(server, head, UPLOAD, "POST", "/api/backup", lambda: server.move_clock(200))
+    assert outcome(answer) == wants
+    if "expired" in wants:  # a phone sets its clock by what the clock says now
+        assert answer.json()["serverTime"] == int(server.now())
+
+
 @pytest.mark.requirement("signature.expired", "signature.window")
 def test_a_phone_with_a_wrong_clock_mends_it(start_server):
     server = start_server(frozen=FROZEN)
@@ -527,6 +648,39 @@ def test_each_secret_under_its_own_keyid(user, second_keyid):
     assert user.send(user.proof()).status_code == 200
     for wrong in [(keyid, first[1]), (first[0], secret), (keyid + "x", secret), (keyid.swapcase(), secret)]:
         assert_refused(user.send(user.proof(keyid=wrong[0], secret=wrong[1])), "signature_invalid")
+
+
+@pytest.mark.requirement("signature.retired", "{operation}.403")
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_an_outdated_app_is_told_to_update(retiring, operation):
+    """A retired keyid needs no right MAC, no secret, no right clock and no right credentials."""
+    method, path, body, status = REQUESTS[operation]
+    user = registered(retiring)
+    assert user.client.store_backup(b"an encrypted log").status_code == 201
+    stranger = User(retiring.client())
+    for headers in [
+        user.proof(method, path, body, keyid="old", secret=OLD),
+        user.proof(method, path, body, keyid="old", secret=NEW),
+        user.proof(method, path, body, keyid="older", secret=OLD),
+        user.proof(method, path, body, keyid="old", secret=OLD, created=0),
+        user.proof(method, path, body + b" ", keyid="old", secret=OLD, parameters=ORDERS[-1]),
+        stranger.proof(method, path, body, keyid="older", secret=OLD, authorization="Basic"),
+    ]:
+        assert outcome(user.send(headers, method, path, body)) == "403 app_outdated"
+    for keyid in ("OLD", "ol", "old2", "oldest"):
+        headers = user.proof(method, path, body, keyid=keyid, secret=OLD)
+        assert_refused(user.send(headers, method, path, body), "signature_invalid")
+    malformed = user.proof(method, path, body, keyid="old", secret=OLD, label="sig1")
+    assert_refused(user.send(malformed, method, path, body), "signature_invalid")
+    assert user.send(user.proof(method, path, body), method, path, body).status_code == status
+
+
+@pytest.fixture(scope="module")
+def retiring(start_shared_server):
+    """A server that has retired a keyid with a secret, and one without."""
+    return start_shared_server(
+        APP_SECRET_KEY=f"new:{NEW},old:{OLD}", RETIRED_KEYIDS="older,old", REGISTRATIONS_PER_HOUR=1000
+    )
 
 
 @pytest.mark.requirement("signature.accepted", "signature.secret")

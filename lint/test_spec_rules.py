@@ -98,6 +98,8 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
     "declared-statuses": [
         (f"{FETCH}/responses/default", ABSENT),
         (f"{FETCH}/responses/401", ABSENT),
+        (f"{FETCH}/responses/403", ABSENT),
+        (f"{FETCH}/responses/408", ABSENT),
         (f"{FETCH}/responses/431", ABSENT),
         (f"{FETCH}/responses/4XX", {"$ref": "#/components/responses/OtherProblem"}),
         (f"{LIST}/responses/200", ABSENT),

@@ -28,6 +28,7 @@ class Upload:
 
     moment: int
     signature: str = field(repr=False)
+    changes_key: bool = False  # whether it replaced the storage key, too; then it counts towards limits of its own
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The server's only clock. Every timestamp that the server stores, compares or sends comes from here."""
+"""The server's clocks. Every time that the server stores, compares or sends comes from here."""
 
 import time
 from datetime import UTC, datetime
@@ -7,6 +7,11 @@ from datetime import UTC, datetime
 def now() -> int:
     """Return the Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def monotonic() -> int:
+    """Return the milliseconds of a clock that nobody sets. Only a difference of two such times means anything."""
+    return time.monotonic_ns() // 1_000_000
 
 
 def rfc3339(milliseconds: int) -> str:

@@ -1,10 +1,11 @@
 """HTTP/1.1 by waitress, for one WSGI app. This is the only module that knows waitress.
 
-It subclasses three of waitress' classes and reads attributes that waitress does not document. Therefore, `waitress==`
+It subclasses four of waitress' classes and reads attributes that waitress does not document. Therefore, `waitress==`
 is pinned exactly. Read the source of the new version before you move the pin.
 """
 
 import functools
+import ipaddress
 import logging
 import re
 import signal
@@ -22,6 +23,7 @@ import waitress.task
 import waitress.utilities
 from waitress import wasyncore
 
+from server import clock
 from server.log import log
 
 THREADS = 4
@@ -45,41 +47,105 @@ Refuse = Callable[[int, str | None], Refusal]  # gets waitress' status (400, 413
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """How many bytes a request may have: request line and headers together, and the body."""
+    """How many bytes a request may have: request line and headers together, and the body. How long a body may take."""
 
     header_bytes: int
     body_bytes: int
+    body_seconds: int
+
+
+ARRIVAL = "backup.arrival"  # the name of an Arrival in the WSGI environment
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When the head of a request had arrived, and how its body came.
+
+    `at` is a time of `clock.now()`, and `started` one of `clock.monotonic()`. `body_fault` is None if the body is
+    complete. Otherwise it is 400 (its framing is broken), 408 (it took too long) or 413 (it is far too long), and the
+    connection ends with the answer.
+    """
+
+    at: int
+    started: int
+    is_chunked: bool
+    body_fault: int | None
+
+
+# RFC 3986 section 3.2.2. As in RFC 9110 section 7.2, a port may follow, and there is no userinfo.
+HOST = re.compile(
+    r"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]"
+    r"|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?",
+    re.ASCII,
+)
+ABSOLUTE_FORM = re.compile("^https?://([^/?#]*)", re.IGNORECASE)  # RFC 9112 section 3.2.2
+
+
+def is_host(text: str) -> bool:
+    """Return whether a text is a host, which may be empty, with or without a port."""
+    if not (host := HOST.fullmatch(text)):
+        return False
+    try:
+        return host["ipv6"] is None or bool(ipaddress.IPv6Address(host["ipv6"]))
+    except ValueError:
+        return False
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
     """waitress' parser, with more of the checks that RFC 9112 requires. No request is left without an answer."""
 
+    arrived_at = arrived = 0  # when the head had arrived, by clock.now() and by clock.monotonic()
+    body_fault: int | None = None  # see Arrival
+
     def received(self, data: bytes) -> int:
+        is_body = self.body_rcv is not None
         try:
             consumed: int = super().received(data)
             # waitress sets no limit on a chunk's line and the trailer, and collects them in memory.
             unread = getattr(self.body_rcv, "control_line", b"") + getattr(self.body_rcv, "trailer", b"")
             if len(unread) >= self.adj.max_request_header_size:
                 raise ValueError("a chunk's line or the trailer is too long")
-            return consumed
         except ValueError:  # such as a Content-Length of 5,000 digits
             self.error = waitress.utilities.BadRequest("")
             self.completed = True
-            return len(data)
-        finally:
-            if self.error:
-                self.expect_continue = False  # the error is the answer
+            consumed = len(data)
+        if self.error:
+            self.expect_continue = False  # the error is the answer
+            if is_body:
+                self.end_body(self.error.code)
+        return consumed
+
+    def end_body(self, fault: int) -> None:
+        """Give the request to the app without the rest of its body. The app answers by the head, or by the fault."""
+        self.body_fault, self.error = fault, None
+        self.completed, self.expect_continue = True, False
+        self.headers["CONNECTION"] = "close"  # nobody knows where the next request begins
+        if self.chunked:
+            self.headers["CONTENT_LENGTH"] = str(len(self.body_rcv))
+
+    def is_late(self, seconds: int) -> bool:
+        """Return whether the body is still incomplete so many seconds after the head had arrived."""
+        is_waiting = self.headers_finished and not self.completed
+        return is_waiting and clock.monotonic() - self.arrived > seconds * 1000
 
     def parse_header(self, header_plus: bytes) -> None:
+        self.arrived_at, self.arrived = clock.now(), clock.monotonic()
         # Methods are case-sensitive (RFC 9110 section 9.1), so one with lowercase letters is a method that no path has.
         # waitress calls it malformed. Replace it with another method that no path has.
-        super().parse_header(re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus))
+        header_plus = re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus)
+        # A higher minor version is no reason to refuse a request (RFC 9110 section 2.5).
+        header_plus = re.sub(rb"^([^\r\n]* HTTP/1\.)[2-9](?=[ \t]*\r\n)", rb"\g<1>1", header_plus)
+        super().parse_header(header_plus)
         if self.version not in ("1.0", "1.1"):
             raise waitress.parser.ParsingError("unknown version")
         if not re.fullmatch(r"[!-~]+", self.request_uri):
             raise waitress.parser.ParsingError("the target is not ASCII")  # RFC 3986 section 2
-        if self.version == "1.1" and ("HOST" not in self.headers or "," in self.headers["HOST"]):
-            raise waitress.parser.ParsingError("not exactly one Host")  # RFC 9112 section 3.2
+        absolute = ABSOLUTE_FORM.match(self.request_uri)
+        if absolute and (absolute[1].startswith(":") or not absolute[1] or not is_host(absolute[1])):
+            raise waitress.parser.ParsingError("no valid authority")  # RFC 9110 section 4.2.1: nor an empty host
+        # Two lines of Host are joined by a comma and a space, which no host has (RFC 9112 section 3.2).
+        if (self.version == "1.1" and "HOST" not in self.headers) or not is_host(self.headers.get("HOST", "")):
+            raise waitress.parser.ParsingError("not exactly one valid Host")
         codings = re.findall(rb"(?im)^transfer-encoding:[ \t]*(.*?)[ \t]*\r?$", header_plus)
         is_faulty = self.version == "1.0" or "CONTENT_LENGTH" in self.headers or codings[1:] or not self.chunked
         if codings and (is_faulty or codings[0].lower() != b"chunked"):
@@ -90,6 +156,23 @@ class RequestParser(waitress.parser.HTTPRequestParser):
             if self.content_length > self.adj.max_request_body_size // 2:
                 self.error = waitress.utilities.RequestEntityTooLarge("")
                 self.completed = True
+
+
+class AppTask(waitress.task.WSGITask):
+    """Answers a request by the app. It tells the app how the request arrived."""
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        request = self.request
+        environ[ARRIVAL] = Arrival(request.arrived_at, request.arrived, request.chunked, request.body_fault)
+        return environ
+
+    def set_close_on_finish(self) -> None:
+        # waitress closes the connection if an answer has no Content-Length. A 204 and a 304 never have one, and end
+        # with their head (RFC 9112 section 6.3).
+        is_to_close = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
+        if self.has_body or is_to_close:
+            super().set_close_on_finish()
 
 
 class RefusalTask(waitress.task.ErrorTask):
@@ -107,6 +190,7 @@ class Channel(waitress.channel.HTTPChannel):
     """A connection. The classes above read and refuse its requests."""
 
     parser_class = RequestParser
+    task_class = AppTask
     error_task_class = RefusalTask
 
     def __init__(self, refuse: Refuse, *arguments: Any, **options: Any) -> None:
@@ -126,6 +210,17 @@ class Channel(waitress.channel.HTTPChannel):
                 self.requests[1].headers["CONNECTION"] = "close"
                 self.request = None
         return is_open
+
+    def end_late_body(self, seconds: int) -> None:
+        """Answer a request whose body is still incomplete so many seconds after its head had arrived."""
+        with self.requests_lock:
+            request: Any = self.request
+            if request and request.is_late(seconds):
+                request.end_body(408)
+                self.requests.append(request)
+                self.request = None
+                if len(self.requests) == 1:  # as in waitress' `received`
+                    self.server.add_task(self)
 
 
 class WaitressLog(logging.Handler):
@@ -166,6 +261,7 @@ class HttpServer:
             clear_untrusted_proxy_headers=False,  # the server reads no such header
         )
         self._waitress.channel_class = functools.partial(Channel, refuse)
+        self._body_seconds = limits.body_seconds
 
     @property
     def url(self) -> str:
@@ -187,8 +283,13 @@ class HttpServer:
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
         log(event="serving", url=self.url, **serving)
+        next_look = 0.0
         while not stopping.is_set():
             wasyncore.poll2(1, self._waitress._map)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + 1
+                for channel in list(self._waitress.active_channels.values()):
+                    channel.end_late_body(self._body_seconds)
         log(event="stopping")
         self._drain()
 

@@ -1,14 +1,18 @@
 """Rate limits with sliding windows. Times are Unix milliseconds. Waits are whole seconds."""
 
-import contextlib
+import hashlib
 import math
+import secrets
 import threading
+from array import array
 from bisect import bisect_right
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from server import clock
+
+# --- One limit --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -26,55 +30,129 @@ class Limit:
         """
         return times[bisect_right(times, moment - self.seconds * 1000) : bisect_right(times, moment)]
 
+    def is_reached(self, times: Sequence[int], moment: int) -> bool:
+        """Return whether there is no room for one more event at `moment`. `times` is sorted."""
+        return len(self.counted(times, moment)) >= self.quota
+
+    def leaves(self, times: Iterable[int]) -> list[int]:
+        """Return the moments at which these events leave the window."""
+        return [time + self.seconds * 1000 for time in times]
+
 
 def wait_seconds(limits: Sequence[Limit], times: Sequence[int], moment: int) -> int:
     """Return how many seconds to wait until every limit allows one more event, rounded up. 0 means at once.
 
     `times` has the times of the earlier events, sorted.
     """
-    leaves = sorted(time + limit.seconds * 1000 for time in times for limit in limits)
-    for at in [moment, *leaves[bisect_right(leaves, moment) :]]:  # room appears only when an event leaves a window
-        if all(len(limit.counted(times, at)) < limit.quota for limit in limits):
+    leaves = [leave for limit in limits for leave in limit.leaves(times)]
+    return wait_until(lambda at: not any(limit.is_reached(times, at) for limit in limits), leaves, moment)
+
+
+def wait_until(is_free: Callable[[int], bool], leaves: Iterable[int], moment: int) -> int:
+    """Return how many seconds after `moment` `is_free` becomes true, rounded up. 0 means that it is true now.
+
+    `leaves` has the moments at which events leave their windows, because only then can it become true.
+    """
+    for at in [moment, *sorted(leave for leave in leaves if leave > moment)]:
+        if is_free(at):
             return math.ceil((at - moment) / 1000)
     raise AssertionError("a quota is at least 1, so there is room after the last event has left")
 
 
-class AddressLimit:
-    """A limit for each client address. It lives in memory, and its size is bounded.
+# --- A limit for each of many keys ------------------------------------------------------------------------------------
 
-    If there are too many addresses, it forgets the one whose last event is the oldest.
+HASH_KEY = secrets.token_bytes(32)  # another one in each process
+
+
+def keyed_hash(text: str) -> bytes:
+    """Return 16 bytes that stand for an address or a userId, so that a dump of the memory does not show it."""
+    return hashlib.blake2b(text.encode(), key=HASH_KEY, digest_size=16).digest()
+
+
+class Events:
+    """The last events of each key, as many as one limit needs. They live in memory, and their number is bounded.
+
+    If there are too many keys, it forgets one that has not reached its limit, or else any: of these, the key whose last
+    event is the oldest. Whoever calls it holds a lock.
     """
 
-    MOST_ADDRESSES = 10_000
+    MOST_KEYS = 10_000
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self._times: OrderedDict[str, deque[int]] = OrderedDict()
+        # Each key is in one of the two. Both are in the order of the keys' last events.
+        self._below: OrderedDict[bytes, array[int]] = OrderedDict()  # keys with fewer than `quota` events
+        self._full: OrderedDict[bytes, array[int]] = OrderedDict()  # keys with `quota` events: no older one matters
+
+    def times(self, key: bytes) -> list[int]:
+        """Return the times of a key's last events, sorted."""
+        return sorted(self._below.get(key) or self._full.get(key) or ())
+
+    def is_reached(self, key: bytes, moment: int) -> bool:
+        """Return whether this key has reached its limit at `moment`."""
+        return key in self._full and self.limit.is_reached(self.times(key), moment)
+
+    def leaves(self, key: bytes) -> list[int]:
+        """Return the moments at which this key's events leave the window."""
+        return self.limit.leaves(self.times(key))
+
+    def add(self, key: bytes, moment: int) -> None:
+        """Add an event. It is the last one of all, whatever the clock says."""
+        times = self._remove(key)
+        if times is None:
+            times = array("q")
+            if len(self._below) + len(self._full) >= self.MOST_KEYS:
+                self._forget_one(moment)
+        times.append(moment)
+        self._put(key, times[-self.limit.quota :])
+
+    def take_back(self, key: bytes) -> None:
+        """Remove the event that was added last for this key. The key may have been forgotten since."""
+        if times := self._remove(key):
+            self._put(key, times[:-1])
+
+    def _remove(self, key: bytes) -> "array[int] | None":
+        return self._below.pop(key, None) or self._full.pop(key, None)
+
+    def _put(self, key: bytes, times: "array[int]") -> None:
+        if times:  # a key without events is not kept
+            (self._full if len(times) >= self.limit.quota else self._below)[key] = times
+
+    def _forget_one(self, moment: int) -> None:
+        below, full = next(iter(self._below), None), next(iter(self._full), None)
+        if full is not None and not self.is_reached(full, moment):  # its events have left the window
+            is_older = below is None or self._full[full][-1] < self._below[below][-1]
+            below = full if is_older else below
+        self._remove(full if below is None else below)  # type: ignore[arg-type]  # the table is full, so there is one
+
+
+class AddressLimit:
+    """A limit for each client address."""
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self._events = Events(limit)
         self._lock = threading.Lock()
 
     def wait(self, address: str) -> int:
         """Return how many seconds this address must wait for its next event. 0 means that it need not wait."""
         with self._lock:
-            return self._wait(address, clock.now())
+            return self._wait(keyed_hash(address), clock.now())
 
     def count(self, address: str) -> int:
         """Count one event and return 0. If the quota is spent, count nothing, and return the seconds to wait."""
+        key = keyed_hash(address)
         with self._lock:
             moment = clock.now()  # read under the lock, or an event that is counted meanwhile would seem to come later
-            if seconds := self._wait(address, moment):
+            if seconds := self._wait(key, moment):
                 return seconds
-            # Only the last `quota` times matter, so keep no more.
-            self._times.setdefault(address, deque(maxlen=self.limit.quota)).append(moment)
-            self._times.move_to_end(address)
-            if len(self._times) > self.MOST_ADDRESSES:
-                self._times.popitem(last=False)
+            self._events.add(key, moment)
             return 0
 
     def give_back(self, address: str) -> None:
         """Take back the event that `count` counted last for this address, because it came to nothing."""
-        with self._lock, contextlib.suppress(KeyError, IndexError):  # the address may have been forgotten
-            self._times[address].pop()
+        with self._lock:
+            self._events.take_back(keyed_hash(address))
 
-    def _wait(self, address: str, moment: int) -> int:
-        times = sorted(self._times.get(address, ()))
-        return wait_seconds((self.limit,), times, moment) if len(times) == self.limit.quota else 0
+    def _wait(self, key: bytes, moment: int) -> int:
+        return wait_seconds((self.limit,), self._events.times(key), moment)

@@ -28,7 +28,7 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
                     }
                     for version in record.versions
                 ],
-                "uploads": [[upload.moment, upload.signature] for upload in record.uploads],
+                "uploads": [[upload.moment, upload.signature, *[1] * upload.changes_key] for upload in record.uploads],
             }
         case Deleted():
             value = {"deletedAt": record.deleted_at}
@@ -68,7 +68,8 @@ def record_of(value: dict[str, Any]) -> Record:
             )
             for version in value.pop("versions")
         ),
-        uploads=tuple(Upload(moment, signature) for moment, signature in value.pop("uploads")),
+        # A record of a former version has no mark on any upload.
+        uploads=tuple(Upload(moment, signature, bool(mark)) for moment, signature, *mark in value.pop("uploads")),
     )
 
 

@@ -1,8 +1,8 @@
 """Start the real server for a test, with a clock that the test can move, and with faults.
 
 This is the command that contract_tests/target/process.py describes. It does not change the server's code. It replaces
-the server's only clock, `server.clock.now()`, and puts faults into `dbm.sqlite3`, which the server uses. It imports
-`backup_server` from the first folder of PYTHONPATH that has it.
+the server's clocks, `server.clock.now()` and `server.clock.monotonic()`, and puts faults into `dbm.sqlite3`, which the
+server uses. It imports `backup_server` from the first folder of PYTHONPATH that has it.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
     parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for requests in progress")
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
+    parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     arguments = parser.parse_args()
     if arguments.damage:
         damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
@@ -47,7 +48,11 @@ def main() -> int:
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.clock:
-        mock.patch.object(clock, "now", settable_clock(arguments.clock, arguments.frozen)).start()
+        now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
+        mock.patch.object(clock, "now", now).start()
+        mock.patch.object(clock, "monotonic", monotonic).start()
+    if arguments.slow_lock is not None:
+        slow_lock_down(arguments.slow_lock)
     if arguments.fault:
         put_in_faults(arguments.fault, backup_server.HANDLERS)
     return backup_server.main([])
@@ -56,15 +61,21 @@ def main() -> int:
 # ---- The clock ---------------------------------------------------------------------------------------------
 
 
-def settable_clock(file: Path, frozen: float | None) -> Callable[[], int]:
-    """Return a function `now()`. It returns the real or frozen time, plus the seconds in `file`, in milliseconds."""
+def settable_clocks(file: Path, frozen: float | None) -> tuple[Callable[[], int], Callable[[], int]]:
+    """Return the functions `now()` and `monotonic()`.
+
+    They return the real or frozen time, plus the seconds in `file`, in milliseconds.
+    """
     descriptor = os.open(file, os.O_RDONLY)
 
-    def now() -> int:
-        offset = float(os.pread(descriptor, LENGTH, 0))
-        return int(((time.time() if frozen is None else frozen) + offset) * 1000)
+    def moved(clock: Callable[[], float]) -> Callable[[], int]:
+        def read() -> int:
+            offset = float(os.pread(descriptor, LENGTH, 0))
+            return int(((clock() if frozen is None else frozen) + offset) * 1000)
 
-    return now
+        return read
+
+    return moved(time.time), moved(time.monotonic)
 
 
 # ---- Faults ------------------------------------------------------------------------------------------------
@@ -140,6 +151,23 @@ def slow_reads_down() -> None:
         return read(self, key)
 
     mock.patch.object(handle, "__getitem__", slow).start()
+
+
+def slow_lock_down(seconds: float) -> None:
+    """Let so many seconds of the monotonic clock pass whenever the server waits until it holds an account."""
+    from server import clock
+    from server.dbm_store import DbmStore
+
+    hold, monotonic, waited = DbmStore.account, clock.monotonic, [0.0]
+
+    @contextlib.contextmanager
+    def held(self: DbmStore, user_id: str) -> Any:
+        waited[0] += seconds
+        with hold(self, user_id) as account:
+            yield account
+
+    mock.patch.object(DbmStore, "account", held).start()
+    mock.patch.object(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000)).start()
 
 
 def damage(database: Path, blob: bytes) -> None:

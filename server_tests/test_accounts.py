@@ -11,7 +11,7 @@ import pytest
 
 from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
-from server.records import from_bytes, to_bytes
+from server.records import checksum, from_bytes, to_bytes
 from server_tests.memory_store import MemoryStore
 
 USER, OTHER = "a" * 64, "b" * 64
@@ -149,7 +149,13 @@ def test_a_reader_beside_the_server(tmp_path):
 
 RECORDS: list[Record] = [
     ACCOUNT,
-    Account(1, KEY, 2, (version_of(b"one", 1), version_of(b"two", 2)), (Upload(3, "app=:signature:"),)),
+    Account(
+        1,
+        KEY,
+        2,
+        (version_of(b"one", 1), version_of(b"two", 2)),
+        (Upload(3, "app=:signature:"), Upload(4, "app=:another:", True)),
+    ),
     Deleted(4),
 ]
 
@@ -157,6 +163,18 @@ RECORDS: list[Record] = [
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_a_record_comes_back_as_it_was(record):
     assert from_bytes(USER, to_bytes(USER, record, slots=[1, 0])) == (record, {"slots": [1, 0]})
+
+
+def test_a_record_without_marks_on_its_uploads():
+    """Records were once written like this. None of their uploads counts as a change of the key."""
+    text = (
+        b'{"format":2,"createdAt":1,"storageKeySha256":"cc","keyVersion":2,"versions":[],'
+        b'"uploads":[[3,"app=:signature:"],[4,"app=:another:"]],"slots":[],"slotsUsed":0}'
+    )
+    uploads = (Upload(3, "app=:signature:"), Upload(4, "app=:another:"))
+    assert [upload.changes_key for upload in uploads] == [False, False]
+    stored = checksum(USER, text) + b"\n" + text
+    assert from_bytes(USER, stored) == (Account(1, "cc", 2, uploads=uploads), {"slots": [], "slotsUsed": 0})
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)

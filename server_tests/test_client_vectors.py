@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +24,8 @@ from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, Inva
 from http_message_signatures.resolvers import MappingKeyResolver
 
 from clients.python import backup_client
-from clients.python.backup_client import BackupClient, Keys, SignatureAuth
+from clients.python.backup_client import BackupClient, Keys, Seen, SignatureAuth
+from contract_tests.target import openapi
 from server_tests import vectors
 from server_tests.vectors import FIXTURES, KINDS, VectorError, Vectors
 
@@ -41,54 +43,113 @@ def each(kind: str, group_type: str, result: str | None = None) -> Any:
 
 @each("derivation", "Username")
 def test_username(group: Vectors, case: Vectors) -> None:
+    if "error" in case:
+        with pytest.raises(ValueError):
+            backup_client.derive_user_id(case["username"])
+        return
     normalized = backup_client.normalize_username(case["username"])
-    user_id = hashlib.sha256(normalized.encode()).hexdigest()
-    same = (normalized, user_id) == (case["normalized"], case["userId"])
+    same = (normalized, backup_client.derive_user_id(case["username"])) == (case["normalized"], case["userId"])
     assert same == (case["result"] == "valid")
 
 
 @each("derivation", "Keys")
 def test_keys(group: Vectors, case: Vectors) -> None:
-    assert group["iterations"] == backup_client.PBKDF2_ITERATIONS
-    keys = derived(case["username"], case["password"])
-    assert keys.user_id == case["userId"]
-    same = (keys.storage_key, keys.encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
+    infos = group["storageKeyInfo"], group["encryptionKeyInfo"]
+    derivation = backup_client.Derivation(group["derivation"], group["iterations"], *infos)
+    if group["derivation"] == "v1":
+        assert (derivation,) == backup_client.DERIVATIONS
+    keys = derived(case["username"], case["password"], derivation)
+    found = (keys.user_id, keys.master_key.hex(), keys.storage_key, keys.encryption_key.hex())
+    same = found == (case["userId"], case["masterKey"], case["storageKey"], case["encryptionKey"])
     assert same == (case["result"] == "valid")
 
 
-derived = cache(backup_client.derive_keys)
+derived = cache(lambda *arguments: backup_client.derive_keys(*arguments))
 
 
 @each("derivation", "Expansion")
 def test_expansion(group: Vectors, case: Vectors) -> None:
-    storage_key, encryption_key = backup_client.expand_master_key(bytes.fromhex(case["masterKey"]))
-    assert (storage_key.hex(), encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
+    keys = backup_client.keys_of_master_key("ab" * 32, bytes.fromhex(case["masterKey"]))
+    assert (keys.storage_key, keys.encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
 
 
-def test_neither_key_shows_in_a_repr() -> None:
-    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32)
-    assert "cd" not in repr(keys) and r"\xef" not in repr(keys)
+def test_no_key_shows_in_a_repr() -> None:
+    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32, b"\x89" * 32)
+    assert "cd" not in repr(keys) and r"\xef" not in repr(keys) and r"\x89" not in repr(keys)
+
+
+@each("derivation", "RecoveryCode")
+def test_recovery_code(group: Vectors, case: Vectors) -> None:
+    def read() -> Keys:
+        return backup_client.read_recovery_code(case["username"], case["code"])
+
+    if case["result"] == "valid":
+        keys = read()
+        found = (keys.user_id, keys.master_key.hex(), keys.storage_key, keys.encryption_key.hex())
+        assert found == (case["userId"], case["masterKey"], case["storageKey"], case["encryptionKey"])
+        assert backup_client.recovery_code(keys) == case["shown"]
+    else:
+        with pytest.raises(ERRORS[case["error"]]):
+            read()
+
+
+ERRORS = {
+    "mistyped": backup_client.MistypedCodeError,
+    "damaged": backup_client.DecryptionError,
+    "update-the-app": backup_client.AppOutdatedError,
+}
+COMMON_PASSWORDS = (FIXTURES / "common_passwords.txt").read_text("utf-8").splitlines()
+
+
+@each("derivation", "Password")
+def test_password(group: Vectors, case: Vectors) -> None:
+    assert backup_client.password_problem(case["password"], COMMON_PASSWORDS) == case.get("error")
+
+
+@pytest.mark.client("client.password-floor")
+def test_a_sign_in_checks_no_password() -> None:
+    """An account may have an older, weaker password."""
+    assert backup_client.password_problem("short", COMMON_PASSWORDS) == "too-short"
+    assert derived("Anna", "short").user_id == derived("Anna", backup_client.new_passphrase(["one"])).user_id
+
+
+def test_lists_of_passwords_and_words() -> None:
+    """Each line is as it is compared: the commonest have at least 10 code points, in NFKC and lower case."""
+    assert len(COMMON_PASSWORDS) == len(set(COMMON_PASSWORDS)) == 10_000
+    for password in COMMON_PASSWORDS:
+        assert len(password) >= backup_client.PASSWORD_CODE_POINTS
+        assert unicodedata.normalize("NFKC", password) == password
+        assert "".join(character.lower() for character in password) == password
+    words = (FIXTURES / "passphrase_words.txt").read_text("utf-8").splitlines()
+    assert len(words) == len(set(words)) == 6**5
+    phrases = {backup_client.new_passphrase(words) for _ in range(20)}
+    assert len(phrases) == 20
+    for phrase in phrases:
+        assert len(phrase.split(" ")) == 4 and set(phrase.split(" ")) <= set(words)
+        assert backup_client.password_problem(phrase, COMMON_PASSWORDS) is None
 
 
 # ---- Encryption --------------------------------------------------------------------------------------------
 
 
 def keys_of(case: Vectors) -> Keys:
-    return Keys(case["userId"], "", bytes.fromhex(case["encryptionKey"]))
+    return Keys(case["userId"], "", bytes.fromhex(case["encryptionKey"]), b"")
 
 
 @each("encryption", "Blob", "valid")
 def test_blob(group: Vectors, case: Vectors) -> None:
     keys, blob, plaintext = keys_of(case), bytes.fromhex(case["blob"]), bytes.fromhex(case["plaintext"])
-    assert backup_client.associated_data(keys.user_id).decode() == case["associatedData"]
-    assert case["nonce"] + case["ciphertext"] + case["tag"] == case["blob"]
-    assert backup_client.encrypt(keys, plaintext, bytes.fromhex(case["nonce"])) == blob
-    assert backup_client.decrypt(keys, blob) == plaintext
+    header = {"sequence": case["sequence"], "base_sha256": case["baseSha256"]}
+    assert backup_client.blob_header(**header).hex() == case["header"]
+    assert backup_client.associated_data(keys.user_id, bytes.fromhex(case["header"])).hex() == case["associatedData"]
+    assert case["header"] + case["nonce"] + case["ciphertext"] + case["tag"] == case["blob"]
+    assert backup_client.encrypt(keys, plaintext, **header, nonce=bytes.fromhex(case["nonce"])) == blob
+    assert backup_client.decrypt(keys, blob) == backup_client.Decrypted(plaintext, **header)
 
 
 @each("encryption", "Blob", "invalid")
 def test_blob_refused(group: Vectors, case: Vectors) -> None:
-    with pytest.raises(backup_client.DecryptionError):
+    with pytest.raises(ERRORS[case["error"]]):
         backup_client.decrypt(keys_of(case), bytes.fromhex(case["blob"]))
 
 
@@ -109,23 +170,84 @@ def test_data(group: Vectors, case: Vectors) -> None:
 def test_file(group: Vectors, case: Vectors) -> None:
     plaintext = (FIXTURES / case["file"]).read_bytes()
     assert (len(plaintext), hashlib.sha256(plaintext).hexdigest()) == (case["fileSize"], case["fileSha256"])
-    blob = backup_client.encrypt(keys_of(case), plaintext, bytes.fromhex(case["nonce"]))
+    sequence, nonce = case["sequence"], bytes.fromhex(case["nonce"])
+    blob = backup_client.encrypt(keys_of(case), plaintext, sequence=sequence, nonce=nonce)
     assert (len(blob), hashlib.sha256(blob).hexdigest()) == (case["size"], case["sha256"])
     assert blob[-16:].hex() == case["tag"]
 
 
 def test_each_encryption_has_a_nonce_of_its_own() -> None:
-    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32)
-    assert backup_client.encrypt(keys, b"log")[:12] != backup_client.encrypt(keys, b"log")[:12]
+    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32, b"\x89" * 32)
+    one, other = (backup_client.encrypt(keys, b"log", sequence=1) for _ in range(2))
+    assert one[:41] == other[:41] and one[41:53] != other[41:53]
+
+
+@pytest.mark.parametrize(
+    "sequence, base, nonce", [(0, None, 12), (-1, None, 12), (2**53, None, 12), (1, "ab" * 31, 12), (1, None, 11)]
+)
+def test_what_cannot_be_a_header_or_a_nonce(sequence: int, base: str | None, nonce: int) -> None:
+    keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32, b"\x89" * 32)
+    with pytest.raises(ValueError):
+        backup_client.encrypt(keys, b"log", sequence=sequence, base_sha256=base, nonce=bytes(nonce))
+
+
+# ---- What a device decides ---------------------------------------------------------------------------------
+
+
+def seen(case: Vectors) -> Seen:
+    return Seen(case["sequence"], case["sha256"])
+
+
+@each("devices", "Verdict")
+def test_verdict(group: Vectors, case: Vectors) -> None:
+    highest, latest = seen(case["highest"]), seen(case["latest"])
+    assert latest.sha256
+    found = backup_client.verdict(highest, latest.sequence, latest.sha256, case["latest"]["baseSha256"])
+    assert (found, found in backup_client.ALARMS) == (case["verdict"], case["tell"])
+    assert backup_client.higher(highest, latest.sequence, latest.sha256) == seen(case["highestAfter"])
+
+
+@each("devices", "Sequence")
+def test_sequence(group: Vectors, case: Vectors) -> None:
+    def following() -> int:
+        base = case["highest"] + 1 if case["base"] is None else case["base"]
+        return backup_client.next_sequence(base, Seen(case["highest"], "ab" * 32))
+
+    if case["result"] == "valid":
+        assert following() == case["next"]
+    else:
+        with pytest.raises(OverflowError):
+            following()
+
+
+@each("devices", "SignIn")
+def test_derivations_to_try(group: Vectors, case: Vectors) -> None:
+    known = [backup_client.Derivation(name, 1, "s", "e") for name in case["derivations"]]
+    tried = [derivation.name for derivation in backup_client.derivations_to_try(case["succeeded"], known)]
+    assert tried[: len(case["tries"])] == case["tries"]
+    if case["outcome"] is None:
+        assert tried == case["tries"] and case["inForce"] not in tried
+
+
+@pytest.mark.client("client.derivations")
+def test_a_derivation_that_the_app_does_not_know() -> None:
+    with pytest.raises(backup_client.AppOutdatedError):
+        backup_client.derivations_to_try("v2")
 
 
 # ---- Signing -----------------------------------------------------------------------------------------------
 
 FOUR = ("authorization", "content-digest", "signature-input", "signature")
-PROFILE = re.compile(
-    r'app=(\("@method" "@path" "authorization" "content-digest"\)'
-    r';created=([0-9]{1,15});keyid="([A-Za-z0-9_-]{1,64})";alg="hmac-sha256")'
-)
+PROFILE = re.compile(r'app=(\("@method" "@path" "authorization" "content-digest"\)((?:;[a-z]+=[^;]*)*))')
+PARAMETERS = {"created": "[0-9]{1,15}", "keyid": '"[A-Za-z0-9_-]{1,64}"', "alg": '"hmac-sha256"'}
+
+
+def parameters_of(text: str) -> dict[str, str] | None:
+    """Return the parameters of a signature, or None if they do not follow the profile."""
+    pairs = [tuple(part.split("=", 1)) for part in text.split(";")[1:]]
+    if sorted(name for name, _ in pairs) != sorted(PARAMETERS):
+        return None
+    return dict(pairs) if all(re.fullmatch(PARAMETERS[name], value) for name, value in pairs) else None
 
 
 def header_lines(case: Vectors) -> list[tuple[str, str]]:
@@ -141,9 +263,10 @@ def verdict(group: Vectors, case: Vectors) -> str | None:
         return "signature_invalid"
     authorization, digest, signature_input, signature = (lines[0] for lines in values.values())
     profile = PROFILE.fullmatch(signature_input)
-    if not profile or not re.fullmatch(r"sha-256=:[A-Za-z0-9+/]{43}=:", digest):
+    parameters = profile and parameters_of(profile[2])
+    if not profile or not parameters or not re.fullmatch(r"sha-256=:[A-Za-z0-9+/]{43}=:", digest):
         return "signature_invalid"
-    params, created, keyid = profile.groups()
+    params, created, keyid = profile[1], parameters["created"], parameters["keyid"].strip('"')
     if keyid not in group["secrets"]:
         return "signature_invalid"
     base = backup_client.signature_base(case["method"], case["path"], authorization, digest, params)
@@ -167,6 +290,7 @@ def test_setting_says_the_secrets(group: Vectors) -> None:
     assert {keyid or "app": secret for keyid, _, secret in pairs} == group["secrets"]
 
 
+@pytest.mark.client("client.signature")
 @each("signing", "Request", "valid")
 def test_request_signed(group: Vectors, case: Vectors) -> None:
     body = case["body"].encode()
@@ -180,13 +304,15 @@ def test_request_signed(group: Vectors, case: Vectors) -> None:
         created=case["created"],
     )
     sent = dict(header_lines(case))
-    assert {name.lower(): value for name, value in headers.items()} == {name: sent[name] for name in FOUR}
+    params = backup_client.signature_params(case["keyid"], case["created"])
+    if order := case.get("parameterOrder"):  # the client need not make it
+        components, *parameters = params.split(";")
+        params = ";".join([components, *sorted(parameters, key=lambda each: order.index(each.partition("=")[0]))])
+        assert sent["signature-input"] == f"app={params}"
+    else:
+        assert {name.lower(): value for name, value in headers.items()} == {name: sent[name] for name in FOUR}
     base = backup_client.signature_base(
-        case["method"],
-        case["path"],
-        sent["authorization"],
-        sent["content-digest"],
-        backup_client.signature_params(case["keyid"], case["created"]),
+        case["method"], case["path"], sent["authorization"], sent["content-digest"], params
     )
     assert base == case["signatureBase"]
     assert hmac.digest(group["secrets"][case["keyid"]].encode(), base.encode(), "sha256").hex() == case["mac"]
@@ -216,7 +342,9 @@ def test_server_comes_to_the_same_verdict(group: Vectors, start_server: Callable
         frozen=group["serverTime"],
     )
     address = urlsplit(server.base_url).netloc
-    for case in group["tests"]:
+    user = next(case for case in group["tests"] if case["result"] == "valid")
+    assert server.client((user["userId"], user["storageKey"])).register_user().status_code == 201
+    for case in sorted(group["tests"], key=lambda case: case["result"] == "valid"):  # a valid one deletes the user
         status, problem = exchange(address, case)
         if case["result"] == "invalid":
             assert (status, problem.get("code")) == (case["status"], case["code"]), case["tcId"]
@@ -271,6 +399,9 @@ def oracle_verify(group: Vectors, case: Vectors) -> None:
 
 @each("signing", "Request", "valid")
 def test_oracle_signs_the_same(group: Vectors, case: Vectors) -> None:
+    oracle_verify(group, case)
+    if "parameterOrder" in case:  # the library has an order of its own
+        return
     signed = message(case)
     del signed.headers["Signature"], signed.headers["Signature-Input"], signed.headers["Content-Digest"]
     signer = HTTPMessageSigner(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=oracle_keys(group))
@@ -287,7 +418,6 @@ def test_oracle_signs_the_same(group: Vectors, case: Vectors) -> None:
     assert signed.headers["Content-Digest"] == sent["content-digest"]
     assert signed.headers["Signature-Input"] == sent["signature-input"]
     assert signed.headers["Signature"] == sent["signature"]
-    oracle_verify(group, case)
 
 
 @each("signing", "Request", "invalid")
@@ -360,14 +490,65 @@ def test_checked() -> None:
         (500, "application/problem+json", b"not JSON"),
         (500, "application/problem+json", b"[]"),
         (302, "text/plain", b""),
+        (404, "application/json", b'{"code": "no_backup"}'),
+        (401, "application/problem+json", b'{"title": "no code"}'),
     ],
 )
+@pytest.mark.client("client.lost-answer")
 def test_checked_without_a_problem(status: int, content_type: str, body: bytes) -> None:
-    with pytest.raises(backup_client.ProblemError) as caught:
+    with pytest.raises(backup_client.LostAnswerError) as caught:
         backup_client.checked(answer(status, content_type, body))
-    assert (caught.value.code, caught.value.status) == (None, status)
+    assert (caught.value.code, caught.value.status, caught.value.lost) == (None, status, True)
 
 
+RECEIPT = {"version": 1, "updatedAt": "2026-11-24T09:00:00Z", "size": 69, "sha256": "ab" * 32, "keyVersion": 1}
+
+
+@pytest.mark.client("client.lost-answer")
+@pytest.mark.parametrize(
+    "content_type, body",
+    [
+        ("text/html", b"<p>Welcome to this network</p>"),
+        ("application/json", b"{"),
+        ("application/json", b"[]"),
+        ("application/json", b"{}"),
+        ("application/json", json.dumps(RECEIPT | {"version": "1"}).encode()),
+        ("application/json", json.dumps(RECEIPT | {"version": True}).encode()),
+        ("", b""),
+    ],
+)
+def test_a_success_that_is_none(content_type: str, body: bytes) -> None:
+    with pytest.raises(backup_client.LostAnswerError):
+        backup_client.members(answer(200, content_type, body), backup_client.RECEIPT)
+
+
+def test_members_of_a_success() -> None:
+    content = json.dumps(RECEIPT | {"later": "a member that a later version adds"}).encode()
+    found = backup_client.members(answer(201, "application/json", content), backup_client.RECEIPT)
+    assert found["sha256"] == "ab" * 32
+
+
+@pytest.mark.client("client.version")
+def test_an_answer_about_another_version() -> None:
+    blob = b"a blob"
+    receipt = {"version": 3, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+    content = json.dumps(receipt | {"data": base64.b64encode(blob).decode()}).encode()
+    response = answer(200, "application/json", content)
+    assert backup_client.backup_bytes(response, version=3, sha256=receipt["sha256"]) == blob
+    for other in ({"version": 2}, {"sha256": "ab" * 32}):
+        with pytest.raises(ValueError):
+            backup_client.backup_bytes(response, **other)
+
+
+@pytest.mark.parametrize("status, code, lost", [(403, "app_outdated", False), (408, "request_timeout", False)])
+def test_problems_that_say_what_to_do(status: int, code: str, lost: bool) -> None:
+    content = json.dumps({"code": code, "status": status}).encode()
+    with pytest.raises(backup_client.ProblemError) as caught:
+        backup_client.checked(answer(status, "application/problem+json", content))
+    assert (caught.value.code, caught.value.status, caught.value.lost) == (code, status, lost)
+
+
+@pytest.mark.client("client.clock")
 def test_mend_clock() -> None:
     backup = BackupClient("http://127.0.0.1:1", "s" * 32, ("ab" * 32, "cd" * 32), clock=lambda: 1000.5)
     problem = {"code": "signature_expired", "serverTime": 5000}
@@ -375,6 +556,19 @@ def test_mend_clock() -> None:
     assert backup.mend_clock(expired) and backup.now() == 5000.5
     other = answer(401, "application/problem+json", b'{"code": "signature_invalid", "serverTime": 9}')
     assert not backup.mend_clock(other) and backup.now() == 5000.5
+
+
+# ---- The rules for clients ---------------------------------------------------------------------------------
+
+
+def test_each_rule_for_clients_is_named_by_a_vector_or_a_test() -> None:
+    rules = set(openapi.SPEC["info"]["x-client-requirements"])
+    groups = [group for kind in KINDS for group in vectors.load(kind)["testGroups"]]
+    named = {rule for group in groups for rule in group.get("requirements", ())}
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for mark in re.findall(r"@pytest\.mark\.client\(([^)]*)\)", path.read_text()):
+            named |= set(re.findall(r'"(client\.[a-z-]+)"', mark))
+    assert named == rules
 
 
 # ---- The files ---------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import pytest
 import requests
 
 from contract_tests.suite.requirement_ids import REQUIREMENTS
-from contract_tests.target.openapi import REPOSITORY, SERVER, is_timestamp
+from contract_tests.target import answer_checks
+from contract_tests.target.openapi import OPERATIONS, REPOSITORY, SERVER, is_timestamp
 from contract_tests.target.process import COMMAND
 from contract_tests.target.target import RAISED_LIMITS
 from contract_tests.target.used_servers import readable
@@ -211,6 +212,27 @@ def test_an_expected_failure_of_a_test_that_is_not_there_fails_a_whole_run(suite
 
 
 # ---- Answers -----------------------------------------------------------------------------------------------
+
+
+def test_each_header_that_is_always_sent_is_demanded_of_each_answer_that_declares_it():
+    """No header is `required`, so that a client can live without it. The suite demands them nevertheless."""
+    of_each_answer, of_some = {"X-Request-Id", "Cache-Control"}, {"ETag", "Location", "Retry-After", "WWW-Authenticate"}
+    demanded = set()
+    for operation in OPERATIONS.values():
+        for response in operation.responses.values():
+            declared = response["headers"]
+            sent = {name: str(header["schema"]["examples"][0]) for name, header in declared.items()}
+            answer_checks.check_headers(declared, sent)
+            for name, header in declared.items():
+                assert not header.get("required")
+                if header.get("x-always-sent"):
+                    demanded.add(name)
+                    with pytest.raises(AssertionError, match=f"the header {name} is missing"):
+                        answer_checks.check_headers(declared, {other: sent[other] for other in sent if other != name})
+            extra = sorted(answer_checks.NAMES - declared.keys())
+            with pytest.raises(AssertionError, match="is not declared for this answer"):
+                answer_checks.check_headers(declared, sent | {extra[0]: "1"})
+    assert demanded == of_each_answer | of_some | {"RateLimit-Policy"}
 
 
 def test_a_timestamp_has_all_its_digits():

@@ -25,7 +25,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt"]
+LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt"]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
@@ -209,7 +209,7 @@ def requirements(lock: str) -> dict[str, str]:
 def wanted(name: str) -> set[str]:
     """Return the requirements that a .in file names, in lowercase as in the lock files."""
     lines = [line.partition("#")[0].strip() for line in (REQUIREMENTS / name).read_text().splitlines()]
-    return {re.split(r"[=<>~!]", line)[0].lower() for line in lines if line and not line.startswith("-")}
+    return {re.split(r"[=<>~![]", line)[0].lower() for line in lines if line and not line.startswith("-")}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

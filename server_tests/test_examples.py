@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, SPEC
 from contract_tests.target.process import ServerProcess
 from server_tests.this_server import problems
 
+ROOT = Path(__file__).resolve().parents[1]
 NOW = 1795510800  # 2026-11-24T09:00:00Z
 SECRET = "an-example-secret-for-the-documentation"
 USERNAME, PASSWORD, NEW_PASSWORD = "alex", "correct horse battery staple", "a longer and better passphrase"
@@ -126,6 +128,26 @@ def deleted(scene: Scene) -> None:
     assert scene.user.delete_user().status_code == 204
 
 
+def changed_as_often_as_allowed(scene: Scene) -> None:
+    registered(scene)
+    for number in range(SPEC["x-configurable-limits"]["KEY_CHANGES_PER_HOUR"]):
+        base = {} if scene.latest is None else {"baseSha256": scene.latest}
+        change = {"storageKey": secrets.token_hex(32), "data": base64.b64encode(bytes([number])).decode(), **base}
+        response = scene.user.request("PUT", "/api/user/storage-key", body=change)
+        assert response.status_code == 200, response.text
+        scene.credentials, scene.latest = (scene.credentials[0], change["storageKey"]), response.json()["sha256"]
+
+
+def another_registered(scene: Scene) -> None:
+    others = (secrets.token_hex(32), secrets.token_hex(32))
+    assert scene.server.client(others).register_user().status_code in (201, 429)
+
+
+def guessed_too_often(scene: Scene) -> None:
+    for _ in range(2):  # a new address has two attempts
+        assert scene.user.fetch_backup().status_code == 401
+
+
 def failed_too_often(scene: Scene) -> None:
     assert scene.user.fetch_backup().status_code in (401, 429)
 
@@ -155,7 +177,9 @@ class Call:
     authorization: str = ""
     admin_key: str | None = None
     secret: str = SECRET
+    keyid: str = "app"
     created: int = NOW
+    respelled: tuple[str, str] = ("", "")  # what in the signature's headers is replaced, and by what
     proofs: bool = True
 
     def __post_init__(self) -> None:
@@ -172,9 +196,9 @@ class Call:
         lines = list(self.headers)
         if self.operation.signed and self.proofs:
             signed_body = self.body if self.signed_body is None else self.signed_body
-            options = {"secret": self.secret, "created": self.created}
+            options = {"secret": self.secret, "keyid": self.keyid, "created": self.created}
             proof = backup_client.sign(self.method, self.path, signed_body, self.authorization, **options)
-            lines += [f"{name}: {value}" for name, value in proof.items()]
+            lines += [f"{name}: {value}".replace(*self.respelled) for name, value in proof.items()]
         if self.operation.id == "getAdminStats" and self.proofs:
             lines.append(f"Authorization: Bearer {self.admin_key}")
         if self.body:
@@ -197,12 +221,16 @@ def with_a_long_header(call: Call) -> None:
     call.headers.append("Cookie: " + "x" * LIMITS["requestHeaderBytes"])
 
 
+def with_two_signatures(call: Call) -> None:
+    call.headers.append("Signature: app=:AAAA:")
+
+
 def with_a_member_twice(call: Call) -> None:
     call.body = call.body.replace(b"{", b'{"data":"AA==",', 1)
 
 
 def with_another_body_than_signed(call: Call) -> None:
-    call.signed_body, call.body = call.body, call.body + b" "
+    call.signed_body = call.body + b" "
 
 
 def without_data(call: Call) -> None:
@@ -217,6 +245,12 @@ def from_the_latest(call: Call) -> None:
 
 with_a_body = change(body=b"{}")
 unsigned = change(proofs=False)
+with_another_label = change(respelled=("app=", "sig1="))
+with_another_order = change(respelled=('"@method" "@path"', '"@path" "@method"'))
+with_another_parameter = change(respelled=(';alg="hmac-sha256"', ';alg="hmac-sha256";nonce="1"'))
+with_another_spelling = change(respelled=(";created=", ";created=0"))
+with_an_unknown_keyid = change(keyid="unknown")
+with_a_retired_keyid = change(keyid="retired")
 with_a_wrong_secret = change(secret="not-" + SECRET)
 with_a_wrong_clock = change(created=NOW - LIMITS["signatureSkewSeconds"] - 1)
 without_credentials = change(authorization="Basic " + base64.b64encode(b"alex").decode())
@@ -231,6 +265,9 @@ patched = change(method="PATCH")
 ORIGIN = header_example("getHealth", "200", "Access-Control-Allow-Origin")
 # All tests send at the same moment. Failures and registrations of other tests must not count.
 USUAL = {"FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000, "REGISTRATIONS_PER_HOUR": 1_000_000, "ALLOWED_ORIGINS": ORIGIN}
+RETIRED = USUAL | {"RETIRED_KEYIDS": "retired"}
+ONE_REGISTRATION = USUAL | {"REGISTRATIONS_PER_HOUR": 1}
+ONE_GUESS = USUAL | {"FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY": 1}
 ONE_FAILURE = USUAL | {"FAILED_CREDENTIALS_PER_5_MINUTES": 1}
 NO_ADMIN_KEY = USUAL | {"ADMIN_SECRET_KEY": None}
 NEW_SERVER = USUAL | {"BACKUPS_PER_DAY": 20}  # for rows that need a server of their own; 20 is the default
@@ -260,7 +297,8 @@ ROWS: dict[str, Row | None] = {  # by operation, status and name of the example;
     "fetchBackupVersion 304": Row(stored, with_etag),
     "changeStorageKey 200": Row(stored),
     "deleteUser 204": Row(stored),
-    "getHealth 200": Row(),
+    "getHealth 200 ok": Row(),
+    "getHealth 200 degraded": UNREACHABLE,
     "getAdminStats 200": Row(stored, server=NEW_SERVER),
     "getOpenapiYaml 200": Row(),
     "getOpenapiJson 200": Row(),
@@ -269,14 +307,22 @@ ROWS: dict[str, Row | None] = {  # by operation, status and name of the example;
     "changeStorageKey 400 malformed_request": Row(stored, with_a_member_twice),
     "* 400 digest_mismatch": Row(registered, with_another_body_than_signed),
     "* 401 signature_missing": Row(registered, unsigned),
-    "* 401 signature_invalid": Row(registered, with_a_wrong_secret),
+    "* 401 header_twice": Row(registered, with_two_signatures),
+    "* 401 label": Row(registered, with_another_label),
+    "* 401 components": Row(registered, with_another_order),
+    "* 401 parameter": Row(registered, with_another_parameter),
+    "* 401 spelling": Row(registered, with_another_spelling),
+    "* 401 keyid": Row(registered, with_an_unknown_keyid),
+    "* 401 mac": Row(registered, with_a_wrong_secret),
     "* 401 signature_expired": Row(registered, with_a_wrong_clock),
     "* 401 credentials_invalid": Row(registered_with_another_key),
     "registerUser 401 credentials_invalid": Row(sent=without_credentials),
     "getAdminStats 401 admin_key_invalid": Row(sent=with_a_wrong_admin_key),
+    "* 403 app_outdated": Row(registered, with_a_retired_keyid, server=RETIRED),
     "getAdminStats 404 not_found": Row(server=NO_ADMIN_KEY),
     "fetchBackup 404 no_backup": Row(registered),
     "fetchBackupVersion 404 no_such_version": Row(registered),
+    "* 408 request_timeout": UNREACHABLE,
     "registerUser 409 username_taken": Row(registered_with_another_key),
     "registerUser 409 recently_deleted": Row(deleted),
     "* 409 version_conflict": Row(stored_twice),
@@ -284,6 +330,9 @@ ROWS: dict[str, Row | None] = {  # by operation, status and name of the example;
     "* 415 unsupported_media_type": Row(registered, as_text),
     "* 422 validation_failed": Row(registered, without_data),
     "* 429 uploads": Row(stored_as_often_as_allowed, from_the_latest),
+    "changeStorageKey 429 key_changes": Row(changed_as_often_as_allowed, from_the_latest),
+    "registerUser 429 registrations": Row(another_registered, server=ONE_REGISTRATION),
+    "* 429 guessing": Row(guessed_too_often, server=ONE_GUESS),
     "* 429 rate_limited": Row(failed_too_often, server=ONE_FAILURE),
     "* 431 headers_too_large": Row(sent=with_a_long_header),
     "* 500 internal_error": Row(registered, fault="internal_error"),
@@ -349,8 +398,13 @@ def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerPr
 
 NOT_FIXED = {"X-Request-Id"}  # different in each answer
 WHERE_HEADERS_ARE_AS_SHOWN = {  # in other answers, they depend on earlier requests or on the path
-    "RateLimit": {"storeBackup 201", "storeBackup 200"},
-    "Retry-After": {"storeBackup 429 uploads", "changeStorageKey 429 uploads", "registerUser 409 recently_deleted"},
+    "RateLimit": {"storeBackup 201", "storeBackup 200", "changeStorageKey 200"},
+    "Retry-After": {
+        "storeBackup 429 uploads",
+        "changeStorageKey 429 key_changes",
+        "registerUser 429 registrations",
+        "registerUser 409 recently_deleted",
+    },
     "Allow": {"storeBackup default method_not_allowed", "fetchBackup default method_not_allowed"},
     # The server does not read headers that are too large, so it does not know the Origin.
     "Access-Control-Allow-Origin": {str(example) for example in EXAMPLES if example.status != "431"},
@@ -431,18 +485,24 @@ def sha256(data: bytes) -> bytes:
 
 def recomputed() -> set[str]:
     """Return every derived value that the document may show, in hex or base64: keys, blobs, digests, signatures."""
+    invented = backup_client.Derivation("v2", 1_200_000, "dailyreps/v2/storage-key", "dailyreps/v2/encryption-key")
     keys, new_keys = (backup_client.derive_keys(USERNAME, password) for password in (PASSWORD, NEW_PASSWORD))
-    master_key = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), bytes.fromhex(keys.user_id), 600_000, 32)
+    newer_keys = backup_client.derive_keys(USERNAME, PASSWORD, invented)
+    empty, squat = b'{"workouts":[]}', b'{"workouts":["squat"]}'
+    first = backup_client.encrypt(keys, empty, sequence=1, nonce=bytes(range(0, 12)))
+    second: dict[str, Any] = {"sequence": 2, "base_sha256": sha256(first).hex()}
     blobs = [
-        backup_client.encrypt(keys, b'{"workouts":[]}', bytes(range(0, 12))),
-        backup_client.encrypt(keys, b'{"workouts":["squat"]}', bytes(range(16, 28))),
-        backup_client.encrypt(new_keys, b'{"workouts":["squat"]}', bytes(range(32, 44))),
+        first,
+        backup_client.encrypt(keys, squat, nonce=bytes(range(16, 28)), **second),
+        backup_client.encrypt(new_keys, squat, nonce=bytes(range(32, 44)), **second),
     ]
-    body = json.dumps({"data": base64.b64encode(blobs[0]).decode()}, separators=(",", ":")).encode()
+    body = json.dumps({"data": base64.b64encode(first).decode()}, separators=(",", ":")).encode()
     authorization = backup_client.authorization(keys.user_id, keys.storage_key)
     proof = backup_client.sign("POST", "/api/backup", body, authorization, secret=SECRET, created=NOW)
-    in_hex = [keys.user_id, keys.storage_key, keys.encryption_key.hex(), master_key.hex(), new_keys.storage_key]
-    in_hex += [new_keys.encryption_key.hex(), *(sha256(blob).hex() for blob in blobs)]
+    lists = [(ROOT / "fixtures" / name).read_bytes() for name in ("common_passwords.txt", "passphrase_words.txt")]
+    in_hex = [sha256(data).hex() for data in (*blobs, *lists)]
+    for each in (keys, new_keys, newer_keys):
+        in_hex += [each.user_id, each.storage_key, each.encryption_key.hex(), each.master_key.hex()]
     in_base64 = [base64.b64encode(data).decode() for data in (*blobs, sha256(body), sha256(b""))]
     in_base64 += [proof["Signature"].removeprefix("app=:").removesuffix(":"), authorization.removeprefix("Basic ")]
     return {*in_hex, *in_base64}
@@ -454,7 +514,7 @@ def test_every_digest_key_blob_and_signature_is_recomputed() -> None:
     shown = set(re.findall(r"(?<![#0-9A-Za-z+/=])(?:[0-9a-f]{32,}|[0-9A-Za-z+/]{40,}={0,2})(?![0-9A-Za-z+/=])", text))
     assert shown - recomputed() == set()
     assert len(shown) >= 12
-    credentials = base64.b64decode(next(value for value in shown if value.startswith("NDEz"))).decode()
+    credentials = base64.b64decode(next(value for value in shown if value.startswith("NDY2"))).decode()
     assert credentials.split(":")[0] in shown
 
 

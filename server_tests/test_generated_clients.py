@@ -6,6 +6,7 @@ Both are generated into a temporary directory. Nothing generated is kept.
 import base64
 import importlib
 import pkgutil
+import re
 import secrets
 import shutil
 import subprocess
@@ -27,9 +28,11 @@ HERE = Path(__file__).resolve().parent
 TYPESCRIPT = HERE / "typescript"
 
 
-def run(*command: object, cwd: Path) -> None:
+def run(*command: object, cwd: Path) -> str:
+    """Run a command, which must succeed. Return what it printed."""
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 # ---- Python ------------------------------------------------------------------------------------------------
@@ -37,11 +40,13 @@ def run(*command: object, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The package that openapi-python-client generates, without a warning."""
+    """The package that openapi-python-client generates. It only warns that it does not read YAML."""
     directory = tmp_path_factory.mktemp("python_client")
     options = ["--config", HERE / "python_client.yaml", "--meta", "none", "--output-path", "backup_api"]
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", openapi.SPEC_PATH]
-    run(*command, *options, "--fail-on-warning", cwd=directory)
+    said = run(*command, *options, cwd=directory)
+    assert re.findall("^WARNING .+", said, re.MULTILINE) == ["WARNING parsing GET /openapi.yaml within service."]
+    assert said.count("Cannot parse") == said.count("(Unsupported content_type application/yaml)") == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(directory)
         yield importlib.import_module("backup_api")
@@ -116,15 +121,14 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     middleware = Middleware(keys, target.secret, target.keyid, target.now)
     api = Api(generated, target, middleware=middleware)
 
-    def upload(keys: backup_client.Keys, log: bytes) -> tuple[bytes, str]:
-        blob = backup_client.encrypt(keys, log)
+    def upload(keys: backup_client.Keys, log: bytes, sequence: int, base: str | None = None) -> tuple[bytes, str]:
+        blob = backup_client.encrypt(keys, log, sequence=sequence, base_sha256=base)
         return blob, base64.b64encode(blob).decode()
 
     def expect(answer: tuple[int, Any], status: int, code: str) -> Any:
         """Assert that an answer is this problem. Return the problem."""
         assert answer[0] == status
         assert isinstance(answer[1], models.Problem) and answer[1].code == code
-        assert answer[1].code is models.ProblemCodeType0(code)  # a known code is a member of the enum
         return answer[1]
 
     # Register, and repeat that, as after a lost answer.
@@ -136,14 +140,14 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
 
     # Store, and repeat that.
     expect(api.fetch_backup(), 404, "no_backup")
-    blob, data = upload(keys, log)
+    blob, data = upload(keys, log, 1)
     status, receipt = api.store_backup(body=models.BackupUpload(data=data))
     assert (status, receipt.version, receipt.size, receipt.key_version) == (201, 1, len(blob), 1)
     assert api.headers["RateLimit"].startswith('"hour";r=')
     assert api.store_backup(body=models.BackupUpload(data=data)) == (200, receipt)
 
     # Use a second device that has not seen the version.
-    blob, data = upload(keys, longer_log)
+    blob, data = upload(keys, longer_log, 1)
     conflict = expect(api.store_backup(body=models.BackupUpload(data=data)), 409, "version_conflict")
     assert conflict.current_version == 1 and not conflict.errors and not conflict.server_time
     problem = expect(api.store_backup(body=models.BackupUpload(data="AB==")), 422, "validation_failed")
@@ -152,10 +156,9 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     # It fetches, merges and stores.
     status, backup = api.fetch_backup()
     assert status == 200 and backup.updated_at == receipt.updated_at
-    assert (
-        backup_client.decrypt(keys, backup_client.decode_data(backup.data, size=backup.size, sha256=backup.sha256))
-        == log
-    )
+    fetched = backup_client.decode_data(backup.data, size=backup.size, sha256=backup.sha256)
+    assert backup_client.decrypt(keys, fetched).plaintext == log
+    blob, data = upload(keys, longer_log, 2, backup.sha256)
     status, receipt = api.store_backup(body=models.BackupUpload(data=data, base_sha_256=backup.sha256))
     assert (status, receipt.version) == (201, 2)
 
@@ -174,7 +177,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     expect(api.fetch_backup_version(3), 404, "no_such_version")
 
     # Change the password.
-    blob, data = upload(new_keys, longer_log)
+    blob, data = upload(new_keys, longer_log, 3, receipt.sha256)
     change = models.StorageKeyChange(storage_key=new_keys.storage_key, data=data, base_sha_256=receipt.sha256)
     status, receipt = api.change_storage_key(body=change)
     assert (status, receipt.version, receipt.key_version) == (200, 3, 2)
@@ -182,7 +185,7 @@ def test_a_generated_client_does_a_whole_cycle(generated: ModuleType, target: An
     middleware.credentials = new_keys
     status, backup = api.fetch_backup()
     assert status == 200
-    assert backup_client.decrypt(new_keys, base64.b64decode(backup.data)) == longer_log
+    assert backup_client.decrypt(new_keys, base64.b64decode(backup.data)).plaintext == longer_log
 
     # Use a phone with a wrong clock.
     middleware.clock = lambda: target.now() - 3600
@@ -202,8 +205,6 @@ def test_what_needs_no_user(generated: ModuleType, target: Any) -> None:
     api = Api(generated, target)
     status, health = api.get_health()
     assert (status, health.status) == (200, "ok")
-    status, text = api.get_openapi_yaml()
-    assert status == 200 and "operationId: getOpenapiYaml" in text
     status, document = api.get_openapi_json()
     assert (status, document.openapi) == (200, "3.1.0")
     assert document.paths.to_dict().keys() == openapi.SPEC["paths"].keys()

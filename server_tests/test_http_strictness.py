@@ -16,6 +16,8 @@ MALFORMED = {
     "a tab": b"GET\t/health HTTP/1.1\r\n" + HOST + b"\r\n",
     "bytes beyond ASCII in the path": b"GET /h\xc3\xa9alth HTTP/1.1\r\n" + HOST + b"\r\n",
     "HTTP/0.9": b"GET /health HTTP/0.9\r\n" + HOST + b"\r\n",
+    "HTTP/1.10": b"GET /health HTTP/1.10\r\n" + HOST + b"\r\n",
+    "a letter for the minor version": b"GET /health HTTP/1.x\r\n" + HOST + b"\r\n",
     "HTTP/2.0": b"GET /health HTTP/2.0\r\n" + HOST + b"\r\n",
     "a bare LF after the request line": b"GET /health HTTP/1.1\n" + HOST + b"\r\n",
     "a bare LF after a header": b"GET /health HTTP/1.1\r\nX: y\n" + HOST + b"\r\n",
@@ -62,10 +64,44 @@ def test_chunked_is_for_http_1_1(target):
     assert outcome(raw.send(target, request_bytes + b"0\r\n\r\n")) == "400 malformed_request"
 
 
-@pytest.mark.parametrize("framed", [b"5\nhello\r\n0\r\n\r\n", b" 5\r\nhello\r\n0\r\n\r\n"])
-def test_lenient_chunks(target, framed):
-    request_bytes = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",)) + framed
-    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+def chunked_upload(target: Any, client: Any, path: str, framed: bytes, *lines: str) -> Any:
+    """Send a signed upload in chunks, as they are given. Return the answer."""
+    proofs = raw.signed(target, client.credentials, "POST", path, b"hello")
+    headers = (*proofs, "Content-Type: application/json", "Transfer-Encoding: chunked", *lines)
+    return raw.send(target, raw.request("POST", path, headers=headers) + framed)
+
+
+FAULTY_CHUNKS = {
+    "a bare LF": (b"5\nhello\r\n0\r\n\r\n", "400 malformed_request"),
+    "a space": (b" 5\r\nhello\r\n0\r\n\r\n", "400 malformed_request"),
+    "a long extension": (b"5;" + b"x" * 20_000, "400 malformed_request"),
+    "a long trailer": (b"5\r\nhello\r\n0\r\nX: " + b"x" * 20_000, "400 malformed_request"),
+    "far too long": (b"%x\r\n" % 10**9 + b" " * (2 * openapi.LIMITS["requestBodyBytes"] + 9), "413 payload_too_large"),
+}
+
+
+@pytest.mark.parametrize(("framed", "wants"), FAULTY_CHUNKS.values(), ids=FAULTY_CHUNKS)
+def test_faulty_chunks(target, new_user, framed, wants):
+    """The head is answered first. The connection ends, because nobody knows where the next request begins."""
+    client = new_user()
+    for answer, first in [
+        (chunked_upload(target, client, "/api/backup", framed), wants),
+        (chunked_upload(target, client, "/api/backups", framed), "404 not_found"),
+        (chunked_upload(target, target.client(), "/api/backup", framed), "401 credentials_invalid"),
+        (chunked_upload(target, client, "/api/backup", framed, "Content-Encoding: br"), "415 unsupported_media_type"),
+    ]:
+        assert outcome(answer) == first
+        assert answer.headers["Connection"] == "close"
+
+
+def test_a_request_may_follow_one_that_was_read_to_its_end(target, new_user):
+    client = new_user()
+    with raw.connected(target) as connection:
+        for body in (b"hello", b"x"):  # JSON that is none
+            proofs = raw.signed(target, client.credentials, "POST", "/api/backup", body)
+            head = raw.request("POST", "/api/backup", body, (*proofs, "Content-Type: application/json"))
+            connection.sendall(head)
+            assert outcome(raw.receive(target, connection, "POST", "/api/backup", head)) == "400 malformed_request"
 
 
 @pytest.mark.parametrize(("size", "wants"), [(16_384, "200"), (16_385, "431 headers_too_large")])
@@ -162,6 +198,40 @@ def test_every_departure_from_the_schema_is_told(new_user):
 def test_a_body_where_none_belongs_comes_before_what_is_asked_for(new_user, path):
     answer = new_user().request("GET", path, body=b"{}")
     assert outcome(answer) == "400 malformed_request"  # neither no_backup nor no_such_version
+
+
+SECONDS = openapi.LIMITS["requestBodySeconds"]
+
+
+@pytest.mark.parametrize("waits", [SECONDS, SECONDS + 1])
+@pytest.mark.parametrize("operation", ["storeBackup", "changeStorageKey", "registerUser", "deleteUser"])
+def test_a_change_that_would_come_too_late_does_not_happen(start_server, operation, waits):
+    """The body was there in time. Then the account was held by others for too long."""
+    server = start_server(frozen=1_800_000_000)
+    client, newcomer = server.client(), server.client()
+    assert client.register_user().status_code == 201
+    assert client.store_backup(b"any").status_code == 201
+    before = client.list_backup_versions().json()
+    server.stop()
+    server.command += ["--slow-lock", str(waits)]
+    client.base_url = newcomer.base_url = server.start().base_url
+    base = before["versions"][0]["sha256"]
+    call = {
+        "storeBackup": lambda: client.store_backup(b"another", base),
+        "changeStorageKey": lambda: client.change_storage_key("ab" * 32, b"another", base),
+        "registerUser": newcomer.register_user,
+        "deleteUser": client.delete_user,
+    }[operation]
+    if waits == SECONDS:
+        assert outcome(call()) in ("200", "201", "204")
+    else:
+        assert outcome(call()) == "408 request_timeout"
+        assert client.list_backup_versions().json() == before
+        assert outcome(newcomer.list_backup_versions()) == "401 credentials_invalid"
+        # What comes first in the order is told, although it is late.
+        assert outcome(client.store_backup(b"any")) == "200"
+        assert outcome(client.store_backup(b"another")) == "409 version_conflict"
+        assert outcome(client.register_user()) == "200"
 
 
 # ---- Addresses ---------------------------------------------------------------------------------------------

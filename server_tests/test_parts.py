@@ -6,23 +6,30 @@ import hashlib
 import itertools
 import json
 import logging
+import random
 import shutil
 import sqlite3
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
+import backup_server
 from server import clock, dbm_store, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
+from server.guessing import Guessing
 from server.http_server import WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
-from server.limits import AddressLimit, Limit
+from server.limits import AddressLimit, Events, Limit, keyed_hash
+from server.recent import Recent
+from server.refused import RefusedUploads
+from server_tests.memory_store import MemoryStore
 
 USER = "a" * 64
 ACCOUNT = Account(created_at=1_795_510_800_000, key_sha256="c" * 64)
@@ -64,11 +71,146 @@ def test_what_is_given_back_does_not_count(at):
 
 def test_the_address_that_was_quiet_longest_is_forgotten(at):
     limit = AddressLimit(Limit("attempts", 1, 3600))
-    with mock.patch.object(AddressLimit, "MOST_ADDRESSES", 3):
+    with mock.patch.object(Events, "MOST_KEYS", 3):
         for moment, address in enumerate("abcd"):
             at(moment)
             assert limit.count(address) == 0
     assert [limit.wait(address) > 0 for address in "abcd"] == [False, True, True, True]
+
+
+# What happens to the keys of a table that has room for three, one event a second, and which of them it still has.
+TABLES = {
+    "the one whose last event is the oldest": ("abcd", "bcd"),
+    "a new event makes a key young": ("abcad", "cad"),
+    "one that has not reached its limit goes first": ("aabcd", "acd"),
+    "if all have reached it, the oldest goes": ("aabbccd", "bcd"),
+    "then the new one is the first to go": ("aabbccde", "bce"),
+    "a limit that was reached long ago is not reached": ("aabbc" + "-" * 60 + "d", "bcd"),
+    "unless another is older": ("caabb" + "-" * 60 + "d", "abd"),
+}
+
+
+@pytest.mark.parametrize(("events", "kept"), TABLES.values(), ids=TABLES)
+def test_which_key_is_forgotten(events, kept):
+    table = Events(Limit("attempts", 2, 60))
+    with mock.patch.object(Events, "MOST_KEYS", 3):
+        for second, key in enumerate(events):
+            if key != "-":
+                table.add(key.encode(), second * 1000)
+    assert {key for key in "abcde" if table.times(key.encode())} == set(kept)
+
+
+def test_a_table_is_bounded():
+    table = Events(Limit("attempts", 2, 60))
+    for number in range(3 * Events.MOST_KEYS):
+        table.add(str(number // 2).encode(), number)
+        assert len(table._below) + len(table._full) <= Events.MOST_KEYS
+    assert len(table._below) + len(table._full) == Events.MOST_KEYS
+
+
+def test_only_the_last_events_are_kept():
+    table = Events(Limit("attempts", 3, 60))
+    for moment in (5, 1, 4, 2):
+        table.add(b"a", moment)
+    assert table.times(b"a") == [1, 2, 4]  # added last, whatever the clock said
+
+
+# ---- Guessing ------------------------------------------------------------------------------------------------------
+
+
+def test_no_address_and_no_userid_is_kept_as_it_is(at):
+    at(0)
+    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30)
+    guessing.remember(USER, "192.0.2.1")
+    guessing.count(USER, "192.0.2.1")
+    guessing.count(USER, "192.0.2.2")
+    tables = [table for table in vars(guessing).values() if isinstance(table, Events)]
+    assert len(tables) == 4 and all([*table._below, *table._full] for table in tables)
+    keys = [key for table in tables for key in [*table._below, *table._full]]
+    kept = b" ".join([*keys, *(key for pair in guessing._known._times for key in pair)])
+    for text in (USER, "192.0.2.1", "192.0.2.2"):
+        assert keyed_hash(text) in kept and text.encode() not in kept
+
+
+def test_an_address_is_known_anew_by_each_success(at):
+    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30)
+    days = 86_400_000
+    at(0)
+    assert guessing.remember(USER, "a")
+    at(20 * days)
+    assert not guessing.remember(USER, "a")
+    at(50 * days - 1)
+    assert not guessing.remember(USER, "a")
+    at(80 * days - 1)
+    assert guessing.remember(USER, "a")
+
+
+def test_a_key_that_is_changed_while_it_is_compared_makes_no_address_known(at):
+    """Between the comparison and the note that the address is known, the owner changes the key."""
+    at(0)
+    store, guessing = MemoryStore(), Guessing(30, 1, 1, 30)
+    with store.account(USER) as held:
+        held.create(ACCOUNT)
+    server: Any = SimpleNamespace(store=store, guessing=guessing)
+    request: Any = SimpleNamespace(address="192.0.2.1")
+    for key_sha256, is_known in [(ACCOUNT.key_sha256, True), ("d" * 64, False)]:
+        guessing.forget(USER)
+        backup_server.remember_address(server, request, backup_server.Credentials(USER, key_sha256))
+        assert guessing.remember(USER, "192.0.2.1") != is_known
+
+
+# ---- Refused uploads -----------------------------------------------------------------------------------------------
+
+
+def test_refused_uploads_are_remembered_for_as_long_as_a_signature_lives(at):
+    refused = RefusedUploads(900)
+    at(1_000_000)
+    refused.add(USER, "a")
+    at(1_300_000)
+    refused.add(USER, "a")  # it is refused again, but lives no longer
+    for moment, is_there in [(0, True), (1_899_999, True), (1_900_000, False)]:  # a clock may be set back
+        at(moment)
+        assert refused.has(USER, "a") == is_there
+    assert not refused.has("b" * 64, "a")
+
+
+def test_refused_uploads_are_bounded(at):
+    at(0)
+    with mock.patch.object(RefusedUploads, "MOST", 22):
+        refused = RefusedUploads(900)
+    for number in range(21):
+        refused.add(USER, str(number))
+    assert [refused.has(USER, str(number)) for number in range(21)] == [False] + [True] * 20
+    for user in "bcde":
+        refused.add(user, "x")
+    assert [refused.has(user, "x") for user in "bcde"] == [True] * 4
+    assert [refused.has(USER, str(number)) for number in range(21)] == [False] * 3 + [True] * 18
+
+
+def test_what_is_remembered_of_accounts():
+    """Whatever happens, both views have the same pairs, and no more of them than they may have."""
+    recent, chance = Recent(most_of_an_account=3, most=6), random.Random(1)
+    expected: list[tuple[bytes, bytes]] = []  # in the order in which they were added last
+    for moment in range(2_000):
+        account, thing = chance.choice([b"a", b"b", b"c", b"d"]), chance.choice([b"1", b"2", b"3", b"4", b"5"])
+        match chance.choice(["add"] * 8 + ["forget", "forget_all"]):
+            case "add":
+                expected = [pair for pair in expected if pair != (account, thing)]
+                of_account = [pair for pair in expected if pair[0] == account]
+                expected = [pair for pair in expected if pair not in of_account[:-2]][-5:] + [(account, thing)]
+                recent.add(account, thing, moment)
+                assert recent.time(account, thing) == moment
+            case "forget":
+                expected = [pair for pair in expected if pair != (account, thing)]
+                recent.forget(account, thing)
+            case "forget_all":
+                expected = [pair for pair in expected if pair[0] != account]
+                recent.forget_all(account)
+        assert list(recent._times) == expected
+        by_account = {name: list(things) for name, things in recent._of_account.items()}
+        assert by_account == {
+            name: [thing for other, thing in expected if other == name] for name in {name for name, _ in expected}
+        }
 
 
 def test_a_quota_holds_when_requests_race(monkeypatch):

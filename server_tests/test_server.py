@@ -29,6 +29,7 @@ from server_tests.this_server import copy_server
 SECRET = "an-example-secret-for-the-tests-alone"
 SETTINGS = [
     "APP_SECRET_KEY",
+    "RETIRED_KEYIDS",
     "ADMIN_SECRET_KEY",
     "ALLOWED_ORIGINS",
     "DATABASE_PATH",
@@ -36,8 +37,11 @@ SETTINGS = [
     "PORT",
     "BACKUPS_PER_HOUR",
     "BACKUPS_PER_DAY",
+    "KEY_CHANGES_PER_HOUR",
+    "KEY_CHANGES_PER_DAY",
     "REGISTRATIONS_PER_HOUR",
     "FAILED_CREDENTIALS_PER_5_MINUTES",
+    "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY",
     "KEEP_VERSIONS",
 ]
 MEASURED = {name: os.environ[name] for name in COVERAGE if name in os.environ}
@@ -101,6 +105,13 @@ REFUSED_SETTINGS = [
     ("APP_SECRET_KEY", f"a:b:{SECRET}"),
     ("APP_SECRET_KEY", f"a:{SECRET},a:{SECRET}x"),
     ("APP_SECRET_KEY", f"a:{SECRET},b:short"),
+    ("RETIRED_KEYIDS", "a b"),
+    ("RETIRED_KEYIDS", "old,"),
+    ("RETIRED_KEYIDS", "old, older"),
+    ("RETIRED_KEYIDS", "k" * 65),
+    ("RETIRED_KEYIDS", "old:secret"),
+    ("RETIRED_KEYIDS", "app"),  # then no keyid would be left
+    ("RETIRED_KEYIDS", "older,app"),
     ("ADMIN_SECRET_KEY", "short"),
     ("ALLOWED_ORIGINS", "*"),
     ("ALLOWED_ORIGINS", "app.example"),
@@ -114,8 +125,11 @@ REFUSED_SETTINGS = [
     ("BACKUPS_PER_HOUR", "-5"),
     ("BACKUPS_PER_HOUR", "1.5"),
     ("BACKUPS_PER_DAY", "many"),
+    ("KEY_CHANGES_PER_HOUR", "0"),
+    ("KEY_CHANGES_PER_DAY", "3 a day"),
     ("REGISTRATIONS_PER_HOUR", "0"),
     ("FAILED_CREDENTIALS_PER_5_MINUTES", "0x10"),
+    ("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY", "1e3"),
     ("KEEP_VERSIONS", "0,3,2,2"),
     ("KEEP_VERSIONS", "4,3,2"),
     ("KEEP_VERSIONS", "4,3,2,2,1"),
@@ -221,6 +235,7 @@ FAULTY_SPECS = {  # what to replace, the replacement, and what the message must 
     "no limits": ("x-limits:", "y-limits:", "x-limits"),
     "a limit is missing": ("signatureSkewSeconds: ", "signatureSkew: ", "signatureSkewSeconds"),
     "alternatives in security": ("        - adminKey: []\n", "        - adminKey: []\n        - {}\n", "getAdminStats"),
+    "limits that are not shown": ("responses/TooManyKeyChanges'", "responses/TooManyRequests'", "changeStorageKey"),
     "something beside a reference": ("schemas/Receipt'}", "schemas/Receipt', maxLength: 1}", "maxLength"),
     "no YAML": ("openapi: 3.1.0", "openapi: [", "openapi.yaml"),
 }
@@ -247,7 +262,7 @@ def test_limits_are_read_from_the_spec(tmp_path):
         ("requestBodyBytes: 8388608", "requestBodyBytes: 300"),
         ("requestHeaderBytes: 16384", "requestHeaderBytes: 1000"),
         ("signatureSkewSeconds: 300", "signatureSkewSeconds: 30"),
-        ("deletedUserSeconds: 601", "deletedUserSeconds: 61"),
+        ("deletedUserSeconds: 901", "deletedUserSeconds: 61"),
         ("BACKUPS_PER_HOUR: 5", "BACKUPS_PER_HOUR: 7"),
     ]:
         assert good in text

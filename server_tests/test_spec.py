@@ -18,8 +18,8 @@ from server_tests.this_server import problems
 PROSE: str = SPEC["info"]["description"]
 PROBLEMS: dict[str, tuple[int, str]] = problems()
 
-SIGNED = {"400", "401", "413", "429", "431", "500", "503"}
-UNSIGNED = {"400", "413", "431", "500", "503"}
+UNSIGNED = {"400", "408", "413", "431", "500", "503"}
+SIGNED = UNSIGNED | {"401", "403", "429"}
 UPLOADS = SIGNED | {"409", "415", "422", "507"}
 OPERATIONS = {  # method, path, security, statuses
     "registerUser": ("POST", "/api/register", "user", SIGNED | {"200", "201", "409", "507"}),
@@ -112,6 +112,7 @@ def test_a_problem_is_shown_under_its_status():
     uploads = {"storeBackup", "changeStorageKey"}
     fetches = {"fetchBackup", "fetchBackupVersion"}
     assert shown == {code: set(OPERATIONS) for code in PROBLEMS} | {
+        "app_outdated": users,
         "digest_mismatch": users,
         "signature_missing": users,
         "signature_invalid": users,
@@ -209,22 +210,68 @@ def block(after: str) -> str:
     return PROSE.partition(after)[2].split("```")[1].strip("\n")
 
 
+def rows_of(section: str) -> list[list[str]]:
+    """Return the cells of each table row in a section of the prose, without the backticks."""
+    text = re.split(r"^#{2,3} ", PROSE.partition(f"## {section}\n")[2], flags=re.MULTILINE)[0]
+    lines = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
+    return [[cell.replace("`", "") for cell in line.split(" | ")] for line in lines]
+
+
+def keys_of(derivation: backup_client.Derivation) -> backup_client.Keys:
+    return backup_client.derive_keys("alex", "correct horse battery staple", derivation)
+
+
 def test_the_worked_derivation():
-    keys = backup_client.derive_keys("alex", "correct horse battery staple")
-    plaintext, nonce = b'{"workouts":[]}', bytes.fromhex("000102030405060708090a0b")
-    master_key = hashlib.pbkdf2_hmac(
-        "sha256", b"correct horse battery staple", bytes.fromhex(keys.user_id), 600_000, 32
-    )
-    rows = dict(re.findall(r"^\| (.+?) \| `([0-9A-Za-z+/=]+)` \|$", PROSE, re.MULTILINE))
-    assert rows == {
-        "`userId`": keys.user_id,
-        "master key": master_key.hex(),
-        "`storageKey`": keys.storage_key,
+    keys = keys_of(backup_client.V1)
+    shown = dict(row for row in rows_of("Keys") if len(row) == 2 and "SHA256" not in row[1] and "SHA-256" not in row[1])
+    assert shown == {
+        "value": "how to derive it",
+        "userId": keys.user_id,
+        "master key": keys.master_key.hex(),
+        "storageKey": keys.storage_key,
         "encryption key": keys.encryption_key.hex(),
-        'blob of `{"workouts":[]}` with nonce `000102030405060708090a0b`, in base64': base64.b64encode(
-            backup_client.encrypt(keys, plaintext, nonce)
-        ).decode(),
+        "recovery code": backup_client.recovery_code(keys),
     }
+
+
+def test_the_worked_example_of_another_derivation():
+    invented = backup_client.Derivation("v2", 1_200_000, "dailyreps/v2/storage-key", "dailyreps/v2/encryption-key")
+    keys, newer = keys_of(backup_client.V1), keys_of(invented)
+    assert newer.user_id == keys.user_id
+    assert rows_of("Other derivations")[1:5] == [
+        ["userId", f"{keys.user_id[:8]}…", "the same"],
+        ["master key", f"{keys.master_key.hex()[:8]}…", newer.master_key.hex()],
+        ["storageKey", f"{keys.storage_key[:8]}…", newer.storage_key],
+        ["encryption key", f"{keys.encryption_key.hex()[:8]}…", newer.encryption_key.hex()],
+    ]
+
+
+def test_the_worked_blobs():
+    keys = keys_of(backup_client.V1)
+    first = backup_client.encrypt(keys, b'{"workouts":[]}', sequence=1, nonce=bytes(range(12)))
+    base = hashlib.sha256(first).hexdigest()
+    second = backup_client.encrypt(
+        keys, b'{"workouts":["squat"]}', sequence=2, base_sha256=base, nonce=bytes(range(16, 28))
+    )
+    shown = [row[1] for row in rows_of("The blob") if row[0].startswith("{")]
+    assert shown == [base64.b64encode(blob).decode() for blob in (first, second)]
+    uploads = SPEC["paths"]["/api/backup"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert shown == [uploads[name]["value"]["data"] for name in ("first", "next")]
+    header = [int(row[0]) for row in rows_of("The blob") if row[0].isdigit()]
+    assert header == [1, 8, 32, backup_client.NONCE_BYTES, backup_client.TAG_BYTES]
+    overhead = sum(header)
+    assert f"A log of up to {openapi.MAX_DECODED_BYTES - overhead:,} bytes fits" in PROSE
+    assert f"nonce and tag take {overhead}" in PROSE
+
+
+def test_the_cost_of_guessing_is_computed():
+    """Fifteen thousand guesses a second, as the text says: ten million of them, and four words of 7,776."""
+    guesses_a_second = 15_000
+    assert "some 15,000 a second" in PROSE
+    assert round(10_000_000 / guesses_a_second / 60) == 11 and "eleven minutes" in PROSE
+    possibilities = 7776**4
+    assert f"{possibilities / 1e15:.1f}" == "3.7" and "3.7\nquadrillion" in PROSE
+    assert round(possibilities / guesses_a_second / (365.25 * 86400), -2) == 7700 and "7,700 years" in PROSE
 
 
 def test_the_worked_signature():
@@ -249,24 +296,33 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
     prose = " ".join(PROSE.split())
     configurable = SPEC["x-configurable-limits"]
     last, days, weeks, months = configurable["KEEP_VERSIONS"].split(",")
+    # `created` may be ahead as well as behind, and then the body takes its time.
+    acts = 2 * LIMITS["signatureSkewSeconds"] + LIMITS["requestBodySeconds"]
     for sentence in [
         f"A backup is 1 to {openapi.MAX_DECODED_BYTES:,} bytes",
         f"A request body may have at most {LIMITS['requestBodyBytes']:,} bytes",
         f"may differ from the server's clock by {LIMITS['signatureSkewSeconds']} seconds either way",
-        f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature lives",
+        f"For {LIMITS['deletedUserSeconds']} seconds, longer than any signature can act",
         f"works {LIMITS['deletedUserSeconds']} seconds after the last attempt",
+        f"no earlier than {LIMITS['deletedUserSeconds']} seconds after your last attempt",
+        f"From the head on, a request has {LIMITS['requestBodySeconds']} seconds",
+        f"can therefore act for up to {acts} seconds",
         f"the empty line that ends them, may have at most {LIMITS['requestHeaderBytes']:,} bytes",
-        f"{configurable['BACKUPS_PER_HOUR']} an hour and {configurable['BACKUPS_PER_DAY']} a day",
+        f"{configurable['BACKUPS_PER_HOUR']} new versions an hour, {configurable['BACKUPS_PER_DAY']} a day",
+        f"{configurable['KEY_CHANGES_PER_HOUR']} key changes an hour, {configurable['KEY_CHANGES_PER_DAY']} a day",
+        f"{configurable['FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY']} failed credentials of a `userId` in 24 hours",
+        f"**known** to an account for {LIMITS['knownAddressDays']} days",
         f"{configurable['REGISTRATIONS_PER_HOUR']} accounts created an hour",
         f"{configurable['FAILED_CREDENTIALS_PER_5_MINUTES']} failed credentials in 5 minutes",
         f"the last {last} versions and the newest version of each of the last {days} UTC days, {weeks} ISO weeks"
         f" and {months} months",
     ]:
         assert sentence in prose
-    # No replay may be valid for longer than the reservation lasts: `created` may be ahead as well as behind.
-    assert LIMITS["deletedUserSeconds"] > 2 * LIMITS["signatureSkewSeconds"]
+    assert LIMITS["newAddressAttempts"] == 2 and "The first two attempts in 24 hours are compared" in prose
+    # No replay may act for longer than the reservation lasts.
+    assert LIMITS["deletedUserSeconds"] > acts
     schemas = SPEC["components"]["schemas"]
-    assert schemas["Size"]["maximum"] == openapi.MAX_DECODED_BYTES
+    assert schemas["Size"]["maximum"] > openapi.MAX_DECODED_BYTES  # a later version may allow larger ones
     # A text that is too long for the schema would get 422, but it must get 413.
     assert schemas["BackupData"]["maxLength"] >= LIMITS["requestBodyBytes"]
 

@@ -146,7 +146,7 @@ def test_a_deletion_cut_short_is_finished_at_the_next_start(start_server):
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_deleted_userid_is_forgotten_after_601_seconds(start_server, restarted):
+def test_a_deleted_userid_is_forgotten_after_901_seconds(start_server, restarted):
     server = start_server(frozen=1_795_510_800, **MANY)
     gone, back = server.client(), server.client()
     for user in (gone, back):

@@ -9,7 +9,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-KINDS = ("derivation", "encryption", "signing", "exchanges")
+KINDS = ("derivation", "encryption", "devices", "signing", "exchanges")
 
 Vectors = dict[str, Any]
 

@@ -3,11 +3,12 @@
     keys = derive_keys("Anna", "correct horse battery staple")
     client = BackupClient("https://backup.example", app_secret, keys)
     checked(client.register_user())
-    receipt = checked(client.store_backup(encrypt(keys, log))).json()
-    log = decrypt(keys, backup_bytes(checked(client.fetch_backup())))
+    receipt = checked(client.store_backup(encrypt(keys, log, sequence=1))).json()
+    log = decrypt(keys, backup_bytes(checked(client.fetch_backup()))).plaintext
 
 The client has four layers: deriving the keys, encrypting, signing, and calling the operations. Each layer uses only
-those above it. `openapi.yaml` says what every request and answer means. `fixtures/` has the value of every step here.
+those above it. `device.py` is built on them: it shows what a device saves and when. `openapi.yaml` says what every
+request and answer means. `fixtures/` has the value of every step here.
 """
 
 import base64
@@ -18,7 +19,7 @@ import re
 import secrets
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 # ---- Deriving the keys -------------------------------------------------------------------------------------
 
-PBKDF2_ITERATIONS = 600_000
+USER_ID_PREFIX = "dailyreps/v1/user-id/"  # for ever, whatever the derivation
 
 # The 25 code points of Unicode's White_Space property (PropList.txt). Without an argument, str.strip() would also strip
 # U+001C to U+001F.
@@ -43,87 +44,281 @@ WHITE_SPACE = (
 
 
 @dataclass(frozen=True)
+class Derivation:
+    """A way from a password to the keys: the number of iterations of PBKDF2, and the infos of HKDF."""
+
+    name: str
+    iterations: int
+    storage_key_info: str
+    encryption_key_info: str
+
+
+V1 = Derivation("v1", 600_000, "dailyreps/v1/storage-key", "dailyreps/v1/encryption-key")
+DERIVATIONS: tuple[Derivation, ...] = (V1,)  # newest first
+
+
+@dataclass(frozen=True)
 class Keys:
     """The keys of a username and a password.
 
-    `user_id` and `storage_key` are for the server: 64 lowercase hex characters each. `encryption_key` is 32 bytes and
-    never leaves the device. The repr shows neither key.
+    `user_id` and `storage_key` are for the server: 64 lowercase hex characters each. `encryption_key` and `master_key`
+    are 32 bytes each and never leave the device. The repr shows no key. `derivation` is the name of the derivation.
     """
 
     user_id: str
     storage_key: str = field(repr=False)
     encryption_key: bytes = field(repr=False)
+    master_key: bytes = field(repr=False)
+    derivation: str = V1.name
+
+
+class AppOutdatedError(Exception):
+    """A newer version of the app made this. The app says "update the app", and replaces nothing."""
 
 
 def normalize_username(username: str) -> str:
     """Return the form of a username that is hashed.
 
-    Apply NFKC, strip White_Space at both ends, and lowercase each code point by itself. (`str.lower()` of a whole
-    string would turn a Σ at its end into a final sigma; see SpecialCasing.txt.)
+    Apply NFKC, strip White_Space at both ends, lowercase each code point by itself, and apply NFKC again.
+    (`str.lower()` of a whole string would turn a Σ at its end into a final sigma; see SpecialCasing.txt.) Raise
+    ValueError if nothing is left: all people without a name would share an account.
     """
     stripped = unicodedata.normalize("NFKC", username).strip(WHITE_SPACE)
-    return "".join(character.lower() for character in stripped)
+    if not stripped:
+        raise ValueError("the username is empty")
+    return unicodedata.normalize("NFKC", _lowercase(stripped))
 
 
-def derive_keys(username: str, password: str) -> Keys:
+def _lowercase(text: str) -> str:
+    return "".join(character.lower() for character in text)
+
+
+def derive_user_id(username: str) -> str:
+    """Return SHA-256 of the prefix and the normalised username, as 64 lowercase hex characters."""
+    return hashlib.sha256((USER_ID_PREFIX + normalize_username(username)).encode()).hexdigest()
+
+
+def derive_keys(username: str, password: str, derivation: Derivation = DERIVATIONS[0]) -> Keys:
     """Return the keys of a user: SHA-256 of the username, then PBKDF2 (RFC 8018) and HKDF (RFC 5869) with SHA-256.
 
     This takes a moment on purpose (600,000 iterations). Raise UnicodeEncodeError for a lone surrogate, which has no
     UTF-8 form.
     """
-    user_id = hashlib.sha256(normalize_username(username).encode()).digest()
+    user_id = derive_user_id(username)
     password_utf8 = unicodedata.normalize("NFKC", password).encode()
-    master_key = hashlib.pbkdf2_hmac("sha256", password_utf8, user_id, PBKDF2_ITERATIONS, 32)
-    storage_key, encryption_key = expand_master_key(master_key)
-    return Keys(user_id.hex(), storage_key.hex(), encryption_key)
+    master_key = hashlib.pbkdf2_hmac("sha256", password_utf8, bytes.fromhex(user_id), derivation.iterations, 32)
+    return keys_of_master_key(user_id, master_key, derivation)
 
 
-def expand_master_key(master_key: bytes) -> tuple[bytes, bytes]:
-    """Derive (storage key, encryption key), 32 bytes each, from the master key: HKDF-SHA256 with an empty salt."""
-    storage_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/storage-key").derive(master_key)
-    encryption_key = HKDF(SHA256(), 32, salt=b"", info=b"dailyreps/v1/encryption-key").derive(master_key)
-    return storage_key, encryption_key
+def keys_of_master_key(user_id: str, master_key: bytes, derivation: Derivation = V1) -> Keys:
+    """Return the keys that HKDF-SHA256 with an empty salt derives from the master key."""
+    storage_key = HKDF(SHA256(), 32, salt=b"", info=derivation.storage_key_info.encode()).derive(master_key)
+    encryption_key = HKDF(SHA256(), 32, salt=b"", info=derivation.encryption_key_info.encode()).derive(master_key)
+    return Keys(user_id, storage_key.hex(), encryption_key, master_key, derivation.name)
+
+
+def derivations_to_try(succeeded: str | None, derivations: Sequence[Derivation] = DERIVATIONS) -> Sequence[Derivation]:
+    """Return the derivations that a sign-in tries, in this order: from the newest to the one that has succeeded.
+
+    `succeeded` is the name of the newest one that has succeeded on this device for this account, or None. A server
+    could otherwise answer 401 and get a storage key that is easier to attack. Raise AppOutdatedError if the name is
+    unknown.
+    """
+    names = [derivation.name for derivation in derivations]
+    if succeeded is None:
+        return derivations
+    if succeeded not in names:
+        raise AppOutdatedError("a newer version of the app moved this account")
+    return derivations[: names.index(succeeded) + 1]
+
+
+# Choosing a password. A sign-in checks none of this.
+
+PASSWORD_CODE_POINTS = 10
+
+
+def password_problem(password: str, common_passwords: Collection[str]) -> str | None:
+    """Return why a password cannot be chosen, "too-short" or "too-common", or None if it can.
+
+    `common_passwords` are the lines of fixtures/common_passwords.txt. Check only a password that is being chosen.
+    """
+    normalized = unicodedata.normalize("NFKC", password)
+    if len(normalized) < PASSWORD_CODE_POINTS:
+        return "too-short"
+    return "too-common" if _lowercase(normalized) in common_passwords else None
+
+
+def new_passphrase(words: Sequence[str], count: int = 4) -> str:
+    """Return `count` words, drawn at random, with spaces between. `words` is fixtures/passphrase_words.txt."""
+    return " ".join(secrets.choice(words) for _ in range(count))
+
+
+# The recovery code: the master key, written down.
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+RECOVERY_CHARACTERS = 56
+# Only ASCII letters have a capital here. str.upper() would also read U+0131 as I and U+017F as S.
+HYPHENS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_READ_AS = str.maketrans("abcdefghjkmnpqrstvwxyzOoIiLl", "ABCDEFGHJKMNPQRSTVWXYZ001111", WHITE_SPACE + HYPHENS)
+
+
+class MistypedCodeError(Exception):
+    """A recovery code was mistyped, or it belongs to another username."""
+
+
+def recovery_code(keys: Keys) -> str:
+    """Return the recovery code: 8 groups of 7 characters. A change of the password makes it void."""
+    content = b"\x01" + keys.master_key
+    number = int.from_bytes(content + _recovery_checksum(keys.user_id, content))
+    characters = [CROCKFORD[number >> 5 * place & 31] for place in reversed(range(RECOVERY_CHARACTERS))]
+    return "-".join("".join(characters[start : start + 7]) for start in range(0, RECOVERY_CHARACTERS, 7))
+
+
+def read_recovery_code(username: str, code: str) -> Keys:
+    """Return the keys of a user from the recovery code. It may be typed in small letters, with or without `-`.
+
+    Raise MistypedCodeError, or AppOutdatedError if a newer version of the app made the code.
+    """
+    characters = code.translate(_READ_AS)
+    if len(characters) != RECOVERY_CHARACTERS or not set(characters) <= set(CROCKFORD):
+        raise MistypedCodeError("not a recovery code")
+    number = 0
+    for character in characters:
+        number = number << 5 | CROCKFORD.index(character)
+    content, checksum = (number >> 16).to_bytes(33), (number & 0xFFFF).to_bytes(2)
+    user_id = derive_user_id(username)
+    if checksum != _recovery_checksum(user_id, content):
+        raise MistypedCodeError("mistyped, or the code of another username")
+    if content[0] != 1:
+        raise AppOutdatedError("a newer version of the app made this recovery code")
+    return keys_of_master_key(user_id, content[1:], V1)
+
+
+def _recovery_checksum(user_id: str, content: bytes) -> bytes:
+    return hashlib.sha256(b"dailyreps/v1/recovery-code/" + user_id.encode() + content).digest()[:2]
 
 
 # ---- Encrypting --------------------------------------------------------------------------------------------
 
+FORMAT = b"\x01"
+HEADER_BYTES = 41  # the format, the sequence in 8 bytes, the sha256 of the base
 NONCE_BYTES = 12
 TAG_BYTES = 16
+LARGEST_SEQUENCE = 2**53 - 1
 
 
 class DecryptionError(Exception):
     """The blob was not made with these keys, or it was changed since."""
 
 
-def encrypt(keys: Keys, plaintext: bytes, nonce: bytes | None = None) -> bytes:
-    """Return the blob to store: 12-byte nonce, AES-256-GCM ciphertext, 16-byte tag.
+@dataclass(frozen=True)
+class Decrypted:
+    """What a blob says. `base_sha256` is the sha256 of the version that it was made from, in hex, or None."""
 
-    Pass `nonce` only to repeat a test vector. Two plaintexts under the same nonce and key reveal both. Raise ValueError
-    if the nonce does not have 12 bytes.
+    plaintext: bytes = field(repr=False)
+    sequence: int
+    base_sha256: str | None
+
+
+def encrypt(
+    keys: Keys, plaintext: bytes, *, sequence: int, base_sha256: str | None = None, nonce: bytes | None = None
+) -> bytes:
+    """Return the blob to store: a 41-byte header, 12-byte nonce, AES-256-GCM ciphertext, 16-byte tag.
+
+    `base_sha256` is the one that the upload will name. Pass `nonce` only to repeat a test vector. Two plaintexts under
+    the same nonce and key reveal both. Raise ValueError for a nonce, sequence or base that cannot be one.
     """
     nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
     if len(nonce) != NONCE_BYTES:
         raise ValueError(f"the nonce must be {NONCE_BYTES} bytes long")
-    return nonce + AESGCM(keys.encryption_key).encrypt(nonce, plaintext, associated_data(keys.user_id))
+    header = blob_header(sequence, base_sha256)
+    return header + nonce + AESGCM(keys.encryption_key).encrypt(nonce, plaintext, associated_data(keys.user_id, header))
 
 
-def decrypt(keys: Keys, blob: bytes) -> bytes:
-    """Return the plaintext of a blob.
+def decrypt(keys: Keys, blob: bytes) -> Decrypted:
+    """Return what a blob says.
 
-    Raise DecryptionError if the blob belongs to another user or password, or if it is damaged.
+    Raise AppOutdatedError for a format that this client does not know: such a blob is never overwritten. Raise
+    DecryptionError if the blob belongs to another user or password, or if it is damaged.
     """
-    if len(blob) < NONCE_BYTES + TAG_BYTES:
+    if blob and blob[:1] != FORMAT:
+        raise AppOutdatedError("a newer version of the app made this backup")
+    if len(blob) < HEADER_BYTES + NONCE_BYTES + TAG_BYTES:
         raise DecryptionError("too short to be a backup")
+    header, nonce, sealed = blob[:HEADER_BYTES], blob[HEADER_BYTES:][:NONCE_BYTES], blob[HEADER_BYTES + NONCE_BYTES :]
     try:
-        nonce, sealed = blob[:NONCE_BYTES], blob[NONCE_BYTES:]
-        return AESGCM(keys.encryption_key).decrypt(nonce, sealed, associated_data(keys.user_id))
+        plaintext = AESGCM(keys.encryption_key).decrypt(nonce, sealed, associated_data(keys.user_id, header))
     except InvalidTag:
         raise DecryptionError("not a backup of this user and password, or a damaged backup") from None
+    sequence, base = int.from_bytes(header[1:9]), header[9:]
+    if not 1 <= sequence <= LARGEST_SEQUENCE:
+        raise DecryptionError("a sequence counts from 1 to 2**53 - 1")
+    return Decrypted(plaintext, sequence, base.hex() if any(base) else None)
 
 
-def associated_data(user_id: str) -> bytes:
-    """Return the bytes that bind a blob to its user, so that the server cannot pass off another user's backup."""
-    return f"dailyreps/v1/{user_id}".encode("ascii")
+def blob_header(sequence: int, base_sha256: str | None) -> bytes:
+    """Return the first 41 bytes of a blob: the format, the sequence, and the sha256 of the base or zeros.
+
+    Raise ValueError if the sequence is not from 1 to 2**53 - 1, or if the base is not a sha256 in hex.
+    """
+    base = bytes(32) if base_sha256 is None else bytes.fromhex(base_sha256)
+    if not 1 <= sequence <= LARGEST_SEQUENCE or len(base) != 32:
+        raise ValueError("a header needs a sequence from 1 and a base of 32 bytes")
+    return FORMAT + sequence.to_bytes(8) + base
+
+
+def associated_data(user_id: str, header: bytes) -> bytes:
+    """Return the bytes that bind a blob to its user and its header.
+
+    So the server can neither pass off another user's backup nor call an old one new.
+    """
+    return f"dailyreps/v1/{user_id}".encode("ascii") + header
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The highest version that a device has seen. The device saves it together with the log and the base."""
+
+    sequence: int = 0
+    sha256: str | None = None
+
+
+def next_sequence(base_sequence: int, highest: Seen) -> int:
+    """Return the sequence of a new blob.
+
+    Without a base, `base_sequence` is 0. If the base cannot be decrypted, it is one more than the highest seen. Raise
+    OverflowError after 2**53 - 1.
+    """
+    sequence = 1 + max(base_sequence, highest.sequence)
+    if sequence > LARGEST_SEQUENCE:
+        raise OverflowError("there is no sequence after the largest")
+    return sequence
+
+
+def higher(highest: Seen, sequence: int, sha256: str) -> Seen:
+    """Return the highest seen after one more version: an acknowledged upload, or the latest version, decrypted.
+
+    Do not call it for a lost answer, nor for an older version that was fetched on purpose.
+    """
+    return Seen(sequence, sha256) if sequence > highest.sequence else highest
+
+
+def verdict(highest: Seen, sequence: int, sha256: str, base_sha256: str | None) -> str:
+    """Compare the latest version, decrypted, with the highest that this device has seen.
+
+    "first": nothing to compare with. "same": nothing new. "next": made from the highest seen. "later": others stored in
+    between. "unknown-base" and "rollback": merge, never adopt, and tell the person.
+    """
+    if highest.sequence == 0:
+        return "first"
+    if sequence <= highest.sequence:
+        return "same" if (sequence, sha256) == (highest.sequence, highest.sha256) else "rollback"
+    if sequence > highest.sequence + 1:
+        return "later"
+    return "next" if base_sha256 == highest.sha256 else "unknown-base"
+
+
+ALARMS = ("rollback", "unknown-base")
 
 
 # ---- Signing -----------------------------------------------------------------------------------------------
@@ -244,7 +439,7 @@ class BackupClient:
         keyid: str = "app",
         clock: Callable[[], float] = time.time,
         session: requests.Session | None = None,
-        timeout: float = 30,
+        timeout: float = 60,
     ) -> None:
         if isinstance(credentials, Keys):
             credentials = (credentials.user_id, credentials.storage_key)
@@ -361,8 +556,10 @@ class BackupClient:
 class ProblemError(Exception):
     """An answer that is a problem (RFC 9457).
 
-    `code` says which problem it is, or is None if the body is not a problem. `problem` is the whole problem, with the
-    members that some codes add: `currentVersion`, `serverTime`, `errors`.
+    `code` says which problem it is. `problem` is the whole problem, with the members that some codes add:
+    `currentVersion`, `serverTime`, `errors`. If `lost` is True (a status of 500 or more), the request may have been
+    done or not, as after a lost answer. `app_outdated` means that the person has to update the app. `request_timeout`
+    means that nothing was changed: repeat the request.
     """
 
     def __init__(self, code: str | None, status: int, problem: Mapping[str, Any]) -> None:
@@ -370,22 +567,71 @@ class ProblemError(Exception):
         self.code = code
         self.status = status
         self.problem = problem
+        self.lost = status >= 500
+
+
+class LostAnswerError(ProblemError):
+    """An answer that is not of the contract, for example a proxy's 502 with HTML. The answer of the server is lost."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(None, status, {"detail": why})
+        self.lost = True
 
 
 def checked(response: requests.Response) -> requests.Response:
-    """Return the response if it is a success or 304. Otherwise, raise ProblemError."""
-    if 200 <= response.status_code < 300 or response.status_code == 304:
+    """Return the response if it is a success or 304. Otherwise, raise ProblemError.
+
+    Raise LostAnswerError if it is neither a problem nor a success with a body of its media type.
+    """
+    status, media_type = response.status_code, _media_type(response)
+    if status in (204, 304) or (200 <= status < 300 and media_type in ("application/json", "application/yaml")):
         return response
     problem = _problem(response)
-    raise ProblemError(problem.get("code"), response.status_code, problem)
+    if status < 400 or not isinstance(problem.get("code"), str):
+        raise LostAnswerError(status, "the answer is not of this contract")
+    raise ProblemError(problem["code"], status, problem)
 
 
-def backup_bytes(response: requests.Response) -> bytes:
+RECEIPT = {"version": int, "updatedAt": str, "size": int, "sha256": str, "keyVersion": int}
+
+
+def members(response: requests.Response, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON object of a success, which has these members of these types, or with these values.
+
+    Otherwise, raise as `checked()`.
+    """
+    try:
+        found = checked(response).json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or any(not _is(found.get(name), kind) for name, kind in expected.items()):
+        raise LostAnswerError(response.status_code, "the answer has not the members that it must have")
+    return found
+
+
+def receipt_for(blob: bytes) -> dict[str, Any]:
+    """Return what the receipt of an uploaded blob must have. An answer with another one is a lost answer."""
+    return {**RECEIPT, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+
+
+def _is(value: object, expected: object) -> bool:
+    return type(value) is expected if isinstance(expected, type) else value == expected
+
+
+def backup_bytes(response: requests.Response, *, version: int | None = None, sha256: str | None = None) -> bytes:
     """Return the blob of a fetched version, after checking that it has the size and the sha256 of the receipt.
 
-    Raise ValueError if the data is not canonical base64 (RFC 4648 section 4), or if the check fails.
+    `version` is the one that was asked for, if it was a certain one. `sha256` is the one from the list, if it is known.
+    Raise ValueError if the answer is about another version, if the data is not canonical base64 (RFC 4648 section 4),
+    or if it does not fit.
     """
-    backup = response.json()
+    return blob_of(response.json(), version=version, sha256=sha256)
+
+
+def blob_of(backup: Mapping[str, Any], *, version: int | None = None, sha256: str | None = None) -> bytes:
+    """Return the blob of an answer's JSON, as `backup_bytes` does."""
+    if version not in (None, backup["version"]) or sha256 not in (None, backup["sha256"]):
+        raise ValueError("the answer is about another version than the one that was asked for")
     return decode_data(backup["data"], size=backup["size"], sha256=backup["sha256"])
 
 
@@ -419,12 +665,16 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
+def _media_type(response: requests.Response) -> str:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 def _problem(response: requests.Response) -> dict[str, Any]:
     """Return the problem in a response's body.
 
     Return an empty one if the body is no problem, for example in a 502 from a proxy.
     """
-    if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/problem+json":
+    if _media_type(response) != "application/problem+json":
         return {}
     try:
         problem = response.json()

@@ -21,15 +21,23 @@ from typing import Any
 import requests
 
 from clients.python.backup_client import (
+    HEADER_BYTES,
+    AppOutdatedError,
     BackupClient,
     DecryptionError,
     Keys,
     ProblemError,
+    Seen,
     backup_bytes,
     checked,
     decrypt,
     derive_keys,
     encrypt,
+    new_passphrase,
+    next_sequence,
+    read_recovery_code,
+    recovery_code,
+    verdict,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,7 +60,7 @@ def main() -> int:
         else:
             with fresh_server() as (base_url, secret):
                 run_demo(base_url, secret, "app")
-    except (DemoError, ProblemError, DecryptionError) as error:
+    except (DemoError, ProblemError, DecryptionError, AppOutdatedError) as error:
         return failed(str(error))
     except requests.ConnectionError:
         return failed(f"there is no answer from {base_url}")
@@ -77,7 +85,8 @@ def say(who: str, text: str) -> None:
 def run_demo(base_url: str, secret: str, keyid: str) -> None:
     """Play all steps. Raise DemoError or ProblemError at the first step that goes wrong."""
     log = (REPOSITORY / "fixtures" / "training_log.json").read_bytes()
-    username, password = f"demo-{secrets.token_hex(8)}", secrets.token_urlsafe(12)
+    words = (REPOSITORY / "fixtures" / "passphrase_words.txt").read_text().split()
+    username, password = f"demo-{secrets.token_hex(8)}", new_passphrase(words)
 
     def device() -> tuple[Keys, BackupClient]:
         """Return a device's keys and client. A device needs to know only the username and the password."""
@@ -92,6 +101,9 @@ def run_demo(base_url: str, secret: str, keyid: str) -> None:
     )
     expect(phone.register_user(), 201)
     say("phone", "registers")
+    code = recovery_code(keys)
+    require(read_recovery_code(username, code.lower()) == keys, "the recovery code does not give the same keys")
+    say("phone", f"shows the recovery code: {len(code.split('-'))} groups of 7 characters, which give the same keys")
     try:
         play(log, keys, phone, device)
     except BaseException:
@@ -105,8 +117,9 @@ def run_demo(base_url: str, secret: str, keyid: str) -> None:
 
 
 def play(log: bytes, keys: Keys, phone: BackupClient, device: Any) -> None:
-    blob = encrypt(keys, log)
+    blob = encrypt(keys, log, sequence=1)
     say("phone", f"encrypts the training log: {len(log):,} bytes become {len(blob):,}")
+    say("phone", f"writes the sequence 1 and the base into its first {HEADER_BYTES} bytes, and authenticates them")
     first = expect(phone.store_backup(blob), 201)
     say("phone", f"stores it: {describe(first)}")
     repeated = expect(phone.store_backup(blob), 200)
@@ -116,42 +129,53 @@ def play(log: bytes, keys: Keys, phone: BackupClient, device: Any) -> None:
     tablet_keys, tablet = device()
     say("tablet", "derives the same keys, from username and password alone")
     fetched = checked(tablet.fetch_backup())
-    restored = decrypt(tablet_keys, backup_bytes(fetched))
+    restored = decrypt(tablet_keys, backup_bytes(fetched)).plaintext
     require(restored == log, "the restored log is not the one that was stored")
     say(
         "tablet",
         f"fetches and decrypts version {fetched.json()['version']}: all {len(restored):,} bytes are equal",
     )
     tablet_log = with_workout(restored, "tablet")
-    second = expect(tablet.store_backup(encrypt(tablet_keys, tablet_log), first["sha256"]), 201)
+    seen = Seen(1, first["sha256"])  # the highest version that either device has seen so far
+    second = expect(store(tablet, tablet_keys, tablet_log, seen), 201)
     say("tablet", f"logs a workout and stores: {describe(second)}, made from version {first['version']}")
 
     phone_log = with_workout(log, "phone")
     say("phone", f"logs a workout too, and stores, also made from version {first['version']}")
-    stale = expect(phone.store_backup(encrypt(keys, phone_log), first["sha256"]), 409)
+    stale = expect(store(phone, keys, phone_log, seen), 409)
     require(stale["code"] == "version_conflict", f"the problem is {stale['code']}, not version_conflict")
     say(
         "server",
         f"refuses: 409 {stale['code']}, the latest is version {stale['currentVersion']}; nothing is lost",
     )
     latest = checked(phone.fetch_backup())
-    merged = merge(phone_log, decrypt(keys, backup_bytes(latest)))
-    say("phone", f"fetches version {latest.json()['version']} and merges: both workouts are in it")
-    third = expect(phone.store_backup(encrypt(keys, merged), latest.json()["sha256"]), 201)
+    theirs = decrypt(keys, backup_bytes(latest))
+    found = verdict(seen, theirs.sequence, latest.json()["sha256"], theirs.base_sha256)
+    require(found == "next", f"the verdict on version 2 is {found}")
+    say("phone", f"fetches version {latest.json()['version']}. It was made from the one that the phone has: {found}")
+    merged = merge(phone_log, theirs.plaintext)
+    say("phone", "merges: both workouts are in it")
+    third = expect(store(phone, keys, merged, Seen(theirs.sequence, latest.json()["sha256"])), 201)
     say("phone", f"stores that: {describe(third)}, made from version {latest.json()['version']}")
 
     new_keys, new_phone = device()
-    restored = decrypt(new_keys, backup_bytes(checked(new_phone.fetch_backup())))
+    restored = decrypt(new_keys, backup_bytes(checked(new_phone.fetch_backup()))).plaintext
     require(restored == merged, "the restored log is not the merged one")
     say(
         "new phone",
         f"restores version {third['version']} the same way: all {len(restored):,} bytes are equal",
     )
-    older = decrypt(new_keys, backup_bytes(checked(new_phone.fetch_backup_version(first["version"]))))
-    require(older == log, "the first version is not what it was")
+    older = backup_bytes(checked(new_phone.fetch_backup_version(first["version"])), version=first["version"])
+    require(decrypt(new_keys, older).plaintext == log, "the first version is not what it was")
     versions = expect(new_phone.list_backup_versions(), 200)["versions"]
     numbers = ", ".join(str(receipt["version"]) for receipt in versions)
     say("new phone", f"lists versions {numbers}; version {first['version']} is still there, byte for byte")
+
+
+def store(client: BackupClient, keys: Keys, log: bytes, base: Seen) -> requests.Response:
+    """Store a log that was made from a base, which is the highest version that this device has seen."""
+    blob = encrypt(keys, log, sequence=next_sequence(base.sequence, base), base_sha256=base.sha256)
+    return client.store_backup(blob, base.sha256)
 
 
 def describe(receipt: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ test_random_lives.py uses it. Times are Unix milliseconds, except `created`, whi
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,6 +19,11 @@ from contract_tests.target.openapi import LIMITS, SPEC
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 SKEW = LIMITS["signatureSkewSeconds"]  # how far `created` may be from the server's clock
 RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # how long a deleted userId stays reserved
+KNOWN = LIMITS["knownAddressDays"] * DAY  # how long an address is known to an account
+MOST_KNOWN = 32  # how many addresses are known to an account at most
+ATTEMPTS = LIMITS["newAddressAttempts"]  # how many failures of an address that is not known are always compared, a day
+SIGNATURE_LIFE = (2 * SKEW + LIMITS["requestBodySeconds"]) * SECOND
+REFUSED = 20  # how many signatures of refused uploads are remembered of an account
 DEFAULTS = SPEC["x-configurable-limits"]
 
 
@@ -28,8 +33,11 @@ class Settings:
 
     hour: int = DEFAULTS["BACKUPS_PER_HOUR"]
     day: int = DEFAULTS["BACKUPS_PER_DAY"]
+    key_hour: int = DEFAULTS["KEY_CHANGES_PER_HOUR"]
+    key_day: int = DEFAULTS["KEY_CHANGES_PER_DAY"]
     registrations: int = DEFAULTS["REGISTRATIONS_PER_HOUR"]
     failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_5_MINUTES"]
+    account_failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"]
     keep: tuple[int, ...] = tuple(map(int, DEFAULTS["KEEP_VERSIONS"].split(",")))
 
 
@@ -83,13 +91,16 @@ class Version:
 
 @dataclass
 class Account:
-    """An account that exists. `spent` has the signatures under which a version was stored."""
+    """An account that exists. `spent` has the signatures under which a version was stored.
+
+    `accepted` has the times of uploads and key changes, by operation.
+    """
 
     created: int
     key: str = field(repr=False)
     key_version: int = 1
     versions: list[Version] = field(default_factory=list)  # the kept ones, oldest first
-    uploads: list[int] = field(default_factory=list)
+    accepted: dict[str, list[int]] = field(default_factory=lambda: {"storeBackup": [], "changeStorageKey": []})
     spent: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -106,28 +117,53 @@ class Answer:
 
 
 @dataclass
+class Memory:
+    """What a server forgets when it restarts.
+
+    The failed credentials: of an address, of a known address with its account, of an account, and of an address that is
+    not known with an account. Then the addresses known to accounts, the registrations of an address, and the signatures
+    of refused uploads, with the time of the refusal.
+    """
+
+    of_address: dict[str, list[int]] = field(default_factory=dict)
+    of_known: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    of_account: dict[str, list[int]] = field(default_factory=dict)
+    attempts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    known: dict[tuple[str, str], int] = field(default_factory=dict)
+    registrations: dict[str, list[int]] = field(default_factory=dict)
+    refused: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+
+    def has_failed(self, address: str) -> bool:
+        """Return whether any credentials from this address have failed."""
+        return address in self.of_address or any(address == known for _, known in self.of_known)
+
+
+@dataclass
 class Model:
-    """The accounts, the userIds that are reserved after a deletion, and what each address did."""
+    """The accounts, the userIds that are reserved after a deletion, and what the server has in its memory."""
 
     settings: Settings
     accounts: dict[str, Account] = field(default_factory=dict)
     deleted: dict[str, int] = field(default_factory=dict)
-    registrations: dict[str, list[int]] = field(default_factory=dict)
-    failures: dict[str, list[int]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+
+    def restart(self) -> None:
+        self.memory = Memory()
 
     def answer(self, call: Call, now: int) -> Answer:
         """Carry out a call at this time. Return the answer that it must get."""
         if abs(now // SECOND - call.created) > SKEW:
             return Answer("401 signature_expired", {"serverTime": now // SECOND})
-        if wait := seconds_to_wait(self.failures.get(call.address, []), [(self.settings.failures, 5 * MINUTE)], now):
-            policy = self.policy() if call.operation in ("storeBackup", "changeStorageKey") else {}
+        if wait := self.wait_to_be_compared(call, now):
+            policy = self.policy(call.operation) if call.operation in ("storeBackup", "changeStorageKey") else {}
             return Answer("429 rate_limited", {"Retry-After": wait} | policy)
         if call.operation == "registerUser":
             return self.register(call, now)
         account = self.accounts.get(call.user_id)
         if account is None or account.key != call.key:
-            self.failures.setdefault(call.address, []).append(now)
+            self.fail(call, now)
             return Answer("401 credentials_invalid")
+        self.make_known(call, now)
         if call.flaw:
             return Answer(call.flaw)
         operations: dict[str, Callable[[Account, Call, int], Answer]] = {
@@ -141,38 +177,48 @@ class Model:
         return operations[call.operation](account, call, now)
 
     def register(self, call: Call, now: int) -> Answer:
-        account = self.accounts.get(call.user_id)
+        account, registered = self.accounts.get(call.user_id), self.memory.registrations.get(call.address, [])
         if account and account.key == call.key:
+            self.make_known(call, now)
             return Answer("200", {"createdAt": rfc3339(account.created)})
+        if wait := seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now):
+            self.fail(call, now)
+            return Answer("429 rate_limited", {"Retry-After": max(wait, self.wait_to_be_compared(call, now))})
         if account:
-            self.failures.setdefault(call.address, []).append(now)
+            self.fail(call, now)
             return Answer("409 username_taken")
         if call.user_id in self.deleted and (left := self.deleted[call.user_id] + RESERVED - now) > 0:
             return Answer("409 recently_deleted", {"Retry-After": seconds(left)})
-        registered = self.registrations.get(call.address, [])
-        if wait := seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now):
-            return Answer("429 rate_limited", {"Retry-After": wait})
-        self.registrations.setdefault(call.address, []).append(now)
+        self.memory.registrations.setdefault(call.address, []).append(now)
+        self.make_known(call, now)
         self.accounts[call.user_id] = Account(now, call.key)
         return Answer("201", {"createdAt": rfc3339(now)})
 
     def store(self, account: Account, call: Call, now: int) -> Answer:
-        latest = account.latest
+        latest, refused = account.latest, self.memory.refused.setdefault(call.user_id, {})
         if call.new_key == account.key:
             return Answer("422 validation_failed")
         if latest and latest.blob == call.blob and call.new_key is None:  # a retry
-            return Answer("200", latest.receipt() | self.rate_limit(account, now))
-        if call.base != (latest and latest.sha256) or call.signature in account.spent:
+            return Answer("200", latest.receipt() | self.rate_limit(account, call.operation, now))
+        is_refused = call.signature in refused and now - refused[call.signature] < SIGNATURE_LIFE
+        if call.base != (latest and latest.sha256) or call.signature in account.spent or is_refused:
+            remember(refused, call.signature, now)
             return Answer("409 version_conflict", {"currentVersion": latest.number if latest else 0})
-        if wait := seconds_to_wait(account.uploads, self.upload_limits(), now):
-            return Answer("429 rate_limited", {"Retry-After": wait} | self.rate_limit(account, now))
+        if wait := seconds_to_wait(account.accepted[call.operation], self.limits(call.operation).values(), now):
+            remember(refused, call.signature, now)
+            limit = self.rate_limit(account, call.operation, now)
+            return Answer("429 rate_limited", {"Retry-After": wait} | limit)
         account.key_version += call.new_key is not None
         account.key = call.new_key or account.key
         version = Version(latest.number + 1 if latest else 1, now, call.blob, account.key_version)
         account.versions = kept([*account.versions, version], self.settings.keep)
-        account.uploads.append(now)
+        account.accepted[call.operation].append(now)
         account.spent.add(call.signature)
-        return Answer("200" if call.new_key else "201", version.receipt() | self.rate_limit(account, now))
+        if call.new_key:
+            self.make_unknown(call.user_id)
+            self.make_known(call, now)
+        limit = self.rate_limit(account, call.operation, now)
+        return Answer("200" if call.new_key else "201", version.receipt() | limit)
 
     def fetch(self, account: Account, call: Call, now: int) -> Answer:
         if call.operation == "fetchBackup":
@@ -192,6 +238,7 @@ class Model:
     def delete(self, account: Account, call: Call, now: int) -> Answer:
         del self.accounts[call.user_id]
         self.deleted[call.user_id] = now
+        self.make_unknown(call.user_id)
         return Answer("204")
 
     def counts(self) -> list[int]:
@@ -199,21 +246,81 @@ class Model:
         kept = [len(account.versions) for account in self.accounts.values()]
         return [len(kept), sum(map(bool, kept)), sum(kept)]
 
+    # ---- Guessing ------------------------------------------------------------------------------------------
+
+    def fail(self, call: Call, now: int) -> None:
+        """Count failed credentials. Keep as many times as their limit needs."""
+        pair, of_5_minutes = (call.user_id, call.address), self.settings.failures
+        if self.is_known(call, now):
+            counts = [(self.memory.of_known.setdefault(pair, []), of_5_minutes)]
+        else:
+            counts = [(self.memory.of_address.setdefault(call.address, []), of_5_minutes)]
+            counts.append((self.memory.attempts.setdefault(pair, []), ATTEMPTS))
+        counts.append((self.memory.of_account.setdefault(call.user_id, []), self.settings.account_failures))
+        for times, quota in counts:
+            times.append(now)
+            del times[:-quota]
+
+    def wait_to_be_compared(self, call: Call, now: int) -> int:
+        """Return after how many whole seconds the credentials of this call are compared. 0 means at once."""
+        memory, pair = self.memory, (call.user_id, call.address)
+        of_address, of_known = memory.of_address.get(call.address, []), memory.of_known.get(pair, [])
+        of_account, attempts = memory.of_account.get(call.user_id, []), memory.attempts.get(pair, [])
+        known = [memory.known[pair]] if pair in memory.known else []
+
+        def is_compared(at: int) -> bool:
+            if self.is_known(call, at):
+                return len(counted(of_known, 5 * MINUTE, at)) < self.settings.failures
+            return len(counted(of_address, 5 * MINUTE, at)) < self.settings.failures and (
+                len(counted(of_account, DAY, at)) < self.settings.account_failures
+                or len(counted(attempts, DAY, at)) < ATTEMPTS
+            )
+
+        windows = [(of_address, 5 * MINUTE), (of_known, 5 * MINUTE), (of_account, DAY), (attempts, DAY), (known, KNOWN)]
+        waits = {seconds(time + window - now) for times, window in windows for time in times}
+        waits |= {seconds(time - now) for time in known}  # a clock that was set back makes an address known later
+        return next(wait for wait in sorted({0} | waits) if wait >= 0 and is_compared(now + wait * SECOND))
+
+    def is_known(self, call: Call, now: int) -> bool:
+        times = [time for pair, time in self.memory.known.items() if pair == (call.user_id, call.address)]
+        return bool(counted(times, KNOWN, now))
+
+    def make_known(self, call: Call, now: int) -> None:
+        """Note that right credentials came from this address. The last address used is the last of `known`."""
+        known, pair = self.memory.known, (call.user_id, call.address)
+        known.pop(pair, None)
+        known[pair] = now
+        for oldest in [each for each in known if each[0] == call.user_id][:-MOST_KNOWN]:
+            del known[oldest]
+
+    def make_unknown(self, user_id: str) -> None:
+        self.memory.known = {pair: time for pair, time in self.memory.known.items() if pair[0] != user_id}
+
     # ---- Limits --------------------------------------------------------------------------------------------
 
-    def upload_limits(self) -> list[tuple[int, int]]:
-        return [(self.settings.hour, HOUR), (self.settings.day, DAY)]
+    def limits(self, operation: str) -> dict[str, tuple[int, int]]:
+        """Return the quota and the window of each limit that an operation has, by name."""
+        if operation == "storeBackup":
+            return {"hour": (self.settings.hour, HOUR), "day": (self.settings.day, DAY)}
+        return {"key-hour": (self.settings.key_hour, HOUR), "key-day": (self.settings.key_day, DAY)}
 
-    def policy(self) -> dict[str, str]:
-        return {"RateLimit-Policy": f'"hour";q={self.settings.hour};w=3600, "day";q={self.settings.day};w=86400'}
+    def policy(self, operation: str) -> dict[str, str]:
+        limits = self.limits(operation).items()
+        return {"RateLimit-Policy": ", ".join(f'"{name}";q={q};w={window // SECOND}' for name, (q, window) in limits)}
 
-    def rate_limit(self, account: Account, now: int) -> dict[str, str]:
+    def rate_limit(self, account: Account, operation: str, now: int) -> dict[str, str]:
         items = []
-        for name, (quota, window) in zip(("hour", "day"), self.upload_limits(), strict=True):
-            times = counted(account.uploads, window, now)
+        for name, (quota, window) in self.limits(operation).items():
+            times = counted(account.accepted[operation], window, now)
             t = f";t={seconds(min(times) + window - now)}" if times else ""
             items.append(f'"{name}";r={max(quota - len(times), 0)}{t}')
-        return {"RateLimit": ", ".join(items)} | self.policy()
+        return {"RateLimit": ", ".join(items)} | self.policy(operation)
+
+
+def remember(refused: dict[str, int], signature: str, now: int) -> None:
+    """Remember the signature of a refused upload, but not more of them than the last ones."""
+    if refused.setdefault(signature, now) == now and len(refused) > REFUSED:
+        del refused[next(iter(refused))]
 
 
 def counted(times: list[int], window: int, now: int) -> list[int]:
@@ -221,7 +328,7 @@ def counted(times: list[int], window: int, now: int) -> list[int]:
     return [time for time in times if now - window < time <= now]
 
 
-def seconds_to_wait(times: list[int], limits: list[tuple[int, int]], now: int) -> int:
+def seconds_to_wait(times: list[int], limits: Iterable[tuple[int, int]], now: int) -> int:
     """Return how many whole seconds to wait until every limit (quota, window) allows one more. 0 means at once."""
     for wait in sorted({0} | {seconds(time + window - now) for time in times for _, window in limits}):
         later = now + wait * SECOND

@@ -7,8 +7,8 @@ A generated request should be right, or have exactly one fault. So it needs an a
 - a key change needs an account with another key,
 - a request after a deletion needs a new account.
 
-Any other request uses the account of the step before, because the links between operations need it. A link says which
-operation comes next, and the hook before_call gives its upload the base, so that most walks go on from a stored version.
+Any other request uses the account of the step before, because the links between operations need it. A link only says
+which operation comes next. The hook before_call gives an upload its base, so that a walk goes on from a stored version.
 """
 
 import atexit
@@ -121,9 +121,8 @@ atexit.register(caller.end)
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Any, **kwargs: Any) -> None:
     """In a walk, give an upload that is right otherwise the base that it needs: the account's latest version."""
-    walks = (
-        case.meta is not None and case.meta.phase.name == TestPhase.STATEFUL and case.meta.generation.mode.is_positive
-    )
+    meta = case.meta
+    walks = meta is not None and meta.phase.name == TestPhase.STATEFUL and meta.generation.mode.is_positive
     if walks and case.operation.label == "POST /api/backup" and caller.account is not None:
         case.body = {"data": case.body["data"]}
         if caller.account.latest:

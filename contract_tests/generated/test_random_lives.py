@@ -75,8 +75,8 @@ etags = st.sampled_from(["", "{0}", "W/{0}", '"0-0", {0}', "*", "{1}", '"latest"
 MOST = openapi.MAX_DECODED_BYTES
 sizes = st.sampled_from([1_048_577, MOST, MOST + 1, MOST + 2])
 HOUR, DAY = 3600, 86_400
-waits = st.sampled_from([0.125, 1, 60, 299.875, 300, 301, 600, 601, 601, 1800, 3599.875, HOUR, HOUR, 6 * HOUR])
-waits |= st.sampled_from([DAY - 1, DAY, DAY, 2 * DAY, 7 * DAY, 31 * DAY, 400 * DAY])
+waits = st.sampled_from([0.125, 1, 60, 299.875, 300, 301, 600, 900, 901, 901, 1800, 3599.875, HOUR, HOUR, 6 * HOUR])
+waits |= st.sampled_from([DAY - 1, DAY, DAY, 2 * DAY, 7 * DAY, 30 * DAY, 31 * DAY, 400 * DAY])
 STARTS = [1_795_510_800, 1_798_702_200, 1_801_353_600, 1_835_384_399]  # 2026-11-24T09, 12-31T06:50, 2027-01-31T00, …
 
 OPERATIONS: dict[str, Callable[[BackupClient, Call], Any]] = {
@@ -264,7 +264,7 @@ class Life(RuleBasedStateMachine):
 
     def quiet_address(self) -> str:
         """Return an address from which no credentials have failed."""
-        if self.model.failures.get(self.quiet):
+        if self.model.memory.has_failed(self.quiet):
             self.quiet = self.new_address()
         return self.quiet
 
@@ -646,7 +646,7 @@ class LifeOfAServer(Life):
         else:
             assert self.target.stop() == 0
         self.target.start()
-        self.move()  # a server may remember or forget addresses over a restart
+        self.forget()
         self.story.append(f"  the server was {'killed' if is_killed else 'stopped'} and started")
 
     @precondition(lambda self: self.restarts)
@@ -675,6 +675,12 @@ class LifeOfAServer(Life):
             after.answer(exchange.call, self.now())
             self.models.append(after)
             self.touched.add(user)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what a restart makes the server forget."""
+        for model in self.models:
+            model.restart()
         self.move()
 
 
@@ -710,18 +716,23 @@ def live(life: type[Life], target: Any, limits: Settings, request: pytest.Fixtur
 # Requirements that no single call can show, but a life can.
 SEEN_ANYWHERE = (
     *("isolation.read", "isolation.write", "isolation.key", "isolation.delete"),
-    *("replay.register", "replay.store", "replay.key", "replay.delete", "replay.signature"),
+    *("replay.register", "replay.store", "replay.key", "replay.delete", "replay.signature", "replay.refused"),
     *("base.race", "register.race", "problem.unchanged", "backup.bytes", "version.count", "version.list"),
 )
 SEEN_HERE = (
     *("history.days", "history.weeks", "history.months", "history.clock", "history.listed"),
     *("limits.sliding", "limits.retry-after", "limits.remaining", "limits.free", "limits.account"),
+    *("limits.key-hour", "limits.key-day", "limits.key-own"),
+    *("guessing.account", "guessing.unknown", "guessing.known-address", "guessing.pair", "guessing.retry-after"),
+    *("guessing.key-change", "address.registrations"),
     *("address.retry-after", "address.others", "delete.reserved", "delete.all", "admin.counts"),
     *("durability.acknowledged", "durability.whole", "durability.restart"),
 )
 LIMITS = {
     "the contract's": Settings(),
-    "others": Settings(hour=3, day=7, registrations=3, failures=4, keep=(2, 1, 2, 1)),
+    "others": Settings(
+        hour=3, day=7, key_hour=2, key_day=3, registrations=3, failures=4, account_failures=7, keep=(2, 1, 2, 1)
+    ),
 }
 
 
@@ -732,8 +743,11 @@ def test_a_server_of_its_own(start_server, request, limits):
         frozen=STARTS[0],
         BACKUPS_PER_HOUR=limits.hour,
         BACKUPS_PER_DAY=limits.day,
+        KEY_CHANGES_PER_HOUR=limits.key_hour,
+        KEY_CHANGES_PER_DAY=limits.key_day,
         REGISTRATIONS_PER_HOUR=limits.registrations,
         FAILED_CREDENTIALS_PER_5_MINUTES=limits.failures,
+        FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY=limits.account_failures,
         KEEP_VERSIONS=",".join(map(str, limits.keep)),
     )
     live(LifeOfAServer, server, limits, request)
@@ -742,7 +756,9 @@ def test_a_server_of_its_own(start_server, request, limits):
 @pytest.mark.requirement(*SEEN_ANYWHERE)
 def test_any_server(target, new_user, request):
     target.skip_without(*OPERATIONS)
-    policy = new_user().store_backup(b"a probe").headers["RateLimit-Policy"]
-    hour, day = (int(quota) for quota in re.findall("q=([0-9]+)", policy))
+    user = new_user()
+    answers = [user.store_backup(b"a probe"), user.change_storage_key(token_hex(32), b"another", sha256(b"a probe"))]
+    policies = " ".join(answer.headers["RateLimit-Policy"] for answer in answers)
+    quotas = [int(quota) for quota in re.findall("q=([0-9]+)", policies)]  # hour, day, key-hour, key-day
     no_limit = 1_000_000
-    live(Life, target, Settings(hour, day, no_limit, no_limit, (no_limit, 0, 0, 0)), request)
+    live(Life, target, Settings(*quotas, no_limit, no_limit, no_limit, (no_limit, 0, 0, 0)), request)

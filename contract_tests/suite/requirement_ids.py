@@ -43,7 +43,7 @@ CATEGORIES = {
     "backup": "backup version etag base retry storeBackup fetchBackup fetchBackupVersion listBackupVersions",
     "proofs": "signature digest credentials",
     "isolation": "isolation replay",
-    "limits": "limits address",
+    "limits": "limits address guessing",
     "history": "history",
     "http": "http order problem header",
     "cors": "cors",

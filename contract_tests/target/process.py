@@ -13,6 +13,7 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         given, the server's clock stands still at SECONDS (Unix seconds) plus this number. FILE of --fault contains the
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
+        If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
         The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
         of FILE, flips the lowest bit of its last byte, and exits with 0.
@@ -43,6 +44,8 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
 # something unforeseen happens, and, from the start on, the server cannot count what is stored.
 FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
 FROM_THE_START = {"uncountable"}  # the server must start in spite of it
+# How a server learns a client's address from its proxy, for tests that need addresses which this machine does not have.
+BEHIND_A_PROXY: dict[str, Any] = {"settings": {"FLY_APP_NAME": "a-name-that-fly-sets"}, "header": "Fly-Client-IP"}
 # Set if a run measures what it reaches.
 COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "COVERAGE_BRANCH", "COVERAGE_CORE")
 INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)

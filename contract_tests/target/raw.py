@@ -5,7 +5,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clients.python.backup_client import authorization, sign
+from contract_tests.suite.outcomes import not_run
 from contract_tests.target.exchanges import Exchange, headers_of
 from contract_tests.target.observer import Server
 
@@ -84,6 +85,30 @@ def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
         except (ConnectionError, ssl.SSLError):  # refused before everything was sent: there is an answer nevertheless
             pass
         return receive(target, connection, method, path, request)
+
+
+def expect(
+    target: Server,
+    head: bytes,
+    body: bytes,
+    method: str,
+    path: str,
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> tuple[bool, Answer]:
+    """Send a head that expects 100-continue, and if the server asks for it, the body. Before that, call `meanwhile`.
+
+    Return whether the server asked for the body, and the answer.
+    """
+    if urlsplit(target.base_url).scheme == "https":
+        not_run("needs a target without TLS, because it looks at the first bytes of an answer")
+    target.observer.skip_without_answerer(method, path)
+    with connected(target) as connection:
+        connection.sendall(head.replace(HOST, host(target)))
+        asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
+        if asked:
+            meanwhile()
+            connection.sendall(body)
+        return asked, receive(target, connection, method, path, head)
 
 
 def request(

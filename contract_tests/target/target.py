@@ -27,14 +27,18 @@ from contract_tests.target.process import ServerProcess
 RAISED_LIMITS = {
     "REGISTRATIONS_PER_HOUR": 1_000_000,
     "FAILED_CREDENTIALS_PER_5_MINUTES": 1_000_000,
+    "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY": 1_000_000,
     "BACKUPS_PER_HOUR": 1000,
     "BACKUPS_PER_DAY": 1000,
+    "KEY_CHANGES_PER_HOUR": 1000,
+    "KEY_CHANGES_PER_DAY": 1000,
 }
 ALLOWED_ORIGIN = "https://app.example"
 # The target must keep at least as many last versions.
 KEPT = {"KEEP_VERSIONS": openapi.SPEC["x-configurable-limits"]["KEEP_VERSIONS"]}
 UPLOADS_NEEDED = 100  # how many uploads an hour of one account the full profile needs
 PROBES = 32  # a few more than are allowed if the limits per address were not raised
+PROBES_OF_ACCOUNT = 52  # the same for the limit per account
 
 Credentials = tuple[str, str]
 
@@ -117,11 +121,13 @@ class TargetSession(CheckedSession):
 def limit_met(target: Target, method: str, path: str) -> None:
     """End a test that reached a limit by accident."""
     operation = openapi.find_operation(method, path)
-    names = ["FAILED_CREDENTIALS_PER_5_MINUTES"]
+    names = ["FAILED_CREDENTIALS_PER_5_MINUTES", "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"]
     if operation and operation.id == "registerUser":
         names.append("REGISTRATIONS_PER_HOUR")
-    if operation and operation.id in ("storeBackup", "changeStorageKey"):
+    if operation and operation.id == "storeBackup":
         names += ["BACKUPS_PER_HOUR", "BACKUPS_PER_DAY"]
+    if operation and operation.id == "changeStorageKey":
+        names += ["KEY_CHANGES_PER_HOUR", "KEY_CHANGES_PER_DAY"]
     if target.is_public:
         not_run(f"the target's limits are used up for now: {' or '.join(names)}")
     pytest.fail(f"the target's limits are too low for the full profile: raise {' or '.join(names)}", pytrace=False)
@@ -222,12 +228,20 @@ def check_raised_limits(target: Target) -> None:
                 too_low.append("REGISTRATIONS_PER_HOUR")
                 break
             registered.append(client)
-            if client is clients[0] and (low := too_low_for_uploads(target, client) or too_few_kept(target, client)):
+            if client is clients[0] and (
+                low := too_low_for_uploads(target, client)
+                or too_low_for_key_changes(target, client)
+                or too_few_kept(target, client)
+            ):
                 too_low += low
                 break
         if not too_low:
             answers = [a_client(target).delete_user().status_code for _ in range(PROBES)]
             too_low += ["FAILED_CREDENTIALS_PER_5_MINUTES"] if 429 in answers else []
+        if not too_low:
+            nobody = a_client(target)
+            answers = [nobody.delete_user().status_code for _ in range(PROBES_OF_ACCOUNT)]
+            too_low += ["FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"] if 429 in answers else []
     finally:
         for client in registered:
             client.delete_user()
@@ -243,9 +257,23 @@ def check_raised_limits(target: Target) -> None:
 def too_low_for_uploads(target: Target, client: BackupClient) -> list[str]:
     if "storeBackup" in target.observer.lacking:
         return []
-    policy = client.store_backup(b"a probe").headers.get("RateLimit-Policy", "")
-    quotas = dict(re.findall(r'"(hour|day)";q=([0-9]+)', policy))
-    return [f"BACKUPS_PER_{name.upper()}" for name, quota in quotas.items() if int(quota) < UPLOADS_NEEDED]
+    return too_low_by_policy(client.store_backup(b"a probe"), "BACKUPS_PER")
+
+
+def too_low_for_key_changes(target: Target, client: BackupClient) -> list[str]:
+    """Change the key, and change it back."""
+    if {"storeBackup", "changeStorageKey"} & target.observer.lacking:
+        return []
+    (user_id, key), other = client.credentials, secrets.token_hex(32)
+    changed = client.change_storage_key(other, b"another probe", sha256(b"a probe"))
+    with_other = BackupClient(target.base_url, target.secret, (user_id, other), keyid=target.keyid)
+    with_other.change_storage_key(key, b"a probe", sha256(b"another probe"))
+    return too_low_by_policy(changed, "KEY_CHANGES_PER")
+
+
+def too_low_by_policy(answer: requests.Response, setting: str) -> list[str]:
+    quotas = re.findall(r'(hour|day)";q=([0-9]+)', answer.headers.get("RateLimit-Policy", ""))
+    return [f"{setting}_{name.upper()}" for name, quota in quotas if int(quota) < UPLOADS_NEEDED]
 
 
 def too_few_kept(target: Target, client: BackupClient) -> list[str]:

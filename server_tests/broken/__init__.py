@@ -25,6 +25,7 @@ CATEGORIES = {  # module: the requirements that its faults break
     "accounts": "register, key, delete, replay",
     "history": "history",
     "limits": "limits, address",
+    "guessing": "guessing",
     "http": "http, order, problem, header",
     "cors": "cors",
     "operator": "admin, document, and what only the operator can see",

@@ -9,8 +9,9 @@ from typing import Any
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock, dbm_store
-from server.accounts import Account, Deleted, Record, Version
+from server.accounts import Account, Deleted, Record, StorageFull, Version
 from server.dbm_store import Row
+from server.refused import RefusedUploads
 from server_tests.broken.fault import (
     add_to_limit,
     breaks,
@@ -105,7 +106,7 @@ def key_may_be_changed_to_itself() -> None:
         real: Any, server: Server, request: Request, signature: str, user: User, value: Mapping[str, Any]
     ) -> Response:
         new_key_sha256 = backup_server.sha256(value["storageKey"].encode())
-        stored = backup_server.store_version(server, signature, user, value, new_key_sha256)
+        stored = backup_server.store_version(server, request, signature, user, value, new_key_sha256)
         return dataclasses.replace(stored, status=200)
 
 
@@ -115,10 +116,16 @@ def refused_change_changes_the_key() -> None:
 
     @instead_of(backup_server, "store_version")
     def store_version(
-        real: Any, server: Server, signature: str, user: User, value: Any, new_key_sha256: str | None = None
+        real: Any,
+        server: Server,
+        request: Request,
+        signature: str,
+        user: User,
+        value: Any,
+        new_key_sha256: str | None = None,
     ) -> Response:
         try:
-            return real(server, signature, user, value, new_key_sha256)
+            return real(server, request, signature, user, value, new_key_sha256)
         except Problem:
             if new_key_sha256:
                 change_account(server, user.user_id, key_sha256=new_key_sha256)
@@ -188,18 +195,18 @@ def upload_registers_its_user() -> None:
             with server.store.account(credentials.user_id) as held:
                 account = Account(created_at=clock.now(), key_sha256=credentials.key_sha256)
                 held.create(account)
-            return User(credentials.user_id, credentials.key_sha256, account)
+            return User(credentials.user_id, credentials.key_sha256, account, request.address)
 
 
 @breaks("delete.reserved", "replay.register")
 def deleted_name_is_free_at_once() -> None:
     """A registration that is replayed after the deletion makes the account again."""
-    add_to_limit("deletedUserSeconds", -601)
+    add_to_limit("deletedUserSeconds", -901)
 
 
 @breaks("delete.reserved")
 def deleted_name_is_free_a_second_early() -> None:
-    """The name is free after 600 seconds. In the last of them a replay is still accepted."""
+    """The name is free after 900 seconds. In the last of them an upload that began before may still act."""
     add_to_limit("deletedUserSeconds", -1)
 
 
@@ -231,5 +238,38 @@ def signature_may_be_used_again() -> None:
     """A captured upload is accepted again when its base comes back."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, *arguments: Any) -> Response:
-        return real(server, secrets.token_hex(), *arguments)
+    def store_version(real: Any, server: Server, request: Request, signature: str, *arguments: Any) -> Response:
+        return real(server, request, secrets.token_hex(), *arguments)
+
+
+@breaks("replay.refused")
+def refused_upload_comes_back() -> None:
+    """An upload that was refused for its base is stored from the network when the base fits."""
+    change(RefusedUploads, "has", lambda *_: False)
+
+
+@breaks("replay.refused")
+def refused_upload_comes_back_after_300_seconds() -> None:
+    """The server forgets that the device's clock may have been ahead."""
+
+    @instead_of(RefusedUploads, "__init__")
+    def make(real: Any, refused: RefusedUploads, seconds: int) -> None:
+        real(refused, 300)
+
+
+@breaks("replay.refused")
+def few_refused_uploads_are_remembered() -> None:
+    """Six refused uploads let the first of them come back."""
+    change(RefusedUploads, "MOST_OF_AN_ACCOUNT", 5)
+
+
+@breaks("replay.refused")
+def upload_that_was_refused_for_space_comes_back() -> None:
+    """Only conflicts are remembered."""
+
+    @instead_of(dbm_store.HeldRow, "append")
+    def append(real: Any, held: Any, *arguments: Any) -> None:
+        try:
+            real(held, *arguments)
+        except StorageFull:
+            raise Problem("storage_full", "There is no space left for this.") from None

@@ -249,8 +249,10 @@ def instead_of_storing(function: Callable[[Storing, Server, User, Value], Respon
     """Replace the function that stores an upload. The new function gets (real, server, user, value)."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Function, server: Server, signature: str, user: User, value: Value, *key: str) -> Response:
-        return function(lambda value: real(server, signature, user, value, *key), server, user, value)
+    def store_version(
+        real: Function, server: Server, request: Request, signature: str, user: User, value: Value, *key: str
+    ) -> Response:
+        return function(lambda value: real(server, request, signature, user, value, *key), server, user, value)
 
 
 def latest(server: Server, user: User) -> Version | None:
@@ -305,11 +307,10 @@ def base_may_be_any_kept_version() -> None:
 def number_is_taken_for_a_base() -> None:
     """The latest version's number is as good a base as its sha256."""
 
-    @instead_of(backup_server, "read_body")
-    def read_body(real: Function, request: Request) -> Any:
+    @instead_of(backup_server, "receive")
+    def receive(real: Function, server: Server, request: Request) -> bytes:
         member = re.compile(rb'("baseSha256": ?)"?0*([0-9]{1,9})"?(?=[,}])')
-        body = member.sub(lambda found: b'%b"%064d"' % (found[1], int(found[2])), request.body)
-        return real(replace(request, body=body))
+        return member.sub(lambda found: b'%b"%064d"' % (found[1], int(found[2])), real(server, request))
 
     def is_number(server: Server, user: User, value: Value) -> bool:
         version = latest(server, user)
@@ -375,10 +376,11 @@ def retry_makes_another_version() -> None:
         if response.status == 201:
             return response
         with server.store.account(user.user_id) as held:
-            account = user.again(held.record)
+            account = user.again(server, held.record)
             version = replace(account.versions[-1], number=account.versions[-1].number + 1)
             uploads = (*account.uploads, Upload(clock.now(), ""))
             held.append(replace(account, versions=(*account.versions, version), uploads=uploads), value["data"])
+        response = response.with_headers({"Location": f"/api/backup/versions/{version.number}"})
         return replace(response, status=201, body=i_json.encode(backup_server.receipt(version)))
 
 

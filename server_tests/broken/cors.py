@@ -44,6 +44,12 @@ def etag_is_not_exposed() -> None:
     change(backup_server, "EXPOSED_HEADERS", backup_server.EXPOSED_HEADERS.removeprefix("ETag, "))
 
 
+@breaks("cors.exposed")
+def location_is_not_exposed() -> None:
+    """A web app cannot read where its new version is."""
+    change(backup_server, "EXPOSED_HEADERS", backup_server.EXPOSED_HEADERS.replace("Location, ", ""))
+
+
 @breaks("cors.vary")
 def vary_is_missing() -> None:
     """A cache gives one origin an answer that was meant for another."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from http.client import responses
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from wsgiref.headers import Headers
 import backup_server
 from server import clock
 from server.accounts import Account, Upload
+from server.guessing import Guessing
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -138,12 +140,21 @@ def change_setting(name: str, change_value: Callable[[Any], Any]) -> None:
         return dataclasses.replace(settings, **{name: change_value(getattr(settings, name))})
 
 
+def change_guessing(name: str, change_value: Callable[[int], int]) -> None:
+    """Change one of the numbers that the limits on guessing have: an argument of Guessing."""
+
+    @instead_of(Guessing, "__init__")
+    def make(real: Function, guessing: Guessing, *arguments: int) -> None:
+        numbers = inspect.signature(real).bind(guessing, *arguments).arguments
+        real(**numbers | {name: change_value(numbers[name])})
+
+
 def named_user(server: backup_server.Server, request: backup_server.Request) -> backup_server.User | None:
     """Return the user that a request names, as if its storage key were right, or None if there is no account."""
     credentials = backup_server.credentials_of(request.header("Authorization") or "")
     account = credentials and server.store.find(credentials.user_id)
     if credentials and isinstance(account, Account):
-        return backup_server.User(credentials.user_id, account.key_sha256, account)
+        return backup_server.User(credentials.user_id, account.key_sha256, account, request.address)
     return None
 
 
@@ -161,6 +172,13 @@ def count_upload(server: backup_server.Server, user_id: str) -> None:
     account = server.store.find(user_id)
     assert isinstance(account, Account)
     change_account(server, user_id, uploads=(*account.uploads, Upload(clock.now(), "")))
+
+
+def body_of(request: backup_server.Request) -> bytes:
+    """Return the body of a request ahead of time. It can be read again."""
+    body = request.body_stream.read()
+    request.body_stream.seek(0)
+    return body
 
 
 def shorten_retry_after(status: int) -> None:

@@ -1,7 +1,8 @@
 """The order of checks, the form of problems, JSON and HTTP."""
 
-import dataclasses
 import json
+import re
+import threading
 import traceback
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -10,12 +11,22 @@ from typing import Any
 
 import bottle
 from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.task import WSGITask
 
 import backup_server
 from backup_server import App, Problem, Request, Response, Server, User
+from clients.python.backup_client import content_digest
 from server import clock, http_server, i_json, json_schema
 from server.limits import wait_seconds
-from server_tests.broken.fault import add_to_limit, breaks, change, instead_of, on_answer
+from server_tests.broken.fault import (
+    add_to_limit,
+    body_of,
+    breaks,
+    change,
+    instead_of,
+    instead_of_proof,
+    on_answer,
+)
 
 # --- The order of checks ----------------------------------------------------------------------------------------------
 
@@ -24,14 +35,60 @@ from server_tests.broken.fault import add_to_limit, breaks, change, instead_of, 
 def json_is_read_before_the_media_type_is_checked() -> None:
     """A body that is not JSON gets 400 if its media type should get 415."""
 
-    @instead_of(backup_server, "read_body")
-    def read_body(real: Any, request: Request) -> dict[str, Any]:
+    @instead_of(backup_server, "check_content")
+    def check_content(real: Any, request: Request) -> None:
         try:
             if request.operation.body:
-                i_json.decode(request.body)
+                i_json.decode(body_of(request))
         except i_json.NotIJson:
             raise Problem("malformed_request", "The body is not I-JSON.") from None
-        return real(request)
+        real(request)
+
+
+@breaks("order.answers")
+def digest_is_compared_before_the_credentials() -> None:
+    """A stranger's body is read and digested before anybody asks who sent it."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Any, server: Server, request: Request) -> Any:
+        signature = real(server, request)
+        if request.header("Content-Digest") != content_digest(body_of(request)):
+            raise Problem("digest_mismatch", "The digest is another one.")
+        return signature
+
+
+@breaks("order.answers")
+def body_is_checked_before_the_path() -> None:
+    """A body with broken framing, or one that is too slow or too long, is told before anything that the head tells."""
+
+    @instead_of(http_server.RequestParser, "end_body")
+    def end_body(real: Any, parser: Any, fault: int) -> None:
+        parser.error, parser.completed = Error(fault), True
+
+    class Error:
+        def __init__(self, code: int) -> None:
+            self.code = code
+
+
+@breaks("order.answers", "http.no-body")
+def needless_body_is_told_after_its_digest() -> None:
+    """A body that does not belong there is read to its end, and its digest is compared."""
+
+    @instead_of(backup_server, "receive")
+    def receive(real: Any, server: Server, request: Request) -> bytes:
+        body = real(server, request)
+        if body and not request.operation.body:
+            raise Problem("malformed_request", "This operation takes no body.")
+        return body
+
+    check_content_if(lambda request: request.operation.body is not None)
+
+
+def check_content_if(condition: Callable[[Request], bool]) -> None:
+    @instead_of(backup_server, "check_content")
+    def check_content(real: Any, request: Request) -> None:
+        if condition(request):
+            real(request)
 
 
 @breaks("order.answers")
@@ -39,15 +96,19 @@ def limit_is_checked_before_the_base() -> None:
     """A conflict beyond the limit gets 429, and the device waits an hour to hear of the conflict."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
+    def store_version(
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
+    ) -> Response:
         try:
-            return real(server, signature, user, *arguments)
+            return real(server, request, signature, user, *arguments)
         except Problem as problem:
             moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
-            wait = wait_seconds(server.upload_limits, times, moment)
+            wait = wait_seconds(server.account_limits["storeBackup"], times, moment)
             if problem.code != "version_conflict" or not wait:
                 raise
-            raise Problem("rate_limited", "Wait.", wait, headers=server.rate_limit(times, moment)) from None
+            raise Problem(
+                "rate_limited", "Wait.", wait, headers=server.rate_limit("storeBackup", times, moment)
+            ) from None
 
 
 # --- Problems ---------------------------------------------------------------------------------------------------------
@@ -187,21 +248,84 @@ def unknown_members_are_ignored() -> None:
 @breaks("http.media-type")
 def any_media_type_is_json() -> None:
     """Nobody looks at Content-Type."""
+    check_content_if(lambda request: request.operation.body is None)
 
-    @instead_of(backup_server, "read_body")
-    def read_body(real: Any, request: Request) -> dict[str, Any]:
-        if body := request.operation.body:
-            request = dataclasses.replace(request, headers={**request.headers, "Content-Type": body.media_type})
-        return real(request)
+
+@breaks("http.media-type-form")
+def empty_parameter_is_refused() -> None:
+    """A client whose library ends the media type with a semicolon cannot back up."""
+
+    @instead_of(backup_server, "is_media_type")
+    def is_media_type(real: Any, content_type: str, media_type: str) -> bool:
+        return real(content_type, media_type) and not content_type.rstrip().endswith(";")
+
+
+@breaks("http.media-type-form")
+def charset_must_not_be_quoted() -> None:
+    """A client whose library quotes the charset cannot back up."""
+
+    @instead_of(backup_server, "is_media_type")
+    def is_media_type(real: Any, content_type: str, media_type: str) -> bool:
+        return real(content_type, media_type) and '"' not in content_type
 
 
 @breaks("http.no-body")
 def needless_body_is_ignored() -> None:
     """A DELETE may have a body."""
+    check_content_if(lambda request: request.operation.body is not None)
 
-    @instead_of(backup_server, "read_body")
-    def read_body(real: Any, request: Request) -> dict[str, Any]:
-        return real(request) if request.operation.body else {}
+
+@breaks("http.no-body")
+def needless_body_is_ignored_if_it_is_chunked() -> None:
+    """Only Content-Length tells of a body."""
+    check_content_if(lambda request: request.operation.body is not None or not request.arrival.is_chunked)
+
+
+# --- The time of a request --------------------------------------------------------------------------------------------
+
+
+@breaks("http.body-time", "getHealth.408", "deleteUser.408")
+def body_is_waited_for_without_end() -> None:
+    """A thousand slow bodies hold all connections."""
+    change(http_server.RequestParser, "is_late", lambda parser, seconds: False)
+
+
+@breaks("http.body-time")
+def body_may_come_at_any_time() -> None:
+    """A signature that somebody holds back acts hours later."""
+    change(http_server.RequestParser, "is_late", lambda parser, seconds: False)
+    change(Server, "check_time", lambda server, request: None)
+
+
+@breaks("http.body-time")
+def body_may_take_two_seconds_more() -> None:
+    """A body has 302 seconds."""
+    add_to_limit("requestBodySeconds", 2)
+
+
+@breaks("http.body-time")
+def body_has_a_second_less() -> None:
+    """A body has 299 seconds."""
+    add_to_limit("requestBodySeconds", -1)
+
+
+@breaks(test="server_tests/test_http_strictness.py::test_a_change_that_would_come_too_late_does_not_happen")
+def change_is_made_however_late() -> None:
+    """A request that waited long for its account still changes it."""
+    is_receiving = threading.local()
+
+    @instead_of(backup_server, "receive")
+    def receive(real: Any, server: Server, request: Request) -> bytes:
+        is_receiving.now = True
+        try:
+            return real(server, request)
+        finally:
+            is_receiving.now = False
+
+    @instead_of(Server, "check_time")
+    def check_time(real: Any, server: Server, request: Request) -> None:
+        if is_receiving.now:
+            real(server, request)
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -232,7 +356,55 @@ def refuse_if(condition: Callable[[Any], bool]) -> None:
 @breaks("http.framing")
 def http_is_read_as_the_library_does() -> None:
     """Two Hosts, or a length together with chunks, are accepted. A proxy may read another request than the server."""
-    change(http_server.RequestParser, "parse_header", HTTPRequestParser.parse_header)
+
+    @instead_of(http_server.RequestParser, "parse_header")
+    def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
+        parser.arrived_at, parser.arrived = clock.now(), clock.monotonic()
+        HTTPRequestParser.parse_header(parser, header_plus)
+
+
+@breaks("http.host")
+def any_host_is_valid() -> None:
+    """A proxy may route a request by another host than the one that a cache stores it under."""
+    change(http_server, "is_host", lambda text: True)
+
+
+@breaks("http.host")
+def address_in_brackets_is_not_looked_at() -> None:
+    """[1::2::3] is a host."""
+    change(http_server, "is_host", lambda text: bool(http_server.HOST.fullmatch(text)))
+
+
+@breaks("http.host")
+def authority_of_a_target_is_not_looked_at() -> None:
+    """http://user@host/health is a target."""
+    change(http_server, "ABSOLUTE_FORM", re.compile("(?!)"))
+
+
+@breaks("http.minor")
+def http_1_2_is_refused() -> None:
+    """A client of a later version of HTTP/1 is told that its request is malformed."""
+
+    @instead_of(http_server.RequestParser, "parse_header")
+    def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
+        if re.match(rb"[^\r]* HTTP/1\.[2-9]\r", header_plus):
+            raise ParsingError("refused")
+        real(parser, header_plus)
+
+
+@breaks("http.minor")
+def http_1_2_is_read_as_http_1_0() -> None:
+    """A client of a later version of HTTP/1 has to connect again for each request."""
+
+    @instead_of(http_server.RequestParser, "parse_header")
+    def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
+        real(parser, re.sub(rb"^([^\r]* HTTP/1\.)[2-9]\r", rb"\g<1>0\r", header_plus))
+
+
+@breaks("http.keep-alive")
+def connection_ends_after_a_304() -> None:
+    """A client that has the latest version already has to connect again."""
+    change(http_server.AppTask, "set_close_on_finish", WSGITask.set_close_on_finish)
 
 
 @breaks("http.head")
@@ -255,6 +427,27 @@ def headers_may_have_a_byte_less() -> None:
 def headers_may_be_larger() -> None:
     """16,400 bytes are accepted."""
     add_to_limit("requestHeaderBytes", 16)
+
+
+@breaks("header.Location")
+def location_is_missing() -> None:
+    """The 201 of an upload does not say where the version is."""
+    change_location(lambda location: None)
+
+
+@breaks("header.Location")
+def location_names_the_version_before() -> None:
+    """Location leads to another version than the one that was stored."""
+    change_location(lambda location: re.sub("[0-9]+$", lambda number: str(int(number[0]) % 2 + 1), location))
+
+
+def change_location(changed: Callable[[str], str | None]) -> None:
+    @on_answer
+    def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
+        if location := answer.headers["Location"]:
+            del answer.headers["Location"]
+            if other := changed(location):
+                answer.headers["Location"] = other
 
 
 @breaks("header.X-Request-Id")

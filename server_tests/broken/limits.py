@@ -3,19 +3,22 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
-from server.limits import AddressLimit, Limit
+from server import clock
+from server.accounts import Account, Upload
+from server.guessing import Guessing
+from server.limits import AddressLimit, Limit, wait_seconds
 from server_tests.broken.fault import (
     breaks,
     change,
+    change_guessing,
     count_upload,
     instead_of,
     instead_of_handler,
-    instead_of_proof,
     on_answer,
     shorten_retry_after,
 )
@@ -69,7 +72,7 @@ def uploads_of_the_future_count() -> None:
         return [time for time in times if time > moment - limit.seconds * 1000]
 
 
-@breaks("limits.retry-after", "address.retry-after")
+@breaks("limits.retry-after", "address.retry-after", "guessing.retry-after")
 def retry_after_is_a_second_short() -> None:
     """A client that waits exactly as long as Retry-After says is refused again."""
     shorten_retry_after(429)
@@ -80,9 +83,11 @@ def refused_uploads_count() -> None:
     """A device that gets five conflicts is locked out."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
+    def store_version(
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
+    ) -> Response:
         try:
-            return real(server, signature, user, *arguments)
+            return real(server, request, signature, user, *arguments)
         except Problem:
             count_upload(server, user.user_id)
             raise
@@ -93,8 +98,10 @@ def retries_count() -> None:
     """A device that loses five answers is locked out."""
 
     @instead_of(backup_server, "store_version")
-    def store_version(real: Any, server: Server, signature: str, user: User, *arguments: Any) -> Response:
-        response = real(server, signature, user, *arguments)
+    def store_version(
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
+    ) -> Response:
+        response = real(server, request, signature, user, *arguments)
         if response.status == 200:
             count_upload(server, user.user_id)
         return response
@@ -128,38 +135,104 @@ def policy_is_the_default() -> None:
 
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
-        if "RateLimit-Policy" in answer.headers:
-            answer.headers["RateLimit-Policy"] = '"hour";q=5;w=3600, "day";q=20;w=86400'
+        if policy := answer.headers["RateLimit-Policy"]:
+            numbers = iter([3, 6] if "key" in policy else [5, 20])
+            answer.headers["RateLimit-Policy"] = re.sub("q=[0-9]+", lambda _: f"q={next(numbers)}", policy)
+
+
+# --- Key changes of an account ----------------------------------------------------------------------------------------
+
+
+@breaks("limits.key-hour")
+def one_more_key_change_an_hour() -> None:
+    """Four are accepted, and three promised."""
+    add_to_quota("key-hour", 1)
+
+
+@breaks("limits.key-day")
+def one_more_key_change_a_day() -> None:
+    """Seven are accepted, and six promised."""
+    add_to_quota("key-day", 1)
+
+
+@breaks("limits.key-own", "limits.key-hour")
+def key_changes_count_as_uploads() -> None:
+    """The record does not keep which uploads changed the key."""
+    change(backup_server, "Upload", lambda moment, signature, changes_key: Upload(moment, signature))
+
+
+@breaks("limits.key-own")
+def uploads_stop_a_key_change() -> None:
+    """A thief who stores five versions an hour keeps the owner from changing the password."""
+
+    @instead_of(backup_server, "store_version")
+    def store_version(
+        real: Any,
+        server: Server,
+        request: Request,
+        signature: str,
+        user: User,
+        value: Any,
+        new_key_sha256: str | None = None,
+    ) -> Response:
+        if new_key_sha256:
+            moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
+            if wait := wait_seconds(server.account_limits["storeBackup"], times, moment):
+                raise Problem("rate_limited", "Wait.", wait, server.rate_limit("changeStorageKey", [], moment))
+        return real(server, request, signature, user, value, new_key_sha256)
+
+
+@breaks("limits.policy", "limits.key-own")
+def key_changes_show_the_limits_of_uploads() -> None:
+    """An app learns that five key changes an hour are left."""
+
+    @instead_of(Server, "rate_limit_policy")
+    def rate_limit_policy(real: Any, server: Server, operation_id: str) -> Any:
+        return real(server, "storeBackup")
+
+    @instead_of(Server, "rate_limit")
+    def rate_limit(real: Any, server: Server, operation_id: str, *arguments: Any) -> Any:
+        return real(server, "storeBackup", *arguments)
 
 
 # --- Registrations and failures of a client address -------------------------------------------------------------------
 
 
-def add_one_to_address_quota(name: str) -> None:
-    """Accept one more event than the limit with this name allows."""
-
-    @instead_of(AddressLimit, "__init__")
-    def make(real: Any, address_limit: AddressLimit, limit: Limit) -> None:
-        real(address_limit, dataclasses.replace(limit, quota=limit.quota + (limit.name == name)))
-
-
-def with_failures(server: Server, **methods: Any) -> SimpleNamespace:
-    """Return the server with other methods of its limit of failed credentials."""
-    failures = server.failures
-    other = {"limit": failures.limit, "wait": failures.wait, "count": failures.count, **methods}
-    return SimpleNamespace(**{**vars(server), "failures": SimpleNamespace(**other)})
-
-
 @breaks("address.registrations")
 def one_more_registration_an_hour() -> None:
     """Twenty-one accounts are created from one address."""
-    add_one_to_address_quota("registrations")
+
+    @instead_of(AddressLimit, "__init__")
+    def make(real: Any, address_limit: AddressLimit, limit: Limit) -> None:
+        real(address_limit, dataclasses.replace(limit, quota=limit.quota + 1))
+
+
+@breaks("address.registrations", "address.silent")
+def registration_tells_taken_names_past_the_limit() -> None:
+    """Only a registration that would create an account is limited, so names are tried without a limit."""
+
+    @instead_of(backup_server, "refused_registration")
+    def refused_registration(real: Any, server: Server, request: Request, user: Credentials, wait: int) -> Problem:
+        if isinstance(server.store.find(user.user_id), Account):
+            return Problem("username_taken", "This userId is registered with another storageKey.")
+        return real(server, request, user, wait)
+
+
+@breaks("address.silent")
+def only_taken_names_count_past_the_limit() -> None:
+    """The answers are the same for each name, but those for free names go on for longer."""
+
+    @instead_of(backup_server, "refused_registration")
+    def refused_registration(real: Any, server: Server, request: Request, user: Credentials, wait: int) -> Problem:
+        if isinstance(server.store.find(user.user_id), Account):
+            return real(server, request, user, wait)
+        return backup_server.too_many(wait, server.registrations.limit)
 
 
 @breaks("address.failures")
 def one_more_failure_in_5_minutes() -> None:
     """Thirty-one keys may be tried from one address."""
-    add_one_to_address_quota("failed credentials")
+    change_guessing("per_5_minutes", lambda quota: quota + 1)
 
 
 @breaks("address.failures")
@@ -168,27 +241,23 @@ def registration_tells_right_keys_without_limit() -> None:
 
     @instead_of_handler("registerUser")
     def register_user(real: Any, server: Server, request: Request, user: Credentials) -> Response:
-        return real(with_failures(server, count=lambda address: 0), request, user=user)
+        with mock.patch.object(server.guessing, "count", return_value=None):
+            return real(server, request, user=user)
 
 
 @breaks("address.failures")
 def malformed_credentials_do_not_count() -> None:
     """Credentials that cannot be right do not count as a failure."""
 
-    @instead_of_proof("userCredentials")
-    def check_credentials(real: Any, server: Server, request: Request) -> Credentials:
-        if not backup_server.credentials_of(request.header("Authorization") or ""):
-            raise backup_server.credentials_invalid()
-        return real(server, request)
+    @instead_of(Guessing, "count")
+    def count(real: Any, guessing: Guessing, user_id: str | None, address: str) -> Any:
+        return None if user_id is None else real(guessing, user_id, address)
 
 
-@breaks("address.failures")
+@breaks("address.failures", "guessing.account", "guessing.pair")
 def right_key_is_let_through_past_the_limit() -> None:
-    """A blocked address can continue to guess: wrong keys get 429, but the right one does not."""
-
-    @instead_of_proof("userCredentials")
-    def check_credentials(real: Any, server: Server, request: Request) -> Credentials:
-        return real(with_failures(server, wait=lambda address: 0), request)
+    """Whoever is blocked can continue to guess: wrong keys get 429, but the right one does not."""
+    change(Guessing, "wait", lambda *_: None)
 
 
 @breaks("address.others", "isolation.block")

@@ -3,11 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backup_server import Request, Server, Spec
+import backup_server
+from backup_server import Request, Response, Server, Spec
 from server.accounts import Deleted, Record
 from server.dbm_store import Counts
 from server.log import log
-from server_tests.broken.fault import breaks, change_setting, instead_of, instead_of_proof, on_answer
+from server_tests.broken.fault import (
+    breaks,
+    change_setting,
+    instead_of,
+    instead_of_handler,
+    instead_of_proof,
+    on_answer,
+)
 
 
 @breaks("admin.proof")
@@ -23,6 +31,15 @@ def statistics_need_no_key() -> None:
 def admin_key_is_asked_for_where_there_is_none() -> None:
     """If no admin key is configured, the statistics get 401."""
     change_setting("admin_key", lambda key: key or "")
+
+
+@breaks("getHealth.200")
+def health_is_degraded_without_a_reason() -> None:
+    """The server is degraded, and does not say which part of it."""
+
+    @instead_of_handler("getHealth")
+    def get_health(real: Any, server: Server, request: Request) -> Response:
+        return backup_server.answer(200, {"status": "degraded", "version": server.spec.version})
 
 
 @breaks("admin.counts")

@@ -3,18 +3,21 @@
 import base64
 import hmac
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import backup_server
-from backup_server import Credentials, Problem, Request, Server
+from backup_server import Credentials, Problem, Request, Server, User
+from clients.python.backup_client import content_digest
 from server import clock
 from server.accounts import Account, Record
 from server_tests.broken.fault import (
     Function,
     add_to_limit,
+    body_of,
     breaks,
     change,
     change_setting,
@@ -116,18 +119,16 @@ def body_is_not_compared_with_its_digest() -> None:
 @breaks("digest.empty")
 def digest_of_no_body_is_not_compared() -> None:
     """A request without a body may carry the digest of any body."""
-    ignore_digest_if(lambda request: not request.body)
+    ignore_digest_if(lambda request: not body_of(request))
 
 
 def ignore_digest_if(condition: Callable[[Request], bool]) -> None:
-    @instead_of_proof("appSignature")
-    def check_signature(real: Function, server: Server, request: Request) -> Any:
-        try:
-            return real(server, request)
-        except Problem as problem:
-            if problem.code != "digest_mismatch" or not condition(request):
-                raise
-            return request.header("Signature")
+    @instead_of(backup_server, "receive")
+    def receive(real: Function, server: Server, request: Request) -> Any:
+        if condition(request):
+            digest = content_digest(body_of(request))
+            request = replace(request, headers={**request.headers, "Content-Digest": digest})
+        return real(server, request)
 
 
 @breaks("signature.accepted")
@@ -200,17 +201,88 @@ def first_of_two_headers_counts() -> None:
 @breaks("signature.profile")
 def more_parameters_are_let_pass() -> None:
     """A signature may say when it expires, but is accepted as long as any other."""
-    change_profile(lambda pattern: pattern.removesuffix(")") + "[^,]*)")
+    change(backup_server, "PARAMETER", re.compile(r';(created|keyid|alg)=("[^"]*"|[^;"]*)'))
+
+
+@breaks("signature.profile")
+def last_of_two_parameters_counts() -> None:
+    """A parameter may be there twice."""
+
+    class Pattern:
+        findall = staticmethod(lambda text: dict(parameter.findall(text)).items())
+
+    parameter = backup_server.PARAMETER
+    change(backup_server, "PARAMETER", Pattern)
+
+
+@breaks("signature.order")
+def parameters_need_their_order() -> None:
+    """A library that signs created;alg;keyid is refused."""
+    refuse_parameters_if(lambda names: names != ["created", "keyid", "alg"])
+
+
+@breaks("signature.order")
+def keyid_must_not_come_first() -> None:
+    """A library that signs keyid;alg;created is refused."""
+    refuse_parameters_if(lambda names: names[0] == "keyid")
+
+
+def refuse_parameters_if(condition: Callable[[list[str]], bool]) -> None:
+    @instead_of(backup_server, "read_profile")
+    def read_profile(real: Function, *headers: str) -> Any:
+        profile = real(*headers)
+        if condition(re.findall(";([a-z]+)=", headers[2])):
+            raise backup_server.signature_invalid("parameters")
+        return profile
+
+
+@breaks("signature.detail")
+def all_details_are_the_same() -> None:
+    """A developer has to guess which rule was missed."""
+    change(backup_server, "SIGNATURE_FAULTS", dict.fromkeys(backup_server.SIGNATURE_FAULTS, "The signature is wrong."))
+
+
+@breaks("signature.detail")
+def unknown_keyid_is_told_as_a_wrong_mac() -> None:
+    """A developer looks for a fault in the signature base, but the keyid is misspelt."""
+    faults = backup_server.SIGNATURE_FAULTS
+    change(backup_server, "SIGNATURE_FAULTS", {**faults, "keyid": faults["mac"]})
+
+
+@breaks("signature.retired", "storeBackup.403")
+def retired_keyid_is_served() -> None:
+    """An outdated app is never told to update."""
+    change_setting("retired_keyids", lambda keyids: frozenset())
+
+
+@breaks("signature.retired")
+def retired_keyid_needs_a_secret() -> None:
+    """When the operator has thrown the old secret away, an outdated app hears that its signature is wrong."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        try:
+            return real(server, request)
+        except Problem as problem:
+            keyid = re.search('keyid="(.+?)"', request.header("Signature-Input") or "")
+            if problem.code == "app_outdated" and keyid and keyid[1] not in server.settings.app_secrets:
+                raise backup_server.signature_invalid("keyid") from None
+            raise
+
+
+@breaks("signature.arrival")
+def created_is_compared_when_the_body_is_complete() -> None:
+    """The signature of a slow upload expires on the way."""
+
+    @instead_of_proof("appSignature")
+    def check_signature(real: Function, server: Server, request: Request) -> Any:
+        return real(server, replace(request, arrival=replace(request.arrival, at=clock.now())))
 
 
 @breaks("signature.algorithm")
 def algorithm_is_not_looked_at() -> None:
     """`alg` may be anything."""
-    change_profile(lambda pattern: pattern.replace("hmac-sha256", '[^"]*'))
-
-
-def change_profile(change_pattern: Callable[[str], str]) -> None:
-    change(backup_server, "SIGNATURE_INPUT", re.compile(change_pattern(backup_server.SIGNATURE_INPUT.pattern)))
+    change(backup_server, "PARAMETERS", {**backup_server.PARAMETERS, "alg": re.compile('"[^"]*"')})
 
 
 @breaks("signature.encoding")
@@ -277,6 +349,21 @@ def key_is_compared_by_its_beginning() -> None:
         if isinstance(record, Account) and record.key_sha256[:4] == credentials.key_sha256[:4]:
             return record
         return None
+
+
+@breaks("credentials.commit")
+def credentials_are_compared_only_once() -> None:
+    """An upload that began before the key was changed is stored after it, under the old key."""
+
+    @instead_of(User, "again")
+    def again(real: Function, user: User, server: Server, record: Record | None) -> Account:
+        return record if isinstance(record, Account) else user.account
+
+    @instead_of(backup_server, "receive")
+    def receive(real: Function, server: Server, request: Request) -> bytes:
+        body: bytes = real(server, request)
+        time.sleep(0.2 if len(body) > 1_000_000 else 0)  # so that a test need not be lucky
+        return body
 
 
 @breaks("credentials.form")

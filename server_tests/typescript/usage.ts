@@ -97,7 +97,6 @@ export function tell(answer: Success): string {
         .map((name) => `${name} ${answer.body[name].toFixed()}`)
         .join();
     case "getOpenapiYaml":
-      return answer.body.trim();
     case "getOpenapiJson":
       return `${answer.body.openapi.trim()} ${Object.keys(answer.body.paths)} ${Object.keys(answer.body.info)}`;
     default:

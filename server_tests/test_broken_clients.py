@@ -1,0 +1,682 @@
+"""Broken clients. A vector or a test that is named here must notice each: so they prove something.
+
+The Python client is broken by replacing functions, the JavaScript client by replacing text of a copy.
+"""
+
+import functools
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.python import backup_client, device
+from clients.python.backup_client import (
+    AppOutdatedError,
+    DecryptionError,
+    Derivation,
+    Keys,
+    LostAnswerError,
+    MistypedCodeError,
+    ProblemError,
+    Seen,
+)
+from clients.python.device import Device
+from contract_tests.target import openapi
+from contract_tests.target.openapi import REPOSITORY
+from server_tests import test_client_vectors, test_devices, vectors
+from server_tests.test_devices import Account
+
+Put = Callable[[str, Callable[..., Any]], None]
+Check = Callable[[Callable[[], Account]], None]  # it gets a function that makes an account, if it needs one
+RULES = set(openapi.SPEC["info"]["x-client-requirements"])
+
+
+# ---- What notices a broken client --------------------------------------------------------------------------
+
+
+@functools.cache
+def by_vectors(kind: str, group_type: str) -> Check:
+    """All cases of a type, as test_client_vectors.py checks them."""
+    tests = {
+        "Username": [test_client_vectors.test_username],
+        "Keys": [test_client_vectors.test_keys],
+        "Blob": [test_client_vectors.test_blob, test_client_vectors.test_blob_refused],
+        "Data": [test_client_vectors.test_data],
+        "RecoveryCode": [test_client_vectors.test_recovery_code],
+        "Password": [test_client_vectors.test_password],
+        "Verdict": [test_client_vectors.test_verdict],
+        "Sequence": [test_client_vectors.test_sequence],
+        "SignIn": [test_client_vectors.test_derivations_to_try],
+        "Request": [test_client_vectors.test_request_signed],
+    }[group_type]
+
+    def check(make_account: Callable[[], Account]) -> None:
+        for group, case in vectors.cases(kind, group_type):
+            if group_type == "Keys" and case["tcId"] not in (1201, 1421):  # one of each derivation is enough
+                continue
+            if group_type == "Request" and case["result"] == "invalid":  # a case for servers
+                continue
+            tests[case["result"] == "invalid" and len(tests) > 1](group, case)
+
+    return check
+
+
+def by(test: Callable[..., None], *arguments: Any) -> Check:
+    """A test of test_devices.py that needs an account, or any other test that needs nothing."""
+    needs_account = test.__module__ == test_devices.__name__
+    return lambda make_account: test(*([make_account()] if needs_account else []), *arguments)
+
+
+# ---- Broken Python clients ---------------------------------------------------------------------------------
+
+Break = Callable[[Put], None]
+BROKEN: list[tuple[str, str, Break, Check]] = []
+
+
+def broken(rule: str, *checks: Check) -> Callable[[Break], Break]:
+    """Register a broken client: the rule that it breaks, and the checks that must each notice it."""
+
+    def register(put_in: Break) -> Break:
+        for number, check in enumerate(checks):
+            BROKEN.append((f"{put_in.__name__}-{number}", rule, put_in, check))
+        return put_in
+
+    return register
+
+
+@broken("client.user-id", by_vectors("derivation", "Username"))
+def user_id_has_no_prefix(put: Put) -> None:
+    import hashlib
+
+    real = backup_client.normalize_username
+    put("derive_user_id", lambda username: hashlib.sha256(real(username).encode()).hexdigest())
+
+
+@broken("client.keys", by_vectors("derivation", "Keys"))
+def encryption_key_is_the_storage_key(put: Put) -> None:
+    real = backup_client.keys_of_master_key
+
+    def keys_of_master_key(*arguments: Any) -> Keys:
+        keys = real(*arguments)
+        return replace(keys, encryption_key=bytes.fromhex(keys.storage_key))
+
+    put("keys_of_master_key", keys_of_master_key)
+
+
+@broken("client.signature", by_vectors("signing", "Request"))
+def path_is_not_signed(put: Put) -> None:
+    real = backup_client.signature_base
+    put("signature_base", lambda method, path, *rest: real(method, "/", *rest))
+
+
+@broken("client.header", by_vectors("encryption", "Blob"))
+def header_is_not_authenticated(put: Put) -> None:
+    put("associated_data", lambda user_id, header: f"dailyreps/v1/{user_id}".encode())
+
+
+@broken("client.header", by_vectors("encryption", "Blob"))
+def sequence_is_little_endian(put: Put) -> None:
+    put(
+        "blob_header",
+        lambda sequence, base_sha256: (
+            b"\x01" + sequence.to_bytes(8, "little") + bytes.fromhex(base_sha256 or "00" * 32)
+        ),
+    )
+
+
+@broken("client.header", by(test_devices.test_usual_uploads_of_two_devices))
+def base_is_left_out_of_the_header(put: Put) -> None:
+    real = backup_client.encrypt
+    put("encrypt", lambda keys, log, *, sequence, base_sha256=None: real(keys, log, sequence=sequence))
+
+
+@broken("client.format", by_vectors("encryption", "Blob"), by(test_devices.test_a_newer_app_has_stored))
+def unknown_format_is_taken_for_damage(put: Put) -> None:
+    real = backup_client.decrypt
+
+    def decrypt(keys: Keys, blob: bytes) -> Any:
+        try:
+            return real(keys, blob)
+        except AppOutdatedError:
+            raise DecryptionError from None
+
+    put("decrypt", decrypt)
+
+
+@broken("client.format", by_vectors("encryption", "Blob"))
+def format_is_not_looked_at(put: Put) -> None:
+    """A blob of another format is decrypted, if it is authentic."""
+    real = backup_client.decrypt
+
+    def decrypt(keys: Keys, blob: bytes) -> Any:
+        header, nonce, sealed = blob[:41], blob[41:53], blob[53:]
+        try:
+            associated_data = backup_client.associated_data(keys.user_id, header)
+            backup_client.AESGCM(keys.encryption_key).decrypt(nonce, sealed, associated_data)
+        except Exception:
+            return real(keys, blob)
+        return real(keys, blob) if blob[:1] == b"\x01" else None
+
+    put("decrypt", decrypt)
+
+
+@broken(
+    "client.version",
+    by(test_client_vectors.test_an_answer_about_another_version),
+    by(test_devices.test_another_version_than_the_one_that_was_asked_for),
+)
+def any_version_is_taken(put: Put) -> None:
+    real = backup_client.blob_of
+    put("blob_of", lambda backup, *, version=None, sha256=None: real(backup))
+
+
+@broken("client.version", by_vectors("encryption", "Data"))
+def receipt_is_not_compared(put: Put) -> None:
+    import base64
+
+    put("decode_data", lambda data, *, size, sha256: base64.b64decode(data, validate=True))
+
+
+@broken(
+    "client.sequence",
+    by_vectors("devices", "Sequence"),
+    by(test_devices.test_an_old_state_does_not_lower_the_next_sequence),
+)
+def sequence_follows_the_base_alone(put: Put) -> None:
+    put("next_sequence", lambda base_sequence, highest: base_sequence + 1)
+
+
+@broken("client.sequence", by(test_devices.test_registering_resets_the_highest_seen))
+def registering_resets_nothing(put: Put) -> None:
+    real = Device._save
+
+    def save(self: Device, **changes: Any) -> None:
+        if changes.get("highest") == Seen():
+            del changes["highest"]
+        real(self, **changes)
+
+    put("Device._save", save)
+
+
+@broken("client.sequence", by(test_devices.test_a_lost_upload_has_not_been_seen))
+def lost_upload_counts_as_seen(put: Put) -> None:
+    real = Device._send
+
+    def send(self: Device, upload: device.Upload) -> None:
+        self._save(highest=upload.seen)
+        real(self, upload)
+
+    put("Device._send", send)
+
+
+@broken(
+    "client.rollback",
+    by_vectors("devices", "Verdict"),
+    by(test_devices.test_an_old_state_as_the_latest, 1, 4),
+    by(test_devices.test_a_false_conflict_with_an_old_state),
+)
+def rollback_is_not_noticed(put: Put) -> None:
+    real = backup_client.verdict
+    put("verdict", lambda *arguments: "same" if real(*arguments) == "rollback" else real(*arguments))
+
+
+@broken("client.rollback", by_vectors("devices", "Verdict"))
+def sha256_of_the_same_sequence_is_not_compared(put: Put) -> None:
+    real = backup_client.verdict
+
+    def verdict(highest: Seen, sequence: int, *rest: Any) -> str:
+        return "same" if sequence == highest.sequence > 0 else real(highest, sequence, *rest)
+
+    put("verdict", verdict)
+
+
+@broken("client.rollback", by(test_devices.test_an_old_state_as_the_latest, 1, 4))
+def rollback_is_adopted(put: Put) -> None:
+    real = Device.fetch
+
+    def fetch(self: Device, keys: Keys | None = None) -> None:
+        told: list[str] = []
+        ours, tell = self._merge, self._tell
+        self._tell = lambda verdict: (told.append(verdict), tell(verdict))[1]
+        self._merge = lambda mine, theirs: theirs if told else ours(mine, theirs)
+        real(self, keys)
+
+    put("Device.fetch", fetch)
+
+
+@broken(
+    "client.rollback",
+    by_vectors("devices", "Verdict"),
+    by(test_devices.test_an_old_state_as_the_latest, 1, 4),
+)
+def highest_seen_moves_down(put: Put) -> None:
+    put("higher", lambda highest, sequence, sha256: Seen(sequence, sha256))
+
+
+@broken("client.rollback", by(test_devices.test_everything_is_gone))
+def nothing_stored_is_no_rollback(put: Put) -> None:
+    real = Device.fetch
+
+    def fetch(self: Device, keys: Keys | None = None) -> None:
+        tell, self._tell = self._tell, lambda verdict: None
+        real(self, keys)
+        self._tell = tell
+
+    put("Device.fetch", fetch)
+
+
+@broken("client.base", by_vectors("devices", "Verdict"))
+def base_is_not_compared(put: Put) -> None:
+    real = backup_client.verdict
+    put("verdict", lambda *arguments: real(*arguments).replace("unknown-base", "next"))
+
+
+@broken("client.no-false-alarm", by_vectors("devices", "Verdict"))
+def missed_versions_raise_an_alarm(put: Put) -> None:
+    real = backup_client.verdict
+    put("verdict", lambda *arguments: real(*arguments).replace("later", "unknown-base"))
+
+
+@broken("client.no-false-alarm", by(test_devices.test_a_restored_version_raises_no_alarm))
+def restored_version_keeps_its_old_sequence(put: Put) -> None:
+    """The very bytes of the old version are uploaded again."""
+    real = Device._upload
+
+    def upload(self: Device, keys: Keys, log: bytes | None = None) -> device.Upload:
+        made = real(self, keys, log)
+        if log is None:
+            return made
+        blob = backup_client.encrypt(keys, log, sequence=1, base_sha256=made.base_sha256)
+        return device.Upload(blob, made.sequence, made.base_sha256)
+
+    put("Device._upload", upload)
+
+
+@broken(
+    "client.derivations",
+    by_vectors("devices", "SignIn"),
+    by(test_devices.test_a_server_cannot_force_the_older_derivation),
+)
+def older_derivation_is_tried_again(put: Put) -> None:
+    put("derivations_to_try", lambda succeeded, derivations=backup_client.DERIVATIONS: derivations)
+
+
+@broken("client.derivations", by_vectors("devices", "SignIn"))
+def older_derivation_is_tried_first(put: Put) -> None:
+    real = backup_client.derivations_to_try
+    put("derivations_to_try", lambda *arguments: list(reversed(real(*arguments))))
+
+
+@broken("client.derivations", by(test_devices.test_an_account_moves_to_a_newer_derivation))
+def account_stays_with_the_older_derivation(put: Put) -> None:
+    real = Device.sign_in
+
+    def sign_in(self: Device, username: str, password: str, derivations: Any = backup_client.DERIVATIONS) -> None:
+        change, self.change_password = self.change_password, lambda *keys: None  # type: ignore[method-assign]
+        real(self, username, password, derivations)
+        self.change_password = change  # type: ignore[method-assign]
+
+    put("Device.sign_in", sign_in)
+
+
+@broken("client.recovery-code", by_vectors("derivation", "RecoveryCode"))
+def checksum_is_ignored(put: Put) -> None:
+    put("_recovery_checksum", AnyBytes)
+
+
+class AnyBytes(bytes):
+    """Two bytes that are equal to any others."""
+
+    def __new__(cls, user_id: str, content: bytes) -> "AnyBytes":
+        return super().__new__(cls, bytes(2))
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = bytes.__hash__
+
+
+@broken("client.recovery-code", by_vectors("derivation", "RecoveryCode"))
+def checksum_does_not_cover_the_username(put: Put) -> None:
+    real = backup_client._recovery_checksum
+    put("_recovery_checksum", lambda user_id, content: real("", content))
+
+
+@broken("client.recovery-code", by_vectors("derivation", "RecoveryCode"))
+def look_alikes_are_read(put: Put) -> None:
+    real = backup_client.read_recovery_code
+    put("read_recovery_code", lambda username, code: real(username, code.upper()))
+
+
+@broken("client.recovery-code", by_vectors("derivation", "RecoveryCode"))
+def newer_recovery_code_is_called_mistyped(put: Put) -> None:
+    real = backup_client.read_recovery_code
+
+    def read_recovery_code(username: str, code: str) -> Keys:
+        try:
+            return real(username, code)
+        except AppOutdatedError:
+            raise MistypedCodeError from None
+
+    put("read_recovery_code", read_recovery_code)
+
+
+@broken("client.recovery-code", by_vectors("derivation", "RecoveryCode"))
+def o_is_no_zero(put: Put) -> None:
+    real = backup_client.read_recovery_code
+    put("read_recovery_code", lambda username, code: real(username, re.sub("[Oo]", "U", code)))
+
+
+@broken("client.password-floor", by(test_client_vectors.test_a_sign_in_checks_no_password))
+def floor_is_checked_at_the_sign_in(put: Put) -> None:
+    real = backup_client.derive_keys
+
+    def derive_keys(username: str, password: str, derivation: Derivation = backup_client.V1) -> Keys:
+        if backup_client.password_problem(password, ()):
+            raise ValueError("too short")
+        return real(username, password, derivation)
+
+    put("derive_keys", derive_keys)
+
+
+@broken("client.password-floor", by_vectors("derivation", "Password"))
+def password_is_counted_in_bytes(put: Put) -> None:
+    real = backup_client.password_problem
+    put(
+        "password_problem",
+        lambda text, common: "too-short" if len(text.encode()) < 10 else real(text + " " * 9, common),
+    )
+
+
+@broken("client.password-floor", by_vectors("derivation", "Password"))
+def common_password_is_compared_as_it_is_typed(put: Put) -> None:
+    real = backup_client.password_problem
+
+    def password_problem(password: str, common: Any) -> str | None:
+        return None if (found := real(password, common)) == "too-common" and password not in common else found
+
+    put("password_problem", password_problem)
+
+
+@broken("client.snapshot", by(test_devices.test_old_keys_are_kept_for_60_days))
+def old_keys_are_forgotten(put: Put) -> None:
+    put("Device._old_keys_with", lambda self, old: ())
+
+
+@broken("client.snapshot", by(test_devices.test_old_keys_are_kept_for_60_days))
+def old_keys_are_kept_for_ever(put: Put) -> None:
+    put("Device.after_refusal", lambda self: "changed" if self.state.old_keys else "ask")
+
+
+@broken(
+    "client.lost-answer",
+    by(test_client_vectors.test_a_success_that_is_none, "text/html", b"<p>Welcome to this network</p>"),
+    by(test_client_vectors.test_a_success_that_is_none, "application/json", b"{}"),
+)
+def any_200_is_a_success(put: Put) -> None:
+    put("members", lambda response, expected: {})
+
+
+@broken(
+    "client.lost-answer",
+    by(test_client_vectors.test_checked_without_a_problem, 502, "text/html", b"<h1>Bad Gateway</h1>"),
+    by(test_devices.test_after_a_lost_answer_the_same_bytes_are_sent_again, "answer is a proxy's"),
+)
+def page_of_a_proxy_is_a_refusal(put: Put) -> None:
+    real = backup_client.checked
+
+    def checked(response: Any) -> Any:
+        try:
+            return real(response)
+        except LostAnswerError as error:
+            refusal = ProblemError(None, error.status, {})
+            refusal.lost = False
+            raise refusal from None
+
+    put("checked", checked)
+
+
+@broken(
+    "client.receipt",
+    by(test_devices.test_a_receipt_of_other_bytes_is_a_lost_answer, {"sha256": "ab" * 32}),
+    by(test_devices.test_a_receipt_of_other_bytes_is_a_lost_answer, {"size": 1}),
+)
+def receipt_of_an_upload_is_not_compared(put: Put) -> None:
+    put("receipt_for", lambda blob: backup_client.RECEIPT)
+
+
+@broken(
+    "client.forward",
+    by(test_devices.test_nothing_is_encrypted_with_the_old_keys_of_a_change, "is lost"),
+    by(test_devices.test_nothing_is_encrypted_with_the_old_keys_of_a_change, "answer is lost"),
+)
+def unsettled_change_is_given_up(put: Put) -> None:
+    put("Device._in_force", lambda self, change: (self._save(change=None), "none")[1])
+
+
+@broken("client.forward", by(test_devices.test_nothing_is_encrypted_with_the_old_keys_of_a_change, "is lost"))
+def restores_during_an_unsettled_change(put: Put) -> None:
+    put("Device._must_be_settled", lambda self: None)
+
+
+@broken("client.sequence", by(test_devices.test_registering_again_resets_nothing))
+def retry_of_a_registration_resets_the_highest_seen(put: Put) -> None:
+    real = Device.register
+
+    def register(self: Device, keys: Keys) -> None:
+        real(self, keys)
+        self._save(highest=Seen())
+
+    put("Device.register", register)
+
+
+@broken("client.lost-answer", by(test_devices.test_after_a_lost_answer_the_same_bytes_are_sent_again, "answer is lost"))
+def lost_upload_is_encrypted_again(put: Put) -> None:
+    real = Device._send
+
+    def send(self: Device, upload: device.Upload) -> None:
+        attempts, self._attempts = self._attempts, 1
+        for attempt in range(attempts):
+            try:
+                return real(self, upload)
+            except ProblemError as error:
+                if not error.lost or attempt == attempts - 1:
+                    raise
+            finally:
+                self._attempts = attempts if attempt == attempts - 1 else 1
+            upload = self._upload(self.keys)
+
+    put("Device._send", send)
+
+
+@broken("client.clock", by(test_client_vectors.test_mend_clock))
+def clock_is_not_corrected(put: Put) -> None:
+    put("BackupClient.mend_clock", lambda self, response: False)
+
+
+# ---- The tests ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(start_shared_server: Callable[..., Any]) -> Any:
+    return start_shared_server(**test_devices.NO_LIMITS)
+
+
+@pytest.fixture
+def put_in() -> Iterator[Put]:
+    """`put(name, function)` replaces a function of the client, or a method of a class, wherever it was imported."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def put(name: str, function: Callable[..., Any]) -> None:
+            owner, _, attribute = name.rpartition(".")
+            modules = [backup_client, device, test_devices, test_client_vectors]
+            owners = [getattr(module, owner, None) for module in modules] if owner else modules
+            found = [each for each in owners if hasattr(each, attribute)]
+            assert found, f"the client has no {name}"
+            for each in found:
+                patch.setattr(each, attribute, function)
+
+        yield put
+    test_client_vectors.derived.cache_clear()
+
+
+@pytest.mark.parametrize("put_in_the_fault, check", [pytest.param(*row[2:], id=f"{row[0]}") for row in BROKEN])
+def test_broken_client_is_noticed(server: Any, put_in: Put, put_in_the_fault: Break, check: Check) -> None:
+    account = functools.cache(lambda: Account(server))
+    if check not in VECTORS:
+        account()  # made by the real client
+    test_client_vectors.derived.cache_clear()
+    put_in_the_fault(put_in)
+    with pytest.raises(NOTICED):
+        check(account)
+
+
+ONCE = {check: name for name, _, _, check in reversed(BROKEN)}
+VECTORS = [check for check in ONCE if check.__qualname__.startswith("by_vectors")]
+
+# What a test raises if it notices something. A fault that is itself in error raises something else.
+NOTICED = (
+    AssertionError,
+    pytest.fail.Exception,
+    ProblemError,
+    DecryptionError,
+    AppOutdatedError,
+    MistypedCodeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+)
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for check, name in ONCE.items()])
+def test_the_real_client_passes(server: Any, check: Check) -> None:
+    check(lambda: Account(server))
+
+
+def test_each_rule_has_a_broken_client() -> None:
+    assert {rule for _, rule, _, _ in BROKEN} == RULES
+
+
+# ---- Broken JavaScript clients -----------------------------------------------------------------------------
+
+BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
+    "user id has no prefix": (
+        "`dailyreps/v1/user-id/${normalizeUsername(username)}`",
+        "normalizeUsername(username)",
+    ),
+    "header is not authenticated": (
+        "concat(utf8.encode(`dailyreps/v1/${userId}`), header)",
+        "utf8.encode(`dailyreps/v1/${userId}`)",
+    ),
+    "unknown format is taken for damage": (
+        "throw new AppOutdatedError('a newer version of the app made this backup')",
+        "throw new DamagedError('unknown')",
+    ),
+    "sequence is read from 4 bytes": (
+        "toHex(blob.slice(1, 9))",
+        "toHex(blob.slice(5, 9))",
+    ),
+    "sequence follows the base alone": (
+        "Math.max(baseSequence, highest.sequence)",
+        "baseSequence",
+    ),
+    "rollback is not noticed": (
+        "? 'same' : 'rollback'",
+        "? 'same' : 'same'",
+    ),
+    "rollback is adopted": (
+        "const merged = await merge(log, latest.plaintext)",
+        "const merged = ALARMS.includes(found) ? latest.plaintext : await merge(log, latest.plaintext)",
+    ),
+    "base is not compared": (
+        "? 'next' : 'unknown-base'",
+        "? 'next' : 'next'",
+    ),
+    "registering resets nothing": (
+        "base: undefined, highest: NOTHING_SEEN, unsent",
+        "base: undefined, unsent",
+    ),
+    "older derivation is tried again": (
+        "derivations.slice(0, at + 1)",
+        "derivations",
+    ),
+    "checksum is ignored": (
+        "!== toHex(bytes.slice(33))",
+        "=== 'none'",
+    ),
+    "look-alikes are read": (
+        ".replace(/[a-z]/g, c => c.toUpperCase())",
+        ".toUpperCase()",
+    ),
+    "receipt of an upload is not compared": (
+        "({ ...RECEIPT, size: [blob.length], sha256: [toHex(await sha256(blob))] })",
+        "RECEIPT",
+    ),
+    "unsettled change is given up": (
+        "if (this.pendingChange && await this.#inForce() === 'old') return",
+        "if (false) return",
+    ),
+    "304 is always believed": (
+        "|| (status === 304 && headers['If-None-Match'])",
+        "|| status === 304",
+    ),
+    "retry of a registration resets": (
+        "if (status === 201) Object.assign",
+        "Object.assign",
+    ),
+    "no second NFKC": (
+        "lower(stripped).normalize('NFKC')",
+        "lower(stripped)",
+    ),
+    "password is counted in UTF-16": (
+        "Array.from(normalized).length < 10",
+        "normalized.length < 10",
+    ),
+    "any version is taken": (
+        "(asked.version ?? version) !== version || ",
+        "",
+    ),
+    "old keys are forgotten": (
+        "this.oldKeys = this.#oldKeysWith(oldKeys)",
+        "this.oldKeys = []",
+    ),
+    "page of a proxy is a refusal": (
+        "if (!ofTheContract) throw",
+        "if (ok && !ofTheContract) throw",
+    ),
+    "both keys are kept for 601 s only": (
+        "this.now() + 901",
+        "this.now() + 601",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_JAVASCRIPT)
+def test_broken_javascript_client_is_noticed(name: str, tmp_path: Path) -> None:
+    right, wrong = BROKEN_JAVASCRIPT[name]
+    source = (REPOSITORY / "clients/javascript/client.mjs").read_text()
+    assert source.count(right) == 1
+    (tmp_path / "client.mjs").write_text(source.replace(right, wrong))
+    done = check_javascript(tmp_path)
+    assert done.returncode == 1 and "FAILED" in done.stdout, done.stderr
+
+
+def test_the_real_javascript_client_passes(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "clients/javascript/client.mjs", tmp_path)
+    done = check_javascript(tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def check_javascript(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check a client with everything but the cases of PBKDF2, which take their time."""
+    shutil.copy(REPOSITORY / "clients/javascript/check.mjs", folder)
+    command = ["node", folder / "check.mjs", REPOSITORY / "fixtures", "--quick"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
