@@ -49,8 +49,11 @@ QUICK = (Size(100, 3_000),)
 WHOLE = (Size(100, 3_000), Size(10_000, 3_000), Size(100_000, 3_000), Size(200, 5 * 1024 * 1024))
 
 
-def measure(size: Size, place: Place, seconds: float, say: Say) -> WithAccounts:
-    """Fill a file, start servers on it, and store and fetch with one client."""
+def measure(size: Size, place: Place, seconds: float, say: Say, *, cold: bool) -> WithAccounts:
+    """Fill a file, start servers on it, and store and fetch with one client.
+
+    `cold` also starts one with an empty page cache. This empties the page cache of the whole machine, once.
+    """
     with tempfile.TemporaryDirectory(dir=place.directory) as folder:
         directory, secret = Path(folder), new_secret()
         say(f"{size.accounts:,} accounts: fills the file")
@@ -62,9 +65,9 @@ def measure(size: Size, place: Place, seconds: float, say: Say) -> WithAccounts:
         say(f"{size.accounts:,} accounts: {STARTS} starts")
         starts = sorted(start_seconds(directory, secret, place)[0] for _ in range(STARTS))
         cold_seconds, cold_bytes = None, None
-        if os.access(DROP_CACHES, os.W_OK):
+        if cold and os.access(DROP_CACHES, os.W_OK):
             os.sync()
-            DROP_CACHES.write_text("1")  # the page cache of this machine; what is in it is read again when it is needed
+            DROP_CACHES.write_text("1")
             cold_seconds, cold_bytes = start_seconds(directory, secret, place)
         p50: dict[str, float] = {}
         with server(directory, secret, place.box) as process:
