@@ -271,7 +271,7 @@ def many_requests(target: Target) -> Seen:
 # ---- The table ---------------------------------------------------------------------------------------------
 
 DRAIN = 25  # seconds that a stop may take while honest uploads are in progress
-NO_BODIES = 16_000_000  # what the honest client beside the attack costs
+NO_BODIES = 12_000_000  # what the honest client beside the attack costs
 EVERYTHING = ("store", "fetch", "304", "list")
 READS = ("fetch", "304", "list")
 
@@ -304,7 +304,7 @@ class Attack:
 
 ATTACKS = (
     Attack(
-        *("unsigned bodies", "unsigned 8 MiB bodies on one connection", unsigned_bodies, Size(1, 15), Size(1, 3)),
+        *("unsigned bodies", "unsigned 8 MiB bodies on one connection", unsigned_bodies, Size(1, 15), Size(1, 5)),
         most_growth=NO_BODIES,
     ),
     Attack("stale base", "5 MiB uploads with a stale base, one phone", stale_base, Size(1, 15), Size(1, 3)),
@@ -322,7 +322,7 @@ ATTACKS = (
     Attack("slow bodies", "bodies that arrive a byte every 5 s", slow_bodies, Size(1100, 30), None),
     Attack("never read", "clients that never read their answers", never_read, Size(1100, 30), Size(1100, 4)),
     Attack(
-        *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 3)),
+        *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 6)),
         most_stop_seconds=DRAIN,
     ),
     Attack("stalled disk", "uploads that wait for a disk", stalled_disk, Size(6, 14), Size(6, 4.5), READS),
@@ -339,7 +339,7 @@ ATTACKS = (
         most_stop_seconds=DRAIN,
     ),
     Attack(
-        *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 4)),
+        *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 6)),
         most_stop_seconds=DRAIN,
     ),
 )

@@ -256,9 +256,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {seen}; other log lines: {words(outcome.other_lines) or 'none'}")
     (arguments.directory / "siege.json").write_text(json.dumps([values(each) for each in outcomes], indent=1) + "\n")
     curves = {outcome.name: outcome.memory for outcome in outcomes if outcome.memory}
-    (arguments.directory / "siege.svg").write_text(
-        report.curves("Memory of the server (RSS) under each attack; dashed: 128 MB", curves, MOST_MEMORY, box.MEMORY_BYTES)
-    )
+    title = "Memory of the server (RSS) under each attack; dashed: 128 MB"
+    (arguments.directory / "siege.svg").write_text(report.curves(title, curves, MOST_MEMORY, box.MEMORY_BYTES))
     print(f"\nThe figures are in {arguments.directory}/siege.json, the memory is in siege.svg.")
     return 1 if any(outcome.fell for outcome in outcomes) else 0
 

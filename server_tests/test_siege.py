@@ -19,7 +19,6 @@ MOST_HEALTH_SECONDS = 3
 
 # What the server does not withstand yet, and why. Take a row away when the server does.
 FALLS = {
-    "unsigned bodies": "the body of an unsigned request is read to its end, and the allocator keeps its memory",
     "emoji": "four threads keep 40 MB each: the allocator does not give back what a request of several MB has used",
     "idle": "connections that send nothing keep their places for two minutes",
     "slow heads": "a head has no deadline",
