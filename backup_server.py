@@ -309,6 +309,7 @@ LIMITS = (
     "signatureSkewSeconds",
     "deletedUserSeconds",
     "knownAddressDays",
+    "knownAddresses",
     "newAddressAttempts",
 )
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -729,6 +730,7 @@ class Server:
             settings.failed_credentials_per_account_per_day,
             spec.limits["newAddressAttempts"],
             spec.limits["knownAddressDays"],
+            spec.limits["knownAddresses"],
         )
         # When a request arrives, its signature may be dated ahead. It acts until the body had its time.
         self.refused = RefusedUploads(2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"])

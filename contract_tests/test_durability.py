@@ -30,6 +30,8 @@ from contract_tests.target.target import Target
 MANY = {
     "BACKUPS_PER_HOUR": 100_000,
     "BACKUPS_PER_DAY": 100_000,
+    "KEY_CHANGES_PER_HOUR": 100_000,
+    "KEY_CHANGES_PER_DAY": 100_000,
     "REGISTRATIONS_PER_HOUR": 100_000,
     "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
 }

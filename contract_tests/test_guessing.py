@@ -21,7 +21,7 @@ HOME, WORK, THIEF, NEW = "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"
 PER_ADDRESS = SPEC["x-configurable-limits"]["FAILED_CREDENTIALS_PER_5_MINUTES"]
 PER_ACCOUNT = SPEC["x-configurable-limits"]["FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"]
 KNOWN_DAYS, ATTEMPTS = LIMITS["knownAddressDays"], LIMITS["newAddressAttempts"]
-MOST_KNOWN = 32  # how many addresses are known to an account at most
+MOST_KNOWN = LIMITS["knownAddresses"]  # how many addresses are known to an account at most
 WRONG, LIMITED = "401 credentials_invalid", "429 rate_limited"
 
 

@@ -183,8 +183,8 @@ def test_a_stranger(target, new_user):
 @pytest.mark.requirement(
     "signature.secret", "signature.digest", "signature.query", "signature.expired", "digest.mismatch", "storeBackup.400"
 )
-def test_what_the_app_did_not_sign(target):
-    client = target.client()
+def test_what_the_app_did_not_sign(target, new_user):
+    client = new_user()
     wrong = target.client(client.credentials, secret="not the secret of this server, but as long")
     assert outcome(wrong.fetch_backup()) == "401 signature_invalid"
     old = target.client(client.credentials, clock=lambda: target.now() - 86_400)

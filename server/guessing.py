@@ -16,7 +16,6 @@ from server.recent import Recent
 
 DAY = 86_400
 NETWORK_BITS = 48  # one customer often gets so large a network
-MOST_KNOWN = 32  # how many addresses may be known to an account
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,15 @@ class Guessing:
     stop an owner who has the right key, neither at a known address nor at a new one.
     """
 
-    def __init__(self, per_5_minutes: int, per_day: int, new_address_attempts: int, known_days: int) -> None:
+    def __init__(
+        self, per_5_minutes: int, per_day: int, new_address_attempts: int, known_days: int, most_known: int
+    ) -> None:
         self._lock = threading.Lock()
         self._addresses = Events(Limit("failed credentials from this address", per_5_minutes, 300))
         self._pairs = Events(Limit("failed credentials for this account from this address", per_5_minutes, 300))
         self._accounts = Events(Limit("failed credentials for this account", per_day, DAY))
         self._attempts = Events(Limit("attempts of a new address", new_address_attempts, DAY))
-        self._known = Recent(MOST_KNOWN, Events.MOST_KEYS)  # addresses, with the times when they were used last
+        self._known = Recent(most_known, Events.MOST_KEYS)  # addresses, with the times when they were used last
         self._known_milliseconds = known_days * DAY * 1000
 
     def wait(self, user_id: str | None, address: str) -> Wait | None:

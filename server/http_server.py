@@ -288,10 +288,14 @@ class HttpServer:
             wasyncore.poll2(1, self._waitress._map)
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + 1
-                for channel in list(self._waitress.active_channels.values()):
-                    channel.end_late_body(self._body_seconds)
+                self._end_late_bodies()
         log(event="stopping")
         self._drain()
+
+    def _end_late_bodies(self) -> None:
+        # In a function of its own: `run` would keep the last channel, with its body, long after its connection.
+        for channel in list(self._waitress.active_channels.values()):
+            channel.end_late_body(self._body_seconds)
 
     def _drain(self) -> None:
         """Stop listening, and answer what has arrived. Wait for that at most DRAIN_SECONDS."""

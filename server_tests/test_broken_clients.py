@@ -4,10 +4,12 @@ The Python client is broken by replacing functions, the JavaScript client by rep
 """
 
 import functools
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,7 +190,7 @@ def receipt_is_not_compared(put: Put) -> None:
     by(test_devices.test_an_old_state_does_not_lower_the_next_sequence),
 )
 def sequence_follows_the_base_alone(put: Put) -> None:
-    put("next_sequence", lambda base_sequence, highest: base_sequence + 1)
+    put("next_sequence", lambda base_sequence, highest, restored=0: (base_sequence or 0) + 1)
 
 
 @broken("client.sequence", by(test_devices.test_registering_resets_the_highest_seen))
@@ -287,12 +289,12 @@ def restored_version_keeps_its_old_sequence(put: Put) -> None:
     """The very bytes of the old version are uploaded again."""
     real = Device._upload
 
-    def upload(self: Device, keys: Keys, log: bytes | None = None) -> device.Upload:
-        made = real(self, keys, log)
+    def upload(self: Device, keys: Keys, log: bytes | None = None, sequence: int = 0) -> device.Upload:
+        made = real(self, keys, log, sequence)
         if log is None:
             return made
         blob = backup_client.encrypt(keys, log, sequence=1, base_sha256=made.base_sha256)
-        return device.Upload(blob, made.sequence, made.base_sha256)
+        return replace(made, blob=blob)
 
     put("Device._upload", upload)
 
@@ -408,12 +410,12 @@ def common_password_is_compared_as_it_is_typed(put: Put) -> None:
 
 @broken("client.snapshot", by(test_devices.test_old_keys_are_kept_for_60_days))
 def old_keys_are_forgotten(put: Put) -> None:
-    put("Device._old_keys_with", lambda self, old: ())
+    put("Device._old_keys_with", lambda self, *old: ())
 
 
 @broken("client.snapshot", by(test_devices.test_old_keys_are_kept_for_60_days))
 def old_keys_are_kept_for_ever(put: Put) -> None:
-    put("Device.after_refusal", lambda self: "changed" if self.state.old_keys else "ask")
+    put("Device.after_refusal", lambda self: "confirm" if self.state.old_keys else "ask")
 
 
 @broken(
@@ -422,7 +424,7 @@ def old_keys_are_kept_for_ever(put: Put) -> None:
     by(test_client_vectors.test_a_success_that_is_none, "application/json", b"{}"),
 )
 def any_200_is_a_success(put: Put) -> None:
-    put("members", lambda response, expected: {})
+    put("members", lambda response, expected, statuses=(): {})
 
 
 @broken(
@@ -460,6 +462,166 @@ def receipt_of_an_upload_is_not_compared(put: Put) -> None:
 )
 def unsettled_change_is_given_up(put: Put) -> None:
     put("Device._in_force", lambda self, change: (self._save(change=None), "none")[1])
+
+
+@broken("client.idle", by(test_devices.test_a_sync_without_changes_stores_nothing))
+def each_sync_stores(put: Put) -> None:
+    put("Device._is_stored", lambda self: False)
+
+
+@broken(
+    "client.restore",
+    by(test_devices.test_a_restored_log_replaces_the_log_when_it_is_acknowledged, "is lost", False),
+    by(test_devices.test_a_refused_restore_leaves_the_log),
+)
+def restored_log_replaces_the_log_at_once(put: Put) -> None:
+    real = Device._send
+
+    def send(self: Device, upload: device.Upload) -> None:
+        if upload.restored is not None:
+            self._save(log=upload.restored)
+        real(self, upload)
+
+    put("Device._send", send)
+
+
+@broken(
+    "client.restore",
+    by(test_devices.test_a_restored_log_replaces_the_log_when_it_is_acknowledged, "answer is lost", False),
+    by(test_devices.test_a_restored_version_raises_no_alarm),
+)
+def restored_log_is_never_taken(put: Put) -> None:
+    real = Device._send
+    put("Device._send", lambda self, upload: real(self, replace(upload, restored=None)))
+
+
+@broken(
+    "client.restore", by(test_devices.test_a_restored_log_replaces_the_log_when_it_is_acknowledged, "is lost", True)
+)
+def restored_log_drops_what_was_added_meanwhile(put: Put) -> None:
+    put("sha256_of", lambda data: "the same")
+
+
+@broken("client.restore", by(test_devices.test_a_restored_version_raises_no_alarm))
+def next_version_is_always_merged(put: Put) -> None:
+    real = Device._save
+    put("Device._save", lambda self, **changes: real(self, **changes | {"highest_log": None}))
+
+
+@broken("client.restore", by(test_devices.test_a_restored_version_raises_no_alarm))
+def next_version_is_always_adopted(put: Put) -> None:
+    real = Device.fetch
+
+    def fetch(self: Device, keys: Keys | None = None) -> None:
+        self._save(highest_log=device.sha256_of(self.state.log))
+        real(self, keys)
+
+    put("Device.fetch", fetch)
+
+
+@broken(
+    "client.sequence",
+    by_vectors("devices", "Sequence"),
+    by(test_devices.test_the_version_below_junk_is_restored, True),
+)
+def restored_sequence_does_not_count(put: Put) -> None:
+    real = backup_client.next_sequence
+    put("next_sequence", lambda base_sequence, highest, restored=0: real(base_sequence, highest))
+
+
+@broken(
+    "client.sequence",
+    by_vectors("devices", "Sequence"),
+    by(test_devices.test_an_unreadable_version_is_replaced),
+)
+def unreadable_base_counts_as_none(put: Put) -> None:
+    real = backup_client.next_sequence
+    put("next_sequence", lambda base_sequence, *rest: real(base_sequence or 0, *rest))
+
+
+@broken(
+    "client.no-false-alarm",
+    by(test_devices.test_the_repeat_of_a_lost_registration_resets_the_highest_seen, False),
+    by(test_devices.test_the_repeat_of_a_lost_registration_resets_the_highest_seen, True),
+)
+def repeat_of_a_lost_registration_resets_nothing(put: Put) -> None:
+    real = Device._save
+
+    def save(self: Device, **changes: Any) -> None:
+        if self.state.registering and "highest" in changes:
+            changes = {name: changes[name] for name in ("keys", "succeeded", "registering")}
+        real(self, **changes)
+
+    put("Device._save", save)
+
+
+@broken("client.rollback", by_vectors("devices", "Verdict"), by(test_devices.test_everything_is_gone))
+def no_version_is_no_rollback(put: Put) -> None:
+    real = backup_client.verdict
+    put("verdict", lambda highest, sequence, *rest: real(highest, sequence, *rest) if sequence else "same")
+
+
+@broken("client.lost-answer", by(test_client_vectors.test_problems_that_say_what_to_do, 507, "storage_full", False))
+def full_storage_is_a_lost_answer(put: Put) -> None:
+    real = ProblemError.__init__
+
+    def init(self: ProblemError, code: str | None, status: int, problem: Any) -> None:
+        real(self, code, status, problem)
+        self.lost = status >= 500
+
+    put("ProblemError.__init__", init)
+
+
+@broken("client.lost-answer", by(test_client_vectors.test_another_success_than_that_of_the_operation, 202))
+def each_success_is_taken(put: Put) -> None:
+    real = backup_client.members
+    put("members", lambda response, expected, statuses=(): real(response, expected, range(200, 300)))
+
+
+@broken(
+    "client.version",
+    by(test_devices.test_another_version_than_the_one_that_was_asked_for),
+)
+def failed_check_of_a_fetch_is_no_lost_answer(put: Put) -> None:
+    class Misfit(LostAnswerError):
+        def __init__(self, status: int, why: str) -> None:
+            super().__init__(status, why)
+            self.lost = False
+
+    put("MisfitError", Misfit)
+
+
+@broken("client.format", by(test_devices.test_the_person_confirms_that_there_is_no_newer_app, True))
+def unknown_format_is_replaced_like_damage(put: Put) -> None:
+    real = Device._fetch_to_replace
+    put(
+        "Device._fetch_to_replace",
+        lambda self, keys, confirmed: real(self, keys, confirmed and "no-newer-app"),
+    )
+
+
+@broken("client.forward", by(test_devices.test_a_sign_in_with_other_credentials_settles_a_change))
+def change_stays_pending_after_a_sign_in(put: Put) -> None:
+    real = Device._save
+
+    def save(self: Device, **changes: Any) -> None:
+        real(self, **({"change": self.state.change} | changes if changes.get("change") else without_change(changes)))
+
+    def without_change(changes: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in changes.items() if name != "change"}
+
+    put("Device._save", save)
+
+
+@broken("client.snapshot", by(test_devices.test_keys_are_kept_for_longer_if_the_clock_was_ahead))
+def clock_that_was_ahead_is_forgotten(put: Put) -> None:
+    put("Device._clock_was_ahead", lambda self, seconds: None)
+
+
+@broken("client.snapshot", by(test_devices.test_a_restored_snapshot_of_one_server))
+def undone_change_is_repeated_without_asking(put: Put) -> None:
+    real = Device.after_refusal
+    put("Device.after_refusal", lambda self, nobody_changed_it=False: real(self, True))
 
 
 @broken("client.forward", by(test_devices.test_nothing_is_encrypted_with_the_old_keys_of_a_change, "is lost"))
@@ -519,7 +681,7 @@ def put_in() -> Iterator[Put]:
             owner, _, attribute = name.rpartition(".")
             modules = [backup_client, device, test_devices, test_client_vectors]
             owners = [getattr(module, owner, None) for module in modules] if owner else modules
-            found = [each for each in owners if hasattr(each, attribute)]
+            found = [each for each in owners if each is not None and hasattr(each, attribute)]
             assert found, f"the client has no {name}"
             for each in found:
                 patch.setattr(each, attribute, function)
@@ -585,7 +747,7 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
         "toHex(blob.slice(5, 9))",
     ),
     "sequence follows the base alone": (
-        "Math.max(baseSequence, highest.sequence)",
+        "Math.max(baseSequence ?? others + 1, others)",
         "baseSequence",
     ),
     "rollback is not noticed": (
@@ -593,16 +755,16 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
         "? 'same' : 'same'",
     ),
     "rollback is adopted": (
-        "const merged = await merge(log, latest.plaintext)",
-        "const merged = ALARMS.includes(found) ? latest.plaintext : await merge(log, latest.plaintext)",
+        "const adopts = found === 'next' &&",
+        "const adopts = ALARMS.includes(found) ||",
     ),
     "base is not compared": (
         "? 'next' : 'unknown-base'",
         "? 'next' : 'next'",
     ),
     "registering resets nothing": (
-        "base: undefined, highest: NOTHING_SEEN, unsent",
-        "base: undefined, unsent",
+        "base: undefined, highest: NOTHING_SEEN, highestLog",
+        "base: undefined, highestLog",
     ),
     "older derivation is tried again": (
         "derivations.slice(0, at + 1)",
@@ -629,7 +791,7 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
         "|| status === 304",
     ),
     "retry of a registration resets": (
-        "if (status === 201) Object.assign",
+        "if (status === 201 || lost) Object.assign",
         "Object.assign",
     ),
     "no second NFKC": (
@@ -653,20 +815,88 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
         "if (ok && !ofTheContract) throw",
     ),
     "both keys are kept for 601 s only": (
-        "this.now() + 901",
-        "this.now() + 601",
+        "keepUntil: this.now() + 901",
+        "keepUntil: this.now() + 601",
+    ),
+    "restored sequence does not count": (
+        "const others = Math.max(highest.sequence, restored)",
+        "const others = highest.sequence",
+    ),
+    "repeat of a lost registration resets nothing": (
+        "if (status === 201 || lost) Object.assign",
+        "if (status === 201) Object.assign",
+    ),
+    "each sync stores": (
+        "return !!this.base && this.base.logSha256 === await digestOf(log)",
+        "return false",
+    ),
+    "restored log is never taken": (
+        "if (!more.restored) return",
+        "if (true) return",
+    ),
+    "restored log drops what was added": (
+        "await digestOf(log) === more.insteadOf ?",
+        "true ?",
+    ),
+    "next version is always adopted": (
+        "found === 'next' && this.highestLog === await digestOf(log)",
+        "found === 'next'",
+    ),
+    "next version is always merged": (
+        "found === 'next' && this.highestLog === await digestOf(log)",
+        "false",
+    ),
+    "full storage is a lost answer": (
+        "!['backup_damaged', 'storage_full'].includes(error.code)",
+        "true",
+    ),
+    "each success is taken": (
+        "statuses.includes(status) && type",
+        "type",
+    ),
+    "failed check of a fetch is no lost answer": (
+        "throw new MisfitError(`the answer",
+        "throw new DamagedError(`the answer",
+    ),
+    "unknown format is replaced like damage": (
+        "|| (newer && confirmed !== 'no-newer-app')",
+        "",
+    ),
+    "clock that was ahead is forgotten": (
+        "      this.#clockWasAhead()\n",
+        "",
+    ),
+    "old password is taken again": (
+        "if (this.oldKeys.some(",
+        "if ([].some(",
+    ),
+    "undone change is repeated without asking": (
+        "if (!undone || !nobodyChangedIt)",
+        "if (!undone)",
+    ),
+    "lost deletion is repeated for ever": (
+        "if (!confirmed && this.now() >= first + 600)",
+        "if (false)",
+    ),
+    "lone surrogate is hashed": (
+        "if (/\\p{Surrogate}/u.test(text)) throw",
+        "if (false) throw",
     ),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN_JAVASCRIPT)
-def test_broken_javascript_client_is_noticed(name: str, tmp_path: Path) -> None:
-    right, wrong = BROKEN_JAVASCRIPT[name]
+def test_broken_javascript_clients_are_noticed(tmp_path: Path) -> None:
+    """All of them, some at a time: most of the time passes with the start of Node."""
     source = (REPOSITORY / "clients/javascript/client.mjs").read_text()
-    assert source.count(right) == 1
-    (tmp_path / "client.mjs").write_text(source.replace(right, wrong))
-    done = check_javascript(tmp_path)
-    assert done.returncode == 1 and "FAILED" in done.stdout, done.stderr
+    folders = {}
+    for number, (name, (right, wrong)) in enumerate(BROKEN_JAVASCRIPT.items()):
+        assert source.count(right) == 1, name
+        folders[name] = tmp_path / str(number)
+        folders[name].mkdir()
+        (folders[name] / "client.mjs").write_text(source.replace(right, wrong))
+    with ThreadPoolExecutor(os.process_cpu_count()) as pool:
+        for name, done in zip(folders, pool.map(check_javascript, folders.values()), strict=True):
+            assert done.returncode == 1 and "FAILED" in done.stdout, f"{name}: {done.stderr}"
 
 
 def test_the_real_javascript_client_passes(tmp_path: Path) -> None:
@@ -678,5 +908,5 @@ def test_the_real_javascript_client_passes(tmp_path: Path) -> None:
 def check_javascript(folder: Path) -> subprocess.CompletedProcess[str]:
     """Check a client with everything but the cases of PBKDF2, which take their time."""
     shutil.copy(REPOSITORY / "clients/javascript/check.mjs", folder)
-    command = ["node", folder / "check.mjs", REPOSITORY / "fixtures", "--quick"]
+    command = ["node", str(folder / "check.mjs"), str(REPOSITORY / "fixtures"), "--quick", "--first"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

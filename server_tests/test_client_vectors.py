@@ -73,6 +73,11 @@ def test_expansion(group: Vectors, case: Vectors) -> None:
     assert (keys.storage_key, keys.encryption_key.hex()) == (case["storageKey"], case["encryptionKey"])
 
 
+def test_a_password_with_a_lone_surrogate() -> None:
+    with pytest.raises(ValueError):
+        backup_client.derive_keys("Anna", "a password\ud800")
+
+
 def test_no_key_shows_in_a_repr() -> None:
     keys = Keys("ab" * 32, "cd" * 32, b"\xef" * 32, b"\x89" * 32)
     assert "cd" not in repr(keys) and r"\xef" not in repr(keys) and r"\x89" not in repr(keys)
@@ -201,17 +206,19 @@ def seen(case: Vectors) -> Seen:
 @each("devices", "Verdict")
 def test_verdict(group: Vectors, case: Vectors) -> None:
     highest, latest = seen(case["highest"]), seen(case["latest"])
-    assert latest.sha256
     found = backup_client.verdict(highest, latest.sequence, latest.sha256, case["latest"]["baseSha256"])
     assert (found, found in backup_client.ALARMS) == (case["verdict"], case["tell"])
+    if latest.sha256 is None:  # there is no version
+        assert highest == seen(case["highestAfter"])
+        return
     assert backup_client.higher(highest, latest.sequence, latest.sha256) == seen(case["highestAfter"])
 
 
 @each("devices", "Sequence")
 def test_sequence(group: Vectors, case: Vectors) -> None:
     def following() -> int:
-        base = case["highest"] + 1 if case["base"] is None else case["base"]
-        return backup_client.next_sequence(base, Seen(case["highest"], "ab" * 32))
+        highest = Seen(case["highest"], "ab" * 32)
+        return backup_client.next_sequence(case["base"], highest, case.get("restored", 0))
 
     if case["result"] == "valid":
         assert following() == case["next"]
@@ -522,6 +529,14 @@ def test_a_success_that_is_none(content_type: str, body: bytes) -> None:
         backup_client.members(answer(200, content_type, body), backup_client.RECEIPT)
 
 
+@pytest.mark.client("client.lost-answer")
+@pytest.mark.parametrize("status", [201, 202, 204, 206, 304])
+def test_another_success_than_that_of_the_operation(status: int) -> None:
+    content = json.dumps(RECEIPT).encode()
+    with pytest.raises(backup_client.LostAnswerError):
+        backup_client.members(answer(status, "application/json", content), backup_client.RECEIPT, (200,))
+
+
 def test_members_of_a_success() -> None:
     content = json.dumps(RECEIPT | {"later": "a member that a later version adds"}).encode()
     found = backup_client.members(answer(201, "application/json", content), backup_client.RECEIPT)
@@ -540,7 +555,19 @@ def test_an_answer_about_another_version() -> None:
             backup_client.backup_bytes(response, **other)
 
 
-@pytest.mark.parametrize("status, code, lost", [(403, "app_outdated", False), (408, "request_timeout", False)])
+@pytest.mark.client("client.lost-answer")
+@pytest.mark.parametrize(
+    "status, code, lost",
+    [
+        (403, "app_outdated", False),
+        (408, "request_timeout", False),
+        (500, "backup_damaged", False),
+        (500, "internal_error", True),
+        (503, "unavailable", True),
+        (503, "of_a_later_version", True),
+        (507, "storage_full", False),
+    ],
+)
 def test_problems_that_say_what_to_do(status: int, code: str, lost: bool) -> None:
     content = json.dumps({"code": code, "status": status}).encode()
     with pytest.raises(backup_client.ProblemError) as caught:

@@ -19,6 +19,7 @@ from clients.python.backup_client import (
     DecryptionError,
     Derivation,
     Keys,
+    MisfitError,
     ProblemError,
     Seen,
     authorization,
@@ -142,8 +143,11 @@ class Life:
         self.user = f"life {seed} {server.now()}"
         self.passwords = ["password 0"]
         self.restored = False
+        self.junked = 0
         self.trained: set[str] = set()
         self.phones = [Phone(server), Phone(server)]
+        lost = iter(["answer is lost"] if seed % 2 else [])
+        self.phones[0].network.fate = lambda: next(lost, "arrives")
         self.phones[0].device.register(keys_of(self.user, self.passwords[0]))
         self.phones[1].device.sign_in(self.user, self.passwords[0], QUICK)
         self.calm()
@@ -161,7 +165,7 @@ class Life:
         phone = self.random.choice(self.phones)
         do = self.random.choice(
             [self.train, self.train, self.train, self.sync, self.fetch, self.restart, self.restore, self.change,
-             self.settle, self.deliver]
+             self.settle, self.deliver, self.junk, self.register_again]
         )  # fmt: skip
         self.careful(phone, lambda: do(phone))
 
@@ -218,6 +222,36 @@ class Life:
             except (DecryptionError, LookupError):
                 continue
 
+    def junk(self, phone: Phone) -> None:
+        """Somebody with the storage key stores junk. A device restores the version below, as the person says."""
+        listed = phone.device.list_versions()
+        if not listed or any(each.device.state.change for each in self.phones):
+            return
+        self.calm()
+        client = phone.device._make_client(phone.device.keys)
+        assert client.store_backup(b"\x01 junk", listed[0]["sha256"]).status_code == 201
+        self.junked += 1
+        for each in self.random.sample(self.phones, 2):
+            try:
+                self.restore_below_junk(each, listed[0]["version"])
+                break
+            except ProblemError as error:
+                assert error.code == "credentials_invalid", error  # it does not know the new password
+        self.rough()
+
+    def restore_below_junk(self, phone: Phone, version: int) -> None:
+        self.restored = True
+        for password in self.passwords:
+            try:
+                return phone.device.restore(version, keys_of(self.user, password), confirmed="damaged")
+            except DecryptionError:
+                continue
+
+    def register_again(self, phone: Phone) -> None:
+        """Its answer is 200, perhaps to the repeat of a lost one."""
+        if not phone.device.state.base:
+            phone.device.register(phone.device.keys)
+
     def change(self, phone: Phone) -> None:
         self.passwords.append(f"password {len(self.passwords)}")
         phone.device.change_password(keys_of(self.user, self.passwords[-1]))
@@ -243,7 +277,7 @@ class Life:
 @pytest.mark.parametrize("first_seed", [0, 10, 20])
 def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProcess], first_seed: int) -> None:
     server = start_server(**NO_LIMITS)
-    conflicts = changes = restores = 0
+    conflicts = changes = restores = junked = 0
     for seed in range(first_seed, first_seed + 10):
         life = Life(server, seed)
         life.rough()
@@ -259,7 +293,18 @@ def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProc
         changes += one.device.list_versions()[0]["keyVersion"] > 1
         restores += life.restored
         conflicts += one.device.state.highest.sequence > 3
-    assert min(changes, restores, conflicts) >= 3  # the lives were lively
+        junked += life.junked > 0
+        # Nothing has changed, so nothing is stored. A restored log then replaces the log of the other device.
+        latest = one.device.list_versions()[0]
+        for phone in life.phones:
+            phone.device.sync()
+        assert one.device.list_versions()[0] == latest, f"an upload for nothing with seed {seed}"
+        life.restore(one)
+        for phone in (other, one, other):
+            phone.device.sync()
+        assert one.log() == other.log() and (one.told, other.told) == ([], []), f"a restore with seed {seed}"
+        assert other.device.state.highest.sequence == one.device.state.highest.sequence
+    assert min(changes, restores, conflicts, junked) >= 3  # the lives were lively
 
 
 def base_of(request: requests.PreparedRequest) -> str | None:
@@ -329,14 +374,183 @@ def test_a_lost_upload_has_not_been_seen(account: "Account") -> None:
     assert (phone.told, tablet.told) == ([], []) and len(phone.log()) == 5
 
 
-@pytest.mark.client("client.no-false-alarm")
+@pytest.mark.client("client.no-false-alarm", "client.restore")
 def test_a_restored_version_raises_no_alarm(account: "Account") -> None:
-    phone, tablet = account.phone, account.other_phone()
+    """It replaces the log of another device that has not changed. One with changes merges."""
+    phone, tablet, watch = account.phone, account.other_phone(), account.other_phone()
+    watch.train("workout 4")
     phone.device.restore(1)
     assert phone.log() == ["workout 1"] and phone.device.state.highest.sequence == 4
-    phone.device.fetch()
-    tablet.device.fetch()
-    assert (phone.told, tablet.told) == ([], [])
+    phone.device.sync()
+    tablet.restart()
+    tablet.device.sync()
+    assert phone.log() == tablet.log() == ["workout 1"]
+    watch.device.sync()
+    assert watch.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
+    phone.device.sync()
+    assert phone.log() == watch.log()
+    assert (phone.told, tablet.told, watch.told) == ([], [], [])
+
+
+@pytest.mark.client("client.restore")
+@pytest.mark.parametrize("fate", ["answer is lost", "is lost"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_restored_log_replaces_the_log_when_it_is_acknowledged(account: "Account", fate: str, trained: bool) -> None:
+    phone = account.phone
+    uploads: list[bytes] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        if request.method == "GET":
+            return send()
+        uploads.append(bytes(request.body or b""))
+        if fate == "answer is lost":
+            send()
+        raise requests.ConnectionError
+
+    phone.network.trick = trick
+    with pytest.raises(ProblemError) as caught:
+        phone.device.restore(1)
+    assert caught.value.lost and len(phone.log()) == 3 and len(set(uploads)) == 1
+    phone.restart()
+    if trained:
+        phone.train("workout 4")
+    phone.network.trick = lambda request, send: send()
+    phone.device.sync()
+    assert phone.log() == (["workout 1", "workout 2", "workout 3", "workout 4"] if trained else ["workout 1"])
+    assert phone.told == []
+
+
+@pytest.mark.client("client.restore")
+def test_a_refused_restore_leaves_the_log(account: "Account") -> None:
+    phone = account.phone
+    refuse = lambda request, send: problem(507, "storage_full") if request.method == "POST" else send()  # noqa: E731
+    phone.network.trick = refuse
+    with pytest.raises(ProblemError, match="storage_full"):
+        phone.device.restore(1)
+    assert len(phone.log()) == 3 and not phone.device.state.unsent
+
+
+@pytest.mark.client("client.idle")
+def test_a_sync_without_changes_stores_nothing(account: "Account") -> None:
+    phone, tablet = account.phone, account.other_phone()
+    for device in (phone, tablet, phone):
+        device.device.sync()
+    assert phone.device.list_versions()[0]["version"] == 3
+    tablet.train("workout 4")
+    tablet.device.sync()
+    phone.device.sync()  # it fetches, and has nothing to add
+    assert len(phone.log()) == 4 and phone.device.list_versions()[0]["version"] == 4
+    fresh = Phone(account.server)
+    fresh.device.sign_in(account.user, "the password", QUICK)
+    fresh.device.sync()
+    assert fresh.device.list_versions()[0]["version"] == 4
+
+
+@pytest.mark.client("client.sequence", "client.no-false-alarm")
+@pytest.mark.parametrize("missed", [False, True])
+def test_the_version_below_junk_is_restored(account: "Account", missed: bool) -> None:
+    """By a device that has seen the version below, or only lower ones. The others have seen more, and are not told."""
+    phone, tablet = account.phone, account.other_phone()
+    if missed:
+        for number in (4, 5):
+            phone.train(f"workout {number}")
+            phone.device.sync()
+    versions = phone.device.list_versions()
+    client = phone.device._make_client(phone.device.keys)
+    assert client.store_backup(b"\x01 junk", versions[0]["sha256"]).status_code == 201
+    with pytest.raises(DecryptionError):
+        tablet.device.restore(versions[0]["version"])
+    tablet.device.restore(versions[0]["version"], confirmed="damaged")
+    assert tablet.device.state.highest.sequence == phone.device.state.highest.sequence + 2
+    phone.device.sync()
+    assert (phone.told, tablet.told) == ([], []) and phone.log() == tablet.log()
+
+
+@pytest.mark.client("client.format")
+@pytest.mark.parametrize("change", [False, True])
+def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", change: bool) -> None:
+    phone, new = account.phone, keys_of(account.user, "another password")
+    client = phone.device._make_client(phone.device.keys)
+    assert client.store_backup(b"\x02 junk", phone.device.list_versions()[0]["sha256"]).status_code == 201
+
+    def do(confirmed: str) -> None:
+        if change:
+            phone.device.change_password(new, confirmed=confirmed)
+        else:
+            phone.device.restore(3, confirmed=confirmed)
+
+    with pytest.raises(AppOutdatedError):
+        do("damaged")
+    do("no-newer-app")
+    assert [each["version"] for each in phone.device.list_versions()] == [5, 4, 3, 2]
+    assert len(phone.log()) == 3 and phone.told == []
+
+
+def test_a_new_password_that_is_none(account: "Account") -> None:
+    phone, old = account.phone, account.phone.device.keys
+    phone.device.change_password(old)
+    assert phone.device.list_versions()[0]["keyVersion"] == 1
+    phone.device.change_password(keys_of(account.user, "another password"))
+    with pytest.raises(ValueError):
+        phone.device.change_password(old)
+
+
+@pytest.mark.client("client.forward")
+def test_a_sign_in_with_other_credentials_settles_a_change(account: "Account") -> None:
+    phone, tablet = account.phone, account.other_phone()
+    phone.network.fate = lambda: "is lost"
+    with pytest.raises(ProblemError):
+        phone.device.change_password(keys_of(account.user, "another password"))
+    tablet.device.change_password(keys_of(account.user, "a third one"))
+    phone.network.fate = lambda: "arrives"
+    phone.device.sign_in(account.user, "a third one", QUICK)
+    assert not phone.device.state.change
+    assert [pair[0] for pair in phone.device.state.old_keys] == [
+        keys_of(account.user, text) for text in ("another password", "the password")
+    ]
+    phone.device.sync()
+    assert phone.told == []
+
+
+@pytest.mark.client("client.lost-answer")
+def test_a_lost_deletion(account: "Account") -> None:
+    """It is repeated for 10 minutes, then the person is asked. The userId is free when no attempt can act any more."""
+    phone = account.phone
+    phone.network.fate = lambda: "answer is lost"
+    with pytest.raises(ProblemError):
+        phone.device.delete_user()
+    deletion = phone.saved.deletion
+    assert deletion and 0 <= account.server.now() - (deletion.register_after - SIGNATURE_ACTS_SECONDS) < 60
+    phone.network.fate = lambda: "arrives"
+    phone.saved = replace(phone.saved, deletion=replace(deletion, first=deletion.first - 600))
+    phone.restart()
+    keys = phone.device.keys
+    for attempt in (phone.device.delete_user, phone.device.sync, lambda: phone.device.register(keys)):
+        with pytest.raises(UnsettledChangeError):
+            attempt()
+    phone.device.delete_user(confirmed=True)  # credentials_invalid to a repeat: it is done
+
+
+@pytest.mark.client("client.snapshot")
+def test_keys_are_kept_for_longer_if_the_clock_was_ahead(account: "Account") -> None:
+    phone = account.phone
+    late = iter([problem(401, "signature_expired", serverTime=int(account.server.now()) - 500)])
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        if request.method == "PUT":
+            for answer in late:
+                return answer
+            raise requests.ConnectionError
+        if request.headers["Authorization"] == authorization(phone.device.keys.user_id, phone.device.keys.storage_key):
+            return json_page(b'{"versions": []}')
+        return problem(401, "credentials_invalid")
+
+    phone.network.trick = trick
+    with pytest.raises(ProblemError):
+        phone.device.change_password(keys_of(account.user, "another password"))
+    change = phone.saved.change
+    assert change and 499 <= change.ahead <= 501
+    assert 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS - change.ahead) < 60
 
 
 @pytest.mark.client("client.lost-answer")
@@ -560,8 +774,9 @@ def test_another_version_than_the_one_that_was_asked_for(account: Account) -> No
             return page(200, answer, "application/json") if request.path_url.endswith("/3") else send()
 
         phone.network.trick = trick
-        with pytest.raises(ValueError):
+        with pytest.raises(MisfitError) as caught:
             phone.device.restore(3)
+        assert caught.value.lost
     phone.network.trick = lambda request, send: send()
     assert [receipt["version"] for receipt in phone.device.list_versions()] == [3, 2, 1]  # nothing was stored
 
@@ -669,6 +884,24 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     assert phone.told == []
 
 
+@pytest.mark.client("client.sequence", "client.no-false-alarm")
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Account, restarted: bool) -> None:
+    phone, keys = account.phone, account.phone.device.keys
+    assert phone.device._make_client(keys).delete_user().status_code == 204
+    account.server.move_clock(SIGNATURE_ACTS_SECONDS)
+    fates = iter(["answer is lost"] * (4 if restarted else 1))
+    phone.network.fate = lambda: next(fates, "arrives")
+    if restarted:
+        with pytest.raises(ProblemError):
+            phone.device.register(keys)
+        phone.restart()
+    phone.device.register(keys)  # 200
+    assert phone.device.state.highest == Seen() and not phone.saved.registering
+    phone.device.sync()
+    assert phone.told == [] and phone.device.state.highest.sequence == 1
+
+
 @pytest.mark.client("client.sequence")
 def test_registering_again_resets_nothing(account: Account) -> None:
     """A server could answer 200 to make a device forget what it has seen."""
@@ -702,7 +935,9 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     if other_password:
         with pytest.raises(ProblemError, match="credentials_invalid"):
             phone.device.sync()
-        assert phone.device.after_refusal() == "changed"
+        assert phone.device.after_refusal() == "confirm"
+        assert not phone.device.list_versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
+        assert phone.device.after_refusal(nobody_changed_it=True) == "changed"
         receipts = phone.device.list_versions(keys_of(account.user, "another password"))
         assert receipts[0]["keyVersion"] == 2
         with pytest.raises(ProblemError, match="credentials_invalid"):
@@ -714,6 +949,25 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     assert phone.log() == [f"workout {number}" for number in (1, 2, 3, 4, 5)]
     phone.device.fetch()
     assert phone.told == ["rollback"]  # once
+
+
+@pytest.mark.client("client.snapshot")
+def test_a_restored_snapshot_of_one_server(account: Account) -> None:
+    """An old key works again. Perhaps a thief has changed it back: the person is asked before anything is sent."""
+    phone, old = account.phone, account.phone.device.keys
+    phone.device.change_password(keys_of(account.user, "another password"))
+    client = account.phone.device._make_client(phone.device.keys)
+    latest = phone.device.list_versions()[0]["sha256"]
+    assert client.change_storage_key(old.storage_key, b"\x01 by a thief", latest).status_code == 200
+    sent: list[str | None] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        sent.append(request.method)
+        return send()
+
+    phone.network.trick = trick
+    assert phone.device.after_refusal() == "confirm"
+    assert set(sent) == {"GET"}
 
 
 @pytest.mark.client("client.snapshot")

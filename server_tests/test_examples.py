@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,7 @@ class Call:
     created: int = NOW
     respelled: tuple[str, str] = ("", "")  # what in the signature's headers is replaced, and by what
     proofs: bool = True
+    sends_body: bool = True
 
     def __post_init__(self) -> None:
         self.method, self.path = self.operation.method, self.operation.path.replace("{version}", self.scene.version)
@@ -203,7 +205,7 @@ class Call:
             lines.append(f"Authorization: Bearer {self.admin_key}")
         if self.body:
             lines.append(f"Content-Type: {self.media_type}")
-        return raw.request(self.method, self.path, self.body or None, tuple(lines))
+        return raw.request(self.method, self.path, (self.body or None) if self.sends_body else None, tuple(lines))
 
 
 Change = Callable[[Call], None]
@@ -231,6 +233,11 @@ def with_a_member_twice(call: Call) -> None:
 
 def with_another_body_than_signed(call: Call) -> None:
     call.signed_body = call.body + b" "
+
+
+def without_the_body(call: Call) -> None:
+    call.sends_body = False
+    call.headers += ["Transfer-Encoding: chunked", "Expect: 100-continue"]
 
 
 def without_data(call: Call) -> None:
@@ -281,6 +288,7 @@ class Row:
     sent: Change = lambda _: None
     server: Mapping[str, Any] = field(default_factory=lambda: USUAL)
     fault: str | None = None
+    late: bool = False  # more time than a body may take passes after the head
 
 
 UNREACHABLE = None  # no request gets this answer, so only the table of problems is compared
@@ -322,7 +330,7 @@ ROWS: dict[str, Row | None] = {  # by operation, status and name of the example;
     "getAdminStats 404 not_found": Row(server=NO_ADMIN_KEY),
     "fetchBackup 404 no_backup": Row(registered),
     "fetchBackupVersion 404 no_such_version": Row(registered),
-    "* 408 request_timeout": UNREACHABLE,
+    "* 408 request_timeout": Row(registered, without_the_body, late=True),
     "registerUser 409 username_taken": Row(registered_with_another_key),
     "registerUser 409 recently_deleted": Row(deleted),
     "* 409 version_conflict": Row(stored_twice),
@@ -391,9 +399,22 @@ def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerPr
     row.sent(call)
     scene.server.fault = row.fault
     try:
-        return raw.send(scene.server, call.request())
+        return send_late(scene.server, call) if row.late else raw.send(scene.server, call.request())
     finally:
         scene.server.fault = None
+
+
+def send_late(server: ServerProcess, call: Call) -> raw.Answer:
+    """Send a request whose body does not come in time. Put the clock back afterwards."""
+    seconds = LIMITS["requestBodySeconds"] + 1
+    with raw.connected(server) as connection:
+        connection.sendall(call.request())
+        assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        server.move_clock(seconds)
+        try:
+            return raw.receive(server, connection, call.method, call.path)
+        finally:
+            server.move_clock(-seconds)
 
 
 NOT_FIXED = {"X-Request-Id"}  # different in each answer

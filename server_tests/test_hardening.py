@@ -104,16 +104,19 @@ UNENDED = {  # what comes before the endless part, and how that part begins
 
 
 @pytest.mark.parametrize(("before", "begin"), UNENDED.values(), ids=UNENDED)
-def test_framing_without_end(target, before, begin):
-    """A chunk's line, and the trailer, have the same limit as the headers."""
+@pytest.mark.parametrize("wants", ["400 malformed_request", "401 signature_missing"])
+def test_framing_without_end(target, new_user, before, begin, wants):
+    """A chunk's line, and the trailer, have the same limit as the headers. What the head tells comes first."""
+    proofs = raw.signed(target, new_user().credentials, "POST", "/api/backup") if wants.startswith("400") else ()
+    headers = (*proofs, "Content-Type: application/json", "Transfer-Encoding: chunked")
     unended = begin.ljust(HEADER_BYTES + 1, b"0")
     with raw.connected(target) as connection:
-        connection.sendall(CHUNKED + before)
+        connection.sendall(raw.request("POST", "/api/backup", headers=headers) + before)
         for start in range(0, len(unended), 4_000):
             connection.sendall(unended[start : start + 4_000])
         received = to_the_end(connection)
     answer = raw.receive(target, received, "POST", "/api/backup")
-    assert (outcome(answer), answer.headers["Connection"]) == ("400 malformed_request", "close")
+    assert (outcome(answer), answer.headers["Connection"]) == (wants, "close")
     assert received.read() == b""
 
 

@@ -120,7 +120,7 @@ def test_only_the_last_events_are_kept():
 
 def test_no_address_and_no_userid_is_kept_as_it_is(at):
     at(0)
-    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30)
+    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30, most_known=32)
     guessing.remember(USER, "192.0.2.1")
     guessing.count(USER, "192.0.2.1")
     guessing.count(USER, "192.0.2.2")
@@ -133,7 +133,7 @@ def test_no_address_and_no_userid_is_kept_as_it_is(at):
 
 
 def test_an_address_is_known_anew_by_each_success(at):
-    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30)
+    guessing = Guessing(per_5_minutes=30, per_day=50, new_address_attempts=2, known_days=30, most_known=32)
     days = 86_400_000
     at(0)
     assert guessing.remember(USER, "a")
@@ -148,7 +148,7 @@ def test_an_address_is_known_anew_by_each_success(at):
 def test_a_key_that_is_changed_while_it_is_compared_makes_no_address_known(at):
     """Between the comparison and the note that the address is known, the owner changes the key."""
     at(0)
-    store, guessing = MemoryStore(), Guessing(30, 1, 1, 30)
+    store, guessing = MemoryStore(), Guessing(30, 1, 1, 30, 32)
     with store.account(USER) as held:
         held.create(ACCOUNT)
     server: Any = SimpleNamespace(store=store, guessing=guessing)

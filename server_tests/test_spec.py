@@ -312,6 +312,7 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
         f"{configurable['KEY_CHANGES_PER_HOUR']} key changes an hour, {configurable['KEY_CHANGES_PER_DAY']} a day",
         f"{configurable['FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY']} failed credentials of a `userId` in 24 hours",
         f"**known** to an account for {LIMITS['knownAddressDays']} days",
+        f"An account has at most {LIMITS['knownAddresses']} known addresses",
         f"{configurable['REGISTRATIONS_PER_HOUR']} accounts created an hour",
         f"{configurable['FAILED_CREDENTIALS_PER_5_MINUTES']} failed credentials in 5 minutes",
         f"the last {last} versions and the newest version of each of the last {days} UTC days, {weeks} ISO weeks"

@@ -283,13 +283,14 @@ class Seen:
     sha256: str | None = None
 
 
-def next_sequence(base_sequence: int, highest: Seen) -> int:
-    """Return the sequence of a new blob.
+def next_sequence(base_sequence: int | None, highest: Seen, restored: int = 0) -> int:
+    """Return the sequence of a new blob: one more than that of its base, of the highest seen, and of `restored`.
 
-    Without a base, `base_sequence` is 0. If the base cannot be decrypted, it is one more than the highest seen. Raise
-    OverflowError after 2**53 - 1.
+    `base_sequence` is 0 without a base, and None if the base cannot be decrypted: it counts as one more than the
+    others. `restored` is the sequence of a version that is being restored. Raise OverflowError after 2**53 - 1.
     """
-    sequence = 1 + max(base_sequence, highest.sequence)
+    others = max(highest.sequence, restored)
+    sequence = 1 + max(others + 1 if base_sequence is None else base_sequence, others)
     if sequence > LARGEST_SEQUENCE:
         raise OverflowError("there is no sequence after the largest")
     return sequence
@@ -303,8 +304,10 @@ def higher(highest: Seen, sequence: int, sha256: str) -> Seen:
     return Seen(sequence, sha256) if sequence > highest.sequence else highest
 
 
-def verdict(highest: Seen, sequence: int, sha256: str, base_sha256: str | None) -> str:
+def verdict(highest: Seen, sequence: int, sha256: str | None, base_sha256: str | None) -> str:
     """Compare the latest version, decrypted, with the highest that this device has seen.
+
+    If there is no version, its sequence is 0 and the rest is None.
 
     "first": nothing to compare with. "same": nothing new. "next": made from the highest seen. "later": others stored in
     between. "unknown-base" and "rollback": merge, never adopt, and tell the person.
@@ -557,9 +560,9 @@ class ProblemError(Exception):
     """An answer that is a problem (RFC 9457).
 
     `code` says which problem it is. `problem` is the whole problem, with the members that some codes add:
-    `currentVersion`, `serverTime`, `errors`. If `lost` is True (a status of 500 or more), the request may have been
-    done or not, as after a lost answer. `app_outdated` means that the person has to update the app. `request_timeout`
-    means that nothing was changed: repeat the request.
+    `currentVersion`, `serverTime`, `errors`. If `lost` is True (a status of 500 or more, but for `storage_full` and
+    `backup_damaged`), the request may have been done or not, as after a lost answer. `app_outdated` means that the
+    person has to update the app. `request_timeout` means that nothing was changed: repeat the request.
     """
 
     def __init__(self, code: str | None, status: int, problem: Mapping[str, Any]) -> None:
@@ -567,7 +570,7 @@ class ProblemError(Exception):
         self.code = code
         self.status = status
         self.problem = problem
-        self.lost = status >= 500
+        self.lost = status >= 500 and code not in ("storage_full", "backup_damaged")
 
 
 class LostAnswerError(ProblemError):
@@ -576,6 +579,10 @@ class LostAnswerError(ProblemError):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(None, status, {"detail": why})
         self.lost = True
+
+
+class MisfitError(LostAnswerError):
+    """A fetched version is not the one that was asked for, or it does not fit its receipt."""
 
 
 def checked(response: requests.Response) -> requests.Response:
@@ -595,18 +602,23 @@ def checked(response: requests.Response) -> requests.Response:
 RECEIPT = {"version": int, "updatedAt": str, "size": int, "sha256": str, "keyVersion": int}
 
 
-def members(response: requests.Response, expected: Mapping[str, Any]) -> dict[str, Any]:
+def members(
+    response: requests.Response, expected: Mapping[str, Any], statuses: Collection[int] = (200, 201)
+) -> dict[str, Any]:
     """Return the JSON object of a success, which has these members of these types, or with these values.
 
-    Otherwise, raise as `checked()`.
+    `statuses` are the successes that the operation has. Otherwise, raise as `checked()`.
     """
+    if response.status_code == 204 and 204 in statuses:
+        return {}
     try:
         found = checked(response).json()
     except ValueError:
         found = None
-    if not isinstance(found, dict) or any(not _is(found.get(name), kind) for name, kind in expected.items()):
-        raise LostAnswerError(response.status_code, "the answer has not the members that it must have")
-    return found
+    misfit = response.status_code not in statuses or not isinstance(found, dict)
+    if misfit or any(not _is(found.get(name), kind) for name, kind in expected.items()):
+        raise LostAnswerError(response.status_code, "the answer is not one of this operation")
+    return dict(found)
 
 
 def receipt_for(blob: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ method again later.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,13 @@ from clients.python.backup_client import (
     ALARMS,
     DERIVATIONS,
     RECEIPT,
+    AppOutdatedError,
     BackupClient,
     DecryptionError,
     Derivation,
     Keys,
     LostAnswerError,
+    MisfitError,
     ProblemError,
     Seen,
     blob_of,
@@ -40,6 +42,7 @@ from clients.python.backup_client import (
 )
 
 SIGNATURE_ACTS_SECONDS = 901  # x-limits.deletedUserSeconds: no signature can act for longer
+LOST = 0  # the status of a registration whose answer is lost
 SNAPSHOT_SECONDS = 60 * 86_400  # no snapshot of a server lives longer
 
 
@@ -52,43 +55,84 @@ class UnsettledChangeError(Exception):
 
 
 @dataclass(frozen=True)
+class Base:
+    """The version that a log was made from. If it cannot be decrypted, `sequence` and `log_sha256` are None."""
+
+    sha256: str
+    sequence: int | None = None
+    log_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Upload:
-    """A blob that was sent. After a lost answer, the very same bytes are sent again."""
+    """A blob that was sent. After a lost answer, the very same bytes are sent again.
+
+    If it restores an older version, `restored` is its log, which then replaces the log with the digest `instead_of`.
+    """
 
     blob: bytes = field(repr=False)
     sequence: int
     base_sha256: str | None
+    log_sha256: str
+    restored: bytes | None = field(default=None, repr=False)
+    instead_of: str | None = None
 
     @property
     def seen(self) -> Seen:
-        return Seen(self.sequence, hashlib.sha256(self.blob).hexdigest())
+        return Seen(self.sequence, sha256_of(self.blob))
+
+    @property
+    def as_base(self) -> Base:
+        return Base(sha256_of(self.blob), self.sequence, self.log_sha256)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the password that may have happened or not. Both keys are kept at least until `keep_until`."""
+    """A change of the password that may have happened or not. Both keys are kept at least until `keep_until`.
+
+    `ahead` is the greatest number of seconds that the device's clock was ahead of the server's at any attempt.
+    `keep_until` has it included.
+    """
 
     old: Keys
     new: Keys
     keep_until: float
+    ahead: float = 0
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A deletion that was begun at `first`. The userId may be registered again at `register_after`."""
+
+    first: float
+    register_after: float
+    ahead: float = 0
 
 
 @dataclass(frozen=True)
 class State:
-    """What a device saves, always as a whole.
+    """What a device saves, always as a whole. It belongs to one userId, and survives a sign-out.
 
-    `base` is the version that `log` was made from. `old_keys` are pairs (keys, until when they are kept), newest last.
-    `succeeded` is the newest derivation that has succeeded. Times are Unix seconds.
+    `base` is the version that `log` was made from. `highest_log` is the sha256 of the log in the version `highest`.
+    `registering` are the keys of a registration that has no answer so far. `old_keys` are pairs (keys, until when they
+    are kept), newest last. `succeeded` is the newest derivation that has succeeded. Times are Unix seconds.
     """
 
     keys: Keys | None = None
     log: bytes = field(default=b"", repr=False)
-    base: Seen | None = None
+    base: Base | None = None
     highest: Seen = Seen()
+    highest_log: str | None = None
     unsent: Upload | None = None
+    registering: Keys | None = None
     change: Change | None = None
+    deletion: Deletion | None = None
     old_keys: tuple[tuple[Keys, float], ...] = ()
     succeeded: str | None = None
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Device:
@@ -112,6 +156,7 @@ class Device:
     ) -> None:
         self.state = state
         self.clock_offset = 0
+        self._undone: Keys | None = None  # old keys that work again, until the person was asked
         self._make_client = make_client
         self._merge = merge
         self._on_save = save
@@ -142,54 +187,84 @@ class Device:
                     raise
                 continue
             before, change = self.state.keys, self.state.change
-            self._save(keys=keys, succeeded=derivation.name)
+            if before and before.user_id != keys.user_id:
+                raise ValueError("a state belongs to one userId: ask whose log it is, and use another state")
+            self._save(keys=keys, succeeded=derivation.name, registering=None)
             if before and before != keys:  # another device changed the password
                 still_open = change if change and change.old == keys else None
-                self._save(unsent=None, change=still_open, old_keys=self._old_keys_with(before))
+                tried_keys = () if not change or still_open or change.new == keys else (change.new,)
+                self._save(unsent=None, change=still_open, old_keys=self._old_keys_with(*tried_keys, before))
             if derivation is not derivations[0]:
                 self.change_password(derive_keys(username, password, derivations[0]))
             return
 
     def register(self, keys: Keys) -> None:
-        """Register. A repeat after a lost answer is harmless. In a new account, this device has seen nothing."""
-        statuses: list[int] = []
+        """Register. A repeat after a lost answer is harmless. In a new account, this device has seen nothing.
+
+        A 200 to the repeat of a lost registration means a new account, too. Any other 200 does not.
+        """
+        status, lost = -1, self.state.registering == keys
 
         def send(client: BackupClient) -> requests.Response:
+            nonlocal status, lost
+            lost = lost or status == LOST
+            status = LOST  # until there is an answer
             response = client.register_user()
-            statuses.append(response.status_code)
+            status = LOST if response.status_code >= 500 else response.status_code
             return response
 
-        self._repeated(send, {"createdAt": str}, keys)
-        seen = {"base": None, "highest": Seen(), "unsent": None} if statuses[-1] == 201 else {}
-        self._save(keys=keys, succeeded=keys.derivation, **seen)
+        if self.state.deletion and self._now(keys) < self.state.deletion.register_after:
+            raise UnsettledChangeError  # a delayed deletion could delete the new account
+        self._save(registering=keys)
+        try:
+            self._repeated(send, {"createdAt": str}, keys, statuses=(200, 201))
+        except ProblemError as problem:
+            if not problem.lost:
+                self._save(registering=None)
+            raise
+        seen = {"base": None, "highest": Seen(), "highest_log": None, "unsent": None}
+        new = status == 201 or lost
+        self._save(keys=keys, succeeded=keys.derivation, registering=None, deletion=None, **(seen if new else {}))
 
-    def after_refusal(self) -> str:
+    def after_refusal(self, nobody_changed_it: bool = False) -> str:
         """Find out what to do about `credentials_invalid`, if nobody changed the password or deleted the account.
 
-        Return "changed" if an old key worked: the server was restored from a snapshot, and the password is changed
-        again now. Otherwise, return "ask": ask the person, then sign in with another password, or register.
+        Return "confirm" if an old key works: the server was restored from a snapshot, or somebody changed the password
+        back. Ask the person. If nobody did, call again with `nobody_changed_it`: then the password is changed again,
+        and this returns "changed". Otherwise, return "ask": ask the person, then sign in with another password, or
+        register.
         """
-        new = self.keys
+        undone = self._undone or self._old_keys_in_force()
+        if not undone:
+            return "ask"
+        self._undone = undone
+        if not nobody_changed_it:
+            return "confirm"
+        self.fetch(undone)
+        self.change_password(self.keys, undone)
+        self._undone = None
+        return "changed"
+
+    def _old_keys_in_force(self) -> Keys | None:
         for old, until in reversed(self.state.old_keys[-2:]):  # each refusal counts as a failed credential
             try:
-                if until < self._now():
-                    continue
-                self.fetch(old)
+                if until >= self._now():
+                    self._list(old)
+                    return old
             except ProblemError as problem:
                 if problem.code != "credentials_invalid":
                     raise
-                continue
-            self.change_password(new, old)
-            return "changed"
-        return "ask"
+        return None
 
     # ---- Keeping the log and its backup in step
 
     def sync(self) -> None:
-        """Store the log. If another device has stored since, fetch, merge and store again.
+        """Fetch, merge, and store the log if it differs from the fetched one.
 
-        If a change of the password is not settled, send the change again instead: it stores the log, too.
+        If the log has changed since, store it at once: a conflict tells whether another device has stored. If a change
+        of the password is not settled, send the change again instead: it stores the log, too.
         """
+        self._must_not_be_deleted()
         change = self.state.change
         if change and self._in_force(change) == "old":
             return self.change_password(change.new, change.old)
@@ -199,97 +274,119 @@ class Device:
             except ProblemError as problem:
                 if problem.code != "version_conflict":
                     raise
-        self._on_latest(lambda: self._send(self._upload(self.keys)))
+                self.fetch()
+        if self._is_stored():
+            self.fetch()
+        self._on_latest(lambda: None if self._is_stored() else self._send(self._upload(self.keys)))
+
+    def _is_stored(self) -> bool:
+        base = self.state.base
+        return base is not None and base.log_sha256 == sha256_of(self.state.log)
 
     def fetch(self, keys: Keys | None = None) -> None:
         """Fetch the latest version, compare it with the highest seen, and merge it. Tell the person if it is older.
 
-        Raise AppOutdatedError if a newer version of the app made it, DecryptionError if it is damaged or was made with
-        other keys, and ValueError if the answer contradicts itself.
+        If the log has not changed since the highest seen, and the latest version was made from that one, adopt it: so a
+        restored version reaches this device. Raise AppOutdatedError if a newer version of the app made it,
+        DecryptionError if it is damaged or was made with other keys, and MisfitError if the answer contradicts itself.
         """
-        keys = keys or self.keys
-        highest = self.state.highest
+        keys, state = keys or self.keys, self.state
         try:
-            backup = self._repeated(lambda client: client.fetch_backup(), {**RECEIPT, "data": str}, keys)
+            backup, blob = self._blob(lambda client: client.fetch_backup(), keys)
         except ProblemError as problem:
             if problem.code != "no_backup":
                 raise
-            self._expect_versions([])
+            self._compare(0, None, None)
             self._save(base=None)
             return
-        latest, sha256 = decrypt(keys, blob_of(backup)), backup["sha256"]
-        found = verdict(highest, latest.sequence, sha256, latest.base_sha256)
-        if found in ALARMS:
-            self._tell(found)
+        latest, sha256 = decrypt(keys, blob), backup["sha256"]
+        found = self._compare(latest.sequence, sha256, latest.base_sha256)
+        log_sha256 = sha256_of(latest.plaintext)
+        adopts = found == "next" and state.highest_log == sha256_of(state.log)
+        higher_now = higher(state.highest, latest.sequence, sha256)
         self._save(
-            log=self._merge(self.state.log, latest.plaintext),
-            base=Seen(latest.sequence, sha256),
-            highest=higher(highest, latest.sequence, sha256),
+            log=latest.plaintext if adopts else self._merge(state.log, latest.plaintext),
+            base=Base(sha256, latest.sequence, log_sha256),
+            highest=higher_now,
+            highest_log=log_sha256 if higher_now.sha256 == sha256 else state.highest_log,
         )
 
+    def _compare(self, sequence: int, sha256: str | None, base_sha256: str | None) -> str:
+        found = verdict(self.state.highest, sequence, sha256, base_sha256)
+        if found in ALARMS:
+            self._tell(found)
+        return found
+
     def list_versions(self, keys: Keys | None = None) -> list[dict[str, Any]]:
-        """Return the receipts of the kept versions, newest first."""
+        """Return the receipts of the kept versions, newest first. Tell the person if there is none any more."""
+        versions = self._list(keys)
+        if not versions:
+            self._compare(0, None, None)
+        return versions
+
+    def _list(self, keys: Keys | None = None) -> list[dict[str, Any]]:
         answer = self._repeated(lambda client: client.list_backup_versions(), {"versions": list}, keys)
-        self._expect_versions(answer["versions"])
         return list(answer["versions"])
 
-    def _expect_versions(self, versions: list[Any]) -> None:
-        if not versions and self.state.highest.sequence:  # this device has seen a version, and now there is none
-            self._tell("rollback")
+    def restore(self, version: int, keys: Keys | None = None, *, confirmed: str = "") -> None:
+        """Store an older version again, as the latest. When this is acknowledged, its log replaces the log.
 
-    def restore(self, version: int, keys: Keys | None = None) -> None:
-        """Store an older version again, as the latest.
-
-        `keys` are those of its keyVersion, if the password changed since. Raise LookupError if it is not listed.
+        `keys` are those of its keyVersion, if the password changed since. `confirmed` is what the person agreed to, if
+        the latest version cannot be read (see `replace_unreadable`). Raise LookupError if the version is not listed.
         """
         self._must_be_settled()
+        self._fetch_to_replace(self.keys, confirmed)
         listed = {receipt["version"]: receipt for receipt in self.list_versions()}
-        expected = {**RECEIPT, "data": str}
-        backup = self._repeated(lambda client: client.fetch_backup_version(version), expected)
-        blob = blob_of(backup, version=version, sha256=listed[version]["sha256"])
-        log = decrypt(keys or self.keys, blob).plaintext  # it is old on purpose: no verdict
-
-        def store() -> None:
-            before = self.state.log
-            upload = self._upload(self.keys, log)
-            try:
-                self._save(log=log)
-                self._send(upload)
-            except ProblemError as problem:
-                if not problem.lost:  # after a lost answer, the version may be restored
-                    self._save(log=before)
-                raise
-
-        self._on_latest(store)
+        sha256 = listed[version]["sha256"]
+        _, blob = self._blob(lambda client: client.fetch_backup_version(version), self.keys, version, sha256)
+        old = decrypt(keys or self.keys, blob)  # it is old on purpose: no verdict
+        self._on_latest(lambda: self._send(self._upload(self.keys, old.plaintext, old.sequence)), confirmed=confirmed)
 
     def replace_unreadable(self) -> None:
-        """Replace a latest version that cannot be fetched or decrypted. Ask the person first.
+        """Replace a latest version that cannot be fetched or decrypted by the log. Ask the person first.
 
-        A version of an unknown format is never replaced: this raises AppOutdatedError.
+        A version of an unknown format is not replaced: this raises AppOutdatedError. If the publisher offers no newer
+        version of the app, and the person confirms it, call `restore` or `change_password` with
+        `confirmed="no-newer-app"`.
         """
         self._must_be_settled()
-        try:
-            self.fetch()
-        except (DecryptionError, ValueError, ProblemError) as error:
-            if isinstance(error, ProblemError) and error.code != "backup_damaged":
-                raise
-            # Its sequence counts as one more than the highest seen.
-            self._save(base=Seen(self.state.highest.sequence + 1, self.list_versions()[0]["sha256"]))
+        self._fetch_to_replace(self.keys, "damaged")
         self._send(self._upload(self.keys))
+
+    def _fetch_to_replace(self, keys: Keys, confirmed: str) -> None:
+        """Fetch and merge the latest version. If it cannot be read, and the person agreed, name it as the base."""
+        try:
+            return self.fetch(keys)
+        except AppOutdatedError:
+            if confirmed != "no-newer-app":
+                raise
+        except (DecryptionError, MisfitError):
+            if not confirmed:
+                raise
+        except ProblemError as problem:
+            if problem.code != "backup_damaged" or not confirmed:
+                raise
+        self._save(base=Base(self._list(keys)[0]["sha256"]))
 
     # ---- Changing the password
 
-    def change_password(self, new: Keys, old: Keys | None = None) -> None:
+    def change_password(self, new: Keys, old: Keys | None = None, *, confirmed: str = "") -> None:
         """Change the password. If the answer is lost, keep both keys and call `settle_change` later.
 
-        `old` are the keys in force, if they are not those of the device. Show the new recovery code afterwards. Raise
-        UnsettledChangeError if a change to other keys is not settled.
+        `old` are the keys in force, if they are not those of the device. `confirmed` is as in `restore`. Show the new
+        recovery code afterwards. If the keys are those in force, there is nothing to change. Raise ValueError if they
+        are kept as old ones, and UnsettledChangeError if a change to other keys is not settled.
         """
+        self._must_not_be_deleted()
         signed_by = old or self.keys
         change = self.state.change
         if change and change.new != new and self._in_force(change) == "old":
             raise UnsettledChangeError
-        self._on_latest(lambda: self._change(signed_by, new), signed_by)
+        if new == signed_by:
+            return
+        if any(new == kept for kept, until in self.state.old_keys):
+            raise ValueError("choose a password that this device does not keep as an old one")
+        self._on_latest(lambda: self._change(signed_by, new), signed_by, confirmed)
 
     def settle_change(self) -> str:
         """Find out which keys are in force: "new", "old", or "unsure" while the change may still arrive."""
@@ -299,6 +396,7 @@ class Device:
         asked = self._now()
         if self._in_force(change) == "new":
             return "new"
+        change = self.state.change or change  # its time may be longer now
         if asked < change.keep_until:
             return "unsure"
         self._save(change=None)
@@ -307,25 +405,31 @@ class Device:
     def _in_force(self, change: Change) -> str:
         """Ask with the new keys, then with the old ones. If the new ones are in force, go on with them."""
         try:
-            self.list_versions(change.new)
+            self._list(change.new)
         except ProblemError as problem:
             if problem.code != "credentials_invalid":
                 raise
-            self.list_versions(change.old)
+            self._list(change.old)
             return "old"
         self._adopt(change.old, change.new, None)
         return "new"
 
+    def _must_not_be_deleted(self) -> None:
+        if self.state.deletion:
+            raise UnsettledChangeError
+
     def _must_be_settled(self) -> None:
+        self._must_not_be_deleted()
         if self.state.change and self._in_force(self.state.change) == "old":
             raise UnsettledChangeError
 
     def _change(self, old: Keys, new: Keys) -> None:
         upload = self._upload(new)
-        ahead = self.clock_offset
-        earlier = self.state.change.keep_until if self.state.change else 0
+        earlier = self.state.change
+        ahead = max(earlier.ahead if earlier else 0, -self.clock_offset)
+        keep_until = self._now() + SIGNATURE_ACTS_SECONDS + ahead
         # An upload with the old keys is sent no more.
-        self._save(unsent=None, change=Change(old, new, max(earlier, self._now() + SIGNATURE_ACTS_SECONDS)))
+        self._save(unsent=None, change=Change(old, new, keep_until, ahead))
         try:
             self._once(
                 lambda client: client.change_storage_key(new.storage_key, upload.blob, upload.base_sha256),
@@ -333,11 +437,6 @@ class Device:
                 old,
             )
         except ProblemError as problem:
-            # If the device's clock was ahead when it signed, the signature acts for longer.
-            change = self.state.change
-            assert change
-            longer = max(0, ahead - self.clock_offset)
-            self._save(change=replace(change, keep_until=change.keep_until + longer))
             if not problem.lost and problem.code != "credentials_invalid":
                 raise
             if self.settle_change() != "new":
@@ -349,56 +448,99 @@ class Device:
         highest = self.state.highest
         self._save(
             keys=new,
-            base=upload.seen if upload else None,
-            highest=higher(highest, upload.sequence, upload.seen.sha256 or "") if upload else highest,
+            base=upload.as_base if upload else None,
+            highest=higher(highest, upload.sequence, upload.as_base.sha256) if upload else highest,
+            highest_log=upload.log_sha256 if upload else self.state.highest_log,
             unsent=None,
             change=None,
             old_keys=self._old_keys_with(old),
             succeeded=new.derivation,
         )
 
-    def _old_keys_with(self, old: Keys) -> tuple[tuple[Keys, float], ...]:
+    def _old_keys_with(self, *old: Keys) -> tuple[tuple[Keys, float], ...]:
         now = self._now()
-        kept = tuple(pair for pair in self.state.old_keys if pair[1] > now and pair[0] != old)
-        return (*kept, (old, now + SNAPSHOT_SECONDS))
+        kept = tuple(pair for pair in self.state.old_keys if pair[1] > now and pair[0] not in (*old, self.state.keys))
+        return (*kept, *((keys, now + SNAPSHOT_SECONDS) for keys in old))
+
+    # ---- Deleting the account
+
+    def delete_user(self, confirmed: bool = False) -> None:
+        """Delete the account. After a lost answer, call it again, also after a restart.
+
+        10 minutes after the first attempt, raise UnsettledChangeError unless the person `confirmed` the repeat:
+        somebody may have registered the account again.
+        """
+        repeat = self.state.deletion is not None
+        for attempt in range(1, self._attempts + 1):
+            now, before = self._now(), self.state.deletion
+            first, ahead = (before.first, before.ahead) if before else (now, 0)
+            if not confirmed and now >= first + 600:
+                raise UnsettledChangeError
+            ahead = max(ahead, -self.clock_offset)
+            self._save(deletion=Deletion(first, now + SIGNATURE_ACTS_SECONDS + ahead, ahead))
+            try:
+                self._once(lambda client: client.delete_user(), {}, statuses=(204,))
+                return
+            except ProblemError as problem:
+                if repeat and problem.code == "credentials_invalid":
+                    return
+                again = problem.lost or problem.status == 408
+                if not again and not repeat:
+                    self._save(deletion=None)  # it was refused
+                if not again or attempt == self._attempts:
+                    raise
+                repeat = repeat or problem.lost
+            self._pause(2 * attempt)
 
     # ---- One upload, one request
 
-    def _on_latest(self, store: Callable[[], None], keys: Keys | None = None) -> None:
+    def _on_latest(self, store: Callable[[], None], keys: Keys | None = None, confirmed: str = "") -> None:
         """Store on the base. After a conflict, fetch, merge and store again."""
+        keys = keys or self.keys
         if not self.state.base:
-            self.fetch(keys)
+            self._fetch_to_replace(keys, confirmed)
         for attempt in range(1, self._attempts + 1):
             try:
                 return store()
             except ProblemError as problem:
                 if problem.code != "version_conflict" or attempt == self._attempts:
                     raise
-            self.fetch(keys)
+            self._fetch_to_replace(keys, confirmed)
 
-    def _upload(self, keys: Keys, log: bytes | None = None) -> Upload:
-        base = self.state.base
-        sequence = next_sequence(base.sequence if base else 0, self.state.highest)
+    def _upload(self, keys: Keys, restored: bytes | None = None, restored_sequence: int = 0) -> Upload:
+        base, log = self.state.base, self.state.log if restored is None else restored
+        sequence = next_sequence(base.sequence if base else 0, self.state.highest, restored_sequence)
         base_sha256 = base.sha256 if base else None
-        blob = encrypt(keys, self.state.log if log is None else log, sequence=sequence, base_sha256=base_sha256)
-        return Upload(blob, sequence, base_sha256)
+        blob = encrypt(keys, log, sequence=sequence, base_sha256=base_sha256)
+        instead_of = None if restored is None else sha256_of(self.state.log)
+        return Upload(blob, sequence, base_sha256, sha256_of(log), restored, instead_of)
 
     def _send(self, upload: Upload) -> None:
         self._save(unsent=upload)
         try:
             self._repeated(
-                lambda client: client.store_backup(upload.blob, upload.base_sha256), receipt_for(upload.blob)
+                lambda client: client.store_backup(upload.blob, upload.base_sha256),
+                receipt_for(upload.blob),
+                statuses=(200, 201),
             )
         except ProblemError as problem:
             if not problem.lost:
                 self._save(unsent=None)
             raise
-        seen = upload.seen
-        assert seen.sha256
-        self._save(unsent=None, base=seen, highest=higher(self.state.highest, seen.sequence, seen.sha256))
+        state, base = self.state, upload.as_base
+        highest = higher(state.highest, upload.sequence, base.sha256)
+        log, restored = state.log, upload.restored
+        if restored is not None:  # what was added while the answer was lost stays
+            log = restored if sha256_of(log) == upload.instead_of else self._merge(log, restored)
+        highest_log = upload.log_sha256 if highest.sha256 == base.sha256 else state.highest_log
+        self._save(unsent=None, base=base, highest=highest, highest_log=highest_log, log=log)
 
     def _once(
-        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, Any], keys: Keys | None = None
+        self,
+        send: Callable[[BackupClient], requests.Response],
+        expected: Mapping[str, Any],
+        keys: Keys | None = None,
+        statuses: Collection[int] = (200,),
     ) -> dict[str, Any]:
         """Send one request. If the device's clock is wrong, correct it and send the request once more."""
         client = self._make_client(keys or self.keys)
@@ -406,28 +548,67 @@ class Device:
         try:
             response = send(client)
             if client.mend_clock(response):
+                self._clock_was_ahead(-client.clock_offset)
                 self.clock_offset = client.clock_offset
                 response = send(client)
-            return members(response, expected)
+            return members(response, expected, statuses)
         except requests.RequestException:
             raise LostAnswerError(0, "no answer came") from None
 
+    def _clock_was_ahead(self, seconds: float) -> None:
+        """An attempt to change the password may act for longer by these seconds."""
+        change = self.state.change
+        if change and seconds > change.ahead:
+            longer = change.keep_until + seconds - change.ahead
+            self._save(change=replace(change, keep_until=longer, ahead=seconds))
+        deletion = self.state.deletion
+        if deletion and seconds > deletion.ahead:
+            longer = deletion.register_after + seconds - deletion.ahead
+            self._save(deletion=replace(deletion, register_after=longer, ahead=seconds))
+
     def _repeated(
-        self, send: Callable[[BackupClient], requests.Response], expected: Mapping[str, Any], keys: Keys | None = None
+        self,
+        send: Callable[[BackupClient], requests.Response],
+        expected: Mapping[str, Any],
+        keys: Keys | None = None,
+        statuses: Collection[int] = (200,),
+        check: Callable[[dict[str, Any]], object] = lambda found: None,
     ) -> dict[str, Any]:
-        """Send a request that may be repeated, freshly signed each time, until there is an answer."""
-        for attempt in range(1, self._attempts):
+        """Send a request that may be repeated, freshly signed each time, until there is an answer.
+
+        If `check` of the answer raises ValueError, the answer is lost.
+        """
+        for attempt in range(1, self._attempts + 1):
             try:
-                return self._once(send, expected, keys)
+                found = self._once(send, expected, keys, statuses)
+                check(found)
+                return found
+            except ValueError as misfit:
+                if attempt == self._attempts:
+                    raise MisfitError(200, str(misfit)) from None
             except ProblemError as problem:
-                again = problem.status == 408 or problem.lost and problem.code != "backup_damaged"
-                if not again:
+                if not (problem.status == 408 or problem.lost) or attempt == self._attempts:
                     raise
             self._pause(2 * attempt)
-        return self._once(send, expected, keys)
+        raise AssertionError("there is at least one attempt")
 
-    def _now(self) -> float:
-        return self._make_client(self.keys).now()
+    def _blob(
+        self,
+        send: Callable[[BackupClient], requests.Response],
+        keys: Keys,
+        version: int | None = None,
+        sha256: str | None = None,
+    ) -> tuple[dict[str, Any], bytes]:
+        """Fetch a version. Return the answer and the blob, which is the one that was asked for and fits the receipt."""
+
+        def check(backup: dict[str, Any]) -> bytes:
+            return blob_of(backup, version=version, sha256=sha256)
+
+        backup = self._repeated(send, {**RECEIPT, "data": str}, keys, check=check)
+        return backup, check(backup)
+
+    def _now(self, keys: Keys | None = None) -> float:
+        return self._make_client(keys or self.keys).now()
 
     def _save(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)

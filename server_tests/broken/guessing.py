@@ -101,13 +101,13 @@ def wrong_key_makes_an_address_known() -> None:
 @breaks("guessing.bound")
 def one_more_address_is_known() -> None:
     """Thirty-three addresses are known, and 32 promised."""
-    change(guessing, "MOST_KNOWN", 33)
+    change_guessing("most_known", lambda most: most + 1)
 
 
 @breaks("guessing.bound")
 def one_address_less_is_known() -> None:
     """Thirty-one addresses are known, and 32 promised."""
-    change(guessing, "MOST_KNOWN", 31)
+    change_guessing("most_known", lambda most: most - 1)
 
 
 @breaks("guessing.bound")
