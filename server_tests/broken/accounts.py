@@ -9,7 +9,7 @@ from typing import Any
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock, dbm_store
-from server.accounts import Account, Deleted, Record, StorageFull, Version
+from server.accounts import Account, Deleted, Record, Version
 from server.dbm_store import Row
 from server.refused import RefusedUploads
 from server_tests.broken.fault import (
@@ -267,9 +267,4 @@ def few_refused_uploads_are_remembered() -> None:
 def upload_that_was_refused_for_space_comes_back() -> None:
     """Only conflicts are remembered."""
 
-    @instead_of(dbm_store.HeldRow, "append")
-    def append(real: Any, held: Any, *arguments: Any) -> None:
-        try:
-            real(held, *arguments)
-        except StorageFull:
-            raise Problem("storage_full", "There is no space left for this.") from None
+    change(backup_server, "REFUSALS_OF_UPLOADS", {"version_conflict", "rate_limited"})
