@@ -331,8 +331,8 @@ class Operation:
             raise StartupError(f"{self.id} has security schemes that the server does not know: {sorted(unknown)}.")
         self.proofs = [proof for scheme, proof in PROOFS.items() if scheme in schemes]
         self.body = Body(*item["requestBody"]["content"].items()) if "requestBody" in item else None
-        self.is_upload = "RateLimit-Policy" in item["responses"].get("429", {}).get("headers", {})
-        if self.is_upload != (self.id in ACCOUNT_LIMITS):
+        self.has_account_limits = "RateLimit-Policy" in item["responses"].get("429", {}).get("headers", {})
+        if self.has_account_limits != (self.id in ACCOUNT_LIMITS):
             raise StartupError(f"{self.id} has limits in only one of openapi.yaml and ACCOUNT_LIMITS.")
         given = {proof.gives for proof in self.proofs} | ({"value"} if self.body else set())
         self.arguments = set(inspect.signature(self.handler).parameters) - {"server", "request"}
@@ -439,7 +439,6 @@ SIGNED_HEADERS = {"authorization", "content-digest", "signature", "signature-inp
 BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
 USER_ID_AND_STORAGE_KEY = re.compile(rb"([0-9a-f]{64}):([0-9a-f]{64})")
-
 
 READ_HEADERS = {  # the headers that the server reads, and the name that WSGI has for each
     "Authorization": "HTTP_AUTHORIZATION",
@@ -591,7 +590,7 @@ def check_credentials(server: Server, request: Request) -> Credentials:
 
 
 def may_be_known(server: Server, request: Request) -> bool:
-    """Return whether it may help that the address is known. Else it would tell that a userId is taken."""
+    """Return whether a known address has its advantage. Past the limit on registrations, it would tell who is known."""
     return request.operation.id != "registerUser" or not server.registrations.wait(request.address)
 
 
@@ -929,11 +928,15 @@ def store_next(
         versions=kept_versions((*account.versions, version), server.settings.keep_versions),
         uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
     )
+    try:
+        held.append(changed, data)
+    except StorageUnavailable:  # the change may have happened
+        if changes_key:
+            server.guessing.forget(user.user_id)
+        raise
+    headers = rate_limit(sorted([*times, moment]), moment)
     if changes_key:  # a thief may have used the old key
         server.guessing.forget(user.user_id)
-    held.append(changed, data)
-    headers = rate_limit(sorted([*times, moment]), moment)
-    if changes_key:
         server.guessing.remember(user.user_id, request.address)
         return answer(200, receipt(version), headers)
     return answer(201, receipt(version), headers | {"Location": f"{request.path}/versions/{version.number}"})
@@ -1232,7 +1235,7 @@ class App:
             response = operation.handler(server, request, **{name: values[name] for name in operation.arguments})
         except Exception as error:
             response = problem_of(error).response
-        if operation.is_upload and response.status in (200, 201, 429):
+        if operation.has_account_limits and response.status in (200, 201, 429):
             response = response.with_headers(server.rate_limit_policy(operation.id))
         return response
 

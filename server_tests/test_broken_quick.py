@@ -5,6 +5,7 @@
 
 import pytest
 
+from contract_tests.target.openapi import SPEC
 from server_tests.broken import CATEGORIES, FAULTS
 from server_tests.run_broken import QUICK, quick_trial
 
@@ -15,6 +16,11 @@ def test_a_broken_server_is_caught(request, fault):
         pytest.skip("not run: it is about servers that the run starts, but --base-url names another server")
     trial = quick_trial(fault).run()
     assert trial.caught_by.startswith(QUICK[fault]), trial.output
+
+
+def test_each_requirement_of_the_prose_has_a_fault():
+    broken = {requirement for fault in FAULTS.values() for requirement in fault.requirements}
+    assert set(SPEC["info"]["x-requirements"]) - broken == set()
 
 
 def test_each_category_has_a_quick_fault():

@@ -18,13 +18,15 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import waitress.adjustments
+import waitress.parser
 
 import backup_server
 from server import clock, dbm_store, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
 from server.guessing import Guessing
-from server.http_server import WaitressLog
+from server.http_server import RequestParser, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import AddressLimit, Events, Limit, keyed_hash
 from server.recent import Recent
@@ -470,3 +472,26 @@ def test_waitress_says_where_and_not_what(capsys):
     assert (first["event"], first["level"], first["at"]) == ("http_server", "ERROR", "task:7")
     assert (second["event"], second["error"]) == ("error", "ValueError")
     assert "private" not in json.dumps([first, second])
+
+
+# ---- The head of a request -----------------------------------------------------------------------------------------
+
+SIXTEEN_KB = {  # what takes long if something looks at it again for each of its characters
+    "spaces in an option": b"Connection: a" + b" " * 16_000 + b"b",
+    "many headers": b"\r\n".join(b"%04x:" % number for number in range(2_300)),
+}
+
+
+@pytest.mark.parametrize("lines", SIXTEEN_KB.values(), ids=SIXTEEN_KB)
+def test_no_head_takes_long(lines):
+    """Compare with a long header that takes a parser no time. Each is the best of three."""
+
+    def duration(lines: bytes) -> float:
+        parser = RequestParser(waitress.adjustments.Adjustments())
+        started = time.perf_counter()
+        with contextlib.suppress(waitress.parser.ParsingError, waitress.parser.TransferEncodingNotImplemented):
+            parser.parse_header(b"GET / HTTP/1.1\r\nHost: x\r\n" + lines)
+        return time.perf_counter() - started
+
+    usual = min(duration(b"Cookie: " + b"a" * 16_000) for _ in range(3))
+    assert min(duration(lines) for _ in range(3)) < 100 * usual

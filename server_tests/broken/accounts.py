@@ -106,8 +106,7 @@ def key_may_be_changed_to_itself() -> None:
         real: Any, server: Server, request: Request, signature: str, user: User, value: Mapping[str, Any]
     ) -> Response:
         new_key_sha256 = backup_server.sha256(value["storageKey"].encode())
-        stored = backup_server.store_version(server, request, signature, user, value, new_key_sha256)
-        return dataclasses.replace(stored, status=200)
+        return backup_server.store_version(server, request, signature, user, value, new_key_sha256)
 
 
 @breaks("key.both")

@@ -94,6 +94,6 @@ def uploads_of_strangers_count() -> None:
         try:
             return real(server, request)
         except Problem:
-            if request.operation.is_upload and (user := named_user(server, request)):
+            if request.operation.has_account_limits and (user := named_user(server, request)):
                 count_upload(server, user.user_id)
             raise

@@ -161,25 +161,19 @@ def key_changes_count_as_uploads() -> None:
     change(backup_server, "Upload", lambda moment, signature, changes_key: Upload(moment, signature))
 
 
-@breaks("limits.key-own")
+@breaks("limits.key-own", "key.emergency")
 def uploads_stop_a_key_change() -> None:
     """A thief who stores five versions an hour keeps the owner from changing the password."""
 
     @instead_of(backup_server, "store_version")
     def store_version(
-        real: Any,
-        server: Server,
-        request: Request,
-        signature: str,
-        user: User,
-        value: Any,
-        new_key_sha256: str | None = None,
+        real: Any, server: Server, request: Request, signature: str, user: User, *arguments: Any
     ) -> Response:
-        if new_key_sha256:
+        if request.operation.id == "changeStorageKey":
             moment, times = clock.now(), sorted(upload.moment for upload in user.account.uploads)
             if wait := wait_seconds(server.account_limits["storeBackup"], times, moment):
                 raise Problem("rate_limited", "Wait.", wait, server.rate_limit("changeStorageKey", [], moment))
-        return real(server, request, signature, user, value, new_key_sha256)
+        return real(server, request, signature, user, *arguments)
 
 
 @breaks("limits.policy", "limits.key-own")
