@@ -292,10 +292,14 @@ def test_after_a_key_change_only_the_address_that_made_it_is_known(owner):
 
 
 @pytest.mark.requirement("guessing.key-change", "problem.unchanged")
-def test_a_refused_key_change_makes_nothing_unknown(owner):
+def test_a_refused_key_change_makes_nothing_unknown(server, owner):
     assert owner.comes_in(WORK) == "200"
     refused = owner.client(HOME).change_storage_key(token_hex(32), b"a backup", sha256(b"another"))
     assert outcome(refused) == "409 version_conflict"
+    server.fault = "storage_full"
+    refused = owner.client(HOME).change_storage_key(token_hex(32), b"a backup")
+    server.fault = None
+    assert outcome(refused) == "507 storage_full"
     owner.is_guessed_at()
     assert owner.guesses(WORK, 3) == [WRONG] * 3
 
