@@ -49,7 +49,8 @@ from server.accounts import (
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
 from server.guessing import Guessing
-from server.http_server import ABSOLUTE_FORM, ARRIVAL, Arrival, HttpServer, Refusal, RequestLimits
+from server.http_parser import ABSOLUTE_FORM
+from server.http_server import ARRIVAL, Arrival, HttpOptions, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
 from server.limits import AddressLimit, Limit, wait_seconds
 from server.log import log
@@ -291,13 +292,15 @@ REFUSALS = {
     431: ("headers_too_large", "The request line and the headers together may have {requestHeaderBytes} bytes."),
     500: ("internal_error", INTERNAL_ERROR),
     501: ("malformed_request", "The only transfer coding is chunked."),
+    503: ("unavailable", "The server has too much to do: repeat after Retry-After seconds."),
 }
+BUSY_SECONDS = 2  # the Retry-After of the last one
 
 
 def refusal(status: int, limits: Mapping[str, int]) -> Problem:
     """Return the problem for a status of REFUSALS. `limits` are those of the spec."""
     code, detail = REFUSALS[status]
-    return Problem(code, detail.format(**limits))
+    return Problem(code, detail.format(**limits), BUSY_SECONDS if status == 503 else 0)
 
 
 # --- Spec -------------------------------------------------------------------------------------------------------------
@@ -689,11 +692,8 @@ def receive(server: Server, request: Request) -> bytes:
     """Return the bytes of the body. Raise Problem payload_too_large, malformed_request, request_timeout or, if the
     request is signed and the body is not the signed one (RFC 9530), digest_mismatch.
     """
-    limits = server.spec.limits
-    if request.body_bytes > limits["requestBodyBytes"]:
-        raise refusal(413, limits)
     if request.arrival.body_fault:
-        raise refusal(request.arrival.body_fault, limits)
+        raise refusal(request.arrival.body_fault, server.spec.limits)
     server.check_time(request)
     body = request.body_stream.read()
     is_signed = PROOFS["appSignature"] in request.operation.proofs
@@ -1180,10 +1180,8 @@ class App:
         return Refusal(bottle.HTTPResponse(status=response.status).status_line, headers, response.body)
 
     def _screen(self) -> None:
-        """Check the length of the body before a request is routed, and restore the path as it was sent."""
-        environ, limits = bottle.request.environ, self._server.spec.limits
-        if not environ[ARRIVAL].is_chunked and int(environ.get("CONTENT_LENGTH") or 0) > limits["requestBodyBytes"]:
-            raise self._to_bottle(refusal(413, limits).response)
+        """Restore the path as it was sent."""
+        environ = bottle.request.environ
         # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
         # origin-form or absolute-form (RFC 9112 section 3.2).
         target = ABSOLUTE_FORM.sub("", environ["REQUEST_URI"])
@@ -1212,6 +1210,8 @@ class App:
         else:
             detail = "This path does not have this method. Allow lists those that it has."
             response = Problem("method_not_allowed", detail, headers={"Allow": route.allow}).response
+        if not environ[ARRIVAL].has_room(len(response.body)):
+            response = refusal(503, self._server.spec.limits).response
         return self._to_bottle(response)
 
     def _answer(self, operation: Operation, environ: Environ, parameters: Mapping[str, str]) -> Response:
@@ -1223,7 +1223,7 @@ class App:
                 method=environ["REQUEST_METHOD"],
                 path=environ["PATH_INFO"],
                 has_query="?" in environ["REQUEST_URI"],
-                address=client_address(environ, server.settings.on_fly),
+                address=environ[ARRIVAL].address,
                 headers={name: environ.get(key) for name, key in READ_HEADERS.items()},
                 parameters=parameters,
                 arrival=environ[ARRIVAL],
@@ -1257,11 +1257,13 @@ def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Respons
     return Response(200, page.body, page.headers)
 
 
-def client_address(environ: Environ, on_fly: bool) -> str:
-    """Return the client's address. Return an IPv6 address as its /64, but an IPv4-mapped one as IPv4."""
-    connection: str = environ["REMOTE_ADDR"]
+def client_address(connection: str, headers: Mapping[str, str], on_fly: bool) -> str:
+    """Return the client's address. Return an IPv6 address as its /64, but an IPv4-mapped one as IPv4.
+
+    `connection` is the address of the connection. The headers' names are as in WSGI, without HTTP_.
+    """
     # Trust this header on Fly only. Anywhere else, anybody could send it.
-    text = environ.get("HTTP_FLY_CLIENT_IP", connection) if on_fly else connection
+    text = headers.get("FLY_CLIENT_IP", connection) if on_fly else connection
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -1287,8 +1289,15 @@ def serve(settings: Settings, spec: Spec) -> None:
         limits = RequestLimits(
             spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"], spec.limits["requestBodySeconds"]
         )
+        options = HttpOptions(
+            refuse=app.refuse,
+            address_of=functools.partial(client_address, on_fly=settings.on_fly),
+            is_proxied=settings.on_fly,
+            at_once={"/health"},
+            body_directory=settings.database_path.parent,
+        )
         try:
-            http = HttpServer(app, settings.host, settings.port, limits, app.refuse)
+            http = HttpServer(app, settings.host, settings.port, limits, options)
         except (OSError, UnicodeError) as error:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None

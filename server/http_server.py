@@ -1,37 +1,47 @@
-"""HTTP/1.1 by waitress, for one WSGI app. This is the only module that knows waitress.
+"""HTTP/1.1 by waitress, for one WSGI app, within the bounds of `bounds.py`.
 
-It subclasses four of waitress' classes and reads attributes that waitress does not document. Therefore, `waitress==`
-is pinned exactly. Read the source of the new version before you move the pin.
+A request goes this way:
+
+1. The main thread reads its head. If the head is complete, it asks a lane to run the app, and reads no further.
+2. The app answers from the head, or reads the body. If it reads a body that may not be read yet, that run ends there
+   without an answer. So the app proves a request by its head, and nobody without an account makes the server keep a
+   byte of a body.
+3. If there is room for the body, the main thread reads it. Then the app runs again, in a lane for requests that may
+   change something, and answers.
+4. The main thread sends what the client has not yet read of the answer. If the connection ends with it, the main
+   thread reads and discards what the client is still sending, so that the client sees the answer and no reset.
 """
 
-import functools
-import ipaddress
+import contextlib
 import logging
-import re
+import resource
 import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Set
+from collections import deque
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import waitress.adjustments
+import waitress.buffers
 import waitress.channel
-import waitress.parser
 import waitress.server
 import waitress.task
 import waitress.utilities
 from waitress import wasyncore
 
-from server import clock
+from server import bounds
+from server.http_parser import RequestParser
+from server.lanes import Lane
 from server.log import log
 
-THREADS = 4
-CONNECTIONS = 1000
-DRAIN_SECONDS = 20  # how long a stop waits for requests in progress
+LOOK_SECONDS = 0.5  # how often to look for what has kept the server waiting too long
 
 WsgiApp = Callable[..., Any]
+AddressOf = Callable[[str, Mapping[str, str]], str]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Refusal:
     body: bytes
 
 
-Refuse = Callable[[int, str | None], Refusal]  # gets waitress' status (400, 413, 431, 500, 501) and the Origin header
+Refuse = Callable[[int, str | None], Refusal]  # gets a status (400, 413, 431, 500, 501, 503) and the Origin header
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,10 @@ class Arrival:
     """When the head of a request had arrived, and how its body came.
 
     `at` is a time of `clock.now()`, and `started` one of `clock.monotonic()`. `body_fault` is None if the body is
-    complete. Otherwise it is 400 (its framing is broken), 408 (it took too long) or 413 (it is far too long), and the
-    connection ends with the answer. `repeated` has the headers that occur on more than one line, in lowercase.
+    complete. Otherwise it is 400 (its framing is broken), 408 (it took too long), 413 (it is too long) or 503 (there is
+    no space for it), and the connection ends with the answer. `repeated` has the headers that occur on more than one
+    line, in lowercase. `address` is the client's. `has_room` tells whether an answer whose body has so many bytes can
+    be kept until the client has read it.
     """
 
     at: int
@@ -72,102 +84,19 @@ class Arrival:
     is_chunked: bool
     body_fault: int | None
     repeated: Set[str]
+    address: str
+    has_room: Callable[[int], bool]
 
 
-# RFC 3986 section 3.2.2. As in RFC 9110 section 7.2, a port may follow, and there is no userinfo.
-HOST = re.compile(
-    r"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]"
-    r"|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?",
-    re.ASCII,
-)
-ABSOLUTE_FORM = re.compile("^https?://([^/?#]*)", re.IGNORECASE)  # RFC 9112 section 3.2.2
+class BodyWanted(BaseException):
+    """Ends a run of the app that reads a body before it may. No `except Exception` of the app catches it."""
 
 
-def is_host(text: str) -> bool:
-    """Return whether a text is a host, which may be empty, with or without a port."""
-    if not (host := HOST.fullmatch(text)):
-        return False
-    try:
-        return host["ipv6"] is None or bool(ipaddress.IPv6Address(host["ipv6"]))
-    except ValueError:
-        return False
+class UnreadBody:
+    """A body that may not be read yet."""
 
-
-class RequestParser(waitress.parser.HTTPRequestParser):
-    """waitress' parser, with more of the checks that RFC 9112 requires. No request is left without an answer."""
-
-    arrived_at = arrived = 0  # when the head had arrived, by clock.now() and by clock.monotonic()
-    body_fault: int | None = None  # see Arrival
-    repeated: Set[str] = frozenset()
-
-    def received(self, data: bytes) -> int:
-        is_body = self.body_rcv is not None
-        if self.chunked and is_body:
-            self.body_bytes_received = len(self.body_rcv)  # waitress counts the framing of the chunks, too
-        try:
-            consumed: int = super().received(data)
-            # waitress sets no limit on a chunk's line and the trailer, and collects them in memory.
-            unread = getattr(self.body_rcv, "control_line", b"") + getattr(self.body_rcv, "trailer", b"")
-            if len(unread) >= self.adj.max_request_header_size:
-                raise ValueError("a chunk's line or the trailer is too long")
-        except ValueError:  # such as a Content-Length of 5,000 digits
-            self.error = waitress.utilities.BadRequest("")
-            self.completed = True
-            consumed = len(data)
-        if self.error:
-            self.expect_continue = False  # the error is the answer
-            if is_body:
-                self.end_body(self.error.code)
-        return consumed
-
-    def end_body(self, fault: int) -> None:
-        """Give the request to the app without the rest of its body. The app answers by the head, or by the fault."""
-        self.body_fault, self.error = fault, None
-        self.completed, self.expect_continue = True, False
-        self.headers["CONNECTION"] = "close"  # nobody knows where the next request begins
-        if self.chunked:
-            self.headers["CONTENT_LENGTH"] = str(len(self.body_rcv))
-
-    def is_late(self, seconds: int) -> bool:
-        """Return whether the body is still incomplete so many seconds after the head had arrived."""
-        is_waiting = self.headers_finished and not self.completed
-        return is_waiting and clock.monotonic() - self.arrived > seconds * 1000
-
-    def parse_header(self, header_plus: bytes) -> None:
-        self.arrived_at, self.arrived = clock.now(), clock.monotonic()
-        # Methods are case-sensitive (RFC 9110 section 9.1), so one with lowercase letters is a method that no path has.
-        # waitress calls it malformed. Replace it with another method that no path has.
-        header_plus = re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus)
-        # A higher minor version is no reason to refuse a request (RFC 9110 section 2.5).
-        header_plus = re.sub(rb"^([^\r\n]* HTTP/1\.)[2-9](?=[ \t]*\r\n)", rb"\g<1>1", header_plus)
-        super().parse_header(header_plus)
-        # Look at each character once: a pattern that tries again at each space takes seconds for 16 kB of spaces.
-        lines = [line.partition(b":") for line in header_plus.lower().split(b"\r\n")[1:]]
-        names = Counter(name.decode("latin-1") for name, _, _ in lines)
-        self.repeated = frozenset(name for name, count in names.items() if count > 1)
-        options = [option.strip(" \t") for option in self.headers.get("CONNECTION", "").lower().split(",")]
-        if "close" in options:
-            self.headers["CONNECTION"] = "close"  # waitress compares the whole value (RFC 9110 section 7.6.1)
-        if self.version not in ("1.0", "1.1"):
-            raise waitress.parser.ParsingError("unknown version")
-        if not re.fullmatch(r"[!-~]+", self.request_uri):
-            raise waitress.parser.ParsingError("the target is not ASCII")  # RFC 3986 section 2
-        absolute = ABSOLUTE_FORM.match(self.request_uri)
-        if absolute and (absolute[1].startswith(":") or not absolute[1] or not is_host(absolute[1])):
-            raise waitress.parser.ParsingError("no valid authority")  # RFC 9110 section 4.2.1: nor an empty host
-        # Two lines of Host are joined by a comma and a space, which no host has (RFC 9112 section 3.2).
-        if (self.version == "1.1" and "HOST" not in self.headers) or not is_host(self.headers.get("HOST", "")):
-            raise waitress.parser.ParsingError("not exactly one valid Host")
-        codings = [value.strip(b" \t") for name, _, value in lines if name == b"transfer-encoding"]
-        is_faulty = self.version == "1.0" or "CONTENT_LENGTH" in self.headers or codings[1:] or not self.chunked
-        if codings and (is_faulty or codings[0] != b"chunked"):
-            raise waitress.parser.ParsingError("faulty framing")  # RFC 9112 section 6.1
-        if self.expect_continue:
-            # Refuse at once a client that waits for permission to send. Without a body, there is nothing to wait for.
-            self.expect_continue = self.chunked or self.content_length > 0
-            if self.content_length > self.adj.max_request_body_size // 2:
-                self.error = waitress.utilities.RequestEntityTooLarge("")
-                self.completed = True
+    def read(self, *_: Any) -> bytes:
+        raise BodyWanted
 
 
 class AppTask(waitress.task.WSGITask):
@@ -177,9 +106,18 @@ class AppTask(waitress.task.WSGITask):
         environ: dict[str, Any] = super().get_environment()
         request = self.request
         environ[ARRIVAL] = Arrival(
-            request.arrived_at, request.arrived, request.chunked, request.body_fault, request.repeated
+            *(request.arrived_at, request.arrived, request.chunked, request.body_fault, request.repeated),
+            *(request.address, self.channel.has_room),
         )
+        if not request.may_be_read:
+            environ["wsgi.input"] = UnreadBody()
         return environ
+
+    def build_response_header(self) -> bytes:
+        if not self.request.completed:
+            self.request.headers["CONNECTION"] = "close"  # the rest of the body is discarded, not looked at
+        head: bytes = super().build_response_header()
+        return head
 
     def set_close_on_finish(self) -> None:
         # waitress closes the connection if an answer has no Content-Length. A 204 and a 304 never have one, and end
@@ -190,10 +128,10 @@ class AppTask(waitress.task.WSGITask):
 
 
 class RefusalTask(waitress.task.ErrorTask):
-    """Sends the app's refusal to a request that waitress could not read, and closes the connection."""
+    """Sends the app's refusal to a request that the app never sees, and closes the connection."""
 
     def execute(self) -> None:
-        refusal = self.channel.refuse(self.request.error.code, self.request.headers.get("ORIGIN"))
+        refusal = self.channel.server.refuse(self.request.error.code, self.request.headers.get("ORIGIN"))
         self.status, self.content_length = refusal.status, len(refusal.body)
         self.response_headers.extend(refusal.headers)
         self.set_close_on_finish()
@@ -201,42 +139,382 @@ class RefusalTask(waitress.task.ErrorTask):
 
 
 class Channel(waitress.channel.HTTPChannel):
-    """A connection. The classes above read and refuse its requests."""
+    """A connection. `requests` has the request that is answered, and those that the client has sent ahead.
 
-    parser_class = RequestParser
-    task_class = AppTask
-    error_task_class = RefusalTask
+    The main thread reads, and sends what a client has not read at once. A lane serves. `requests_lock` guards what both
+    touch. Never take waitress' `outbuf_lock` while holding it.
+    """
 
-    def __init__(self, refuse: Refuse, *arguments: Any, **options: Any) -> None:
+    server: "Listener"
+    request: RequestParser | None
+    requests: list[RequestParser]
+    current_outbuf_count: int
+    total_outbufs_len: int
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.refuse = refuse
-        self.requests_lock = threading.RLock()  # `received` below holds it while waitress' `received` takes it again
+        self.requests_lock = threading.RLock()
+        self.is_served = False  # a request is in a lane
+        self.waits_since: float | None = None  # since when, if no thread has taken it yet
+        self.is_lingering = False  # the last answer was sent; what still arrives is discarded
+        self.discarded = 0  # bytes
+        self.answered_at = self.moved_at = time.monotonic()  # moved_at: when bytes last came or went
+        self.wait(bounds.HEAD_SECONDS)
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long for a complete head, or for the client to close the connection."""
+        self.idle_since = time.monotonic()
+        self.deadline = self.idle_since + seconds
+
+    # --- What the connection is doing (any thread may ask)
+
+    @property
+    def current(self) -> RequestParser | None:
+        """The request that is answered, or else the one that is arriving."""
+        requests = self.requests
+        return requests[0] if requests else self.request
+
+    @property
+    def address(self) -> str:
+        """The address of the current request, or else of the connection."""
+        request = self.current
+        return (request and request.address) or self.connection_address
+
+    @property
+    def connection_address(self) -> str:
+        address: str = self.addr[0]
+        return address
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no head is complete, and no answer is to be sent."""
+        request = self.current
+        has_head = request is not None and request.headers_finished
+        return self.is_lingering or (not has_head and self.total_outbufs_len == 0)
+
+    def has_room(self, size: int) -> bool:
+        """Return whether an answer whose body has `size` bytes can be kept until the client has read it."""
+        if size <= bounds.SMALL_ANSWER_BYTES:
+            return True
+        channels = self.server.channels()
+        unread = sum(channel.total_outbufs_len for channel in channels)
+        of_address = sum(channel.total_outbufs_len for channel in channels if channel.address == self.address)
+        return unread + size <= bounds.UNREAD_ANSWERS and of_address + size <= bounds.UNREAD_ANSWERS_OF_AN_ADDRESS
+
+    # --- Reading
+
+    def readable(self) -> bool:
+        if self.is_lingering:
+            return True
+        return not (self.requests or self.total_outbufs_len or self.will_close or self.close_when_flushed)
+
+    def handle_read(self) -> None:
+        self.moved_at = time.monotonic()
+        if not self.is_lingering:
+            super().handle_read()
+            return
+        with contextlib.suppress(OSError):
+            self.discarded += len(self.recv(self.adj.recv_bytes))
+            if self.discarded <= bounds.LINGER_BYTES:
+                return
+        self.handle_close()
 
     def received(self, data: bytes) -> bool:
-        # A thread waits until a client has read its answers (waitress' outbuf_high_watermark, 16 MiB). So if a client
-        # sends requests ahead, answer the first two and close the connection (RFC 9112 section 9.3.2).
         with self.requests_lock:
-            is_open: bool = super().received(data)
-            for request in self.requests[2:]:
-                request.close()
-            if self.requests[2:]:
-                del self.requests[2:]
-                self.requests[1].headers["CONNECTION"] = "close"
-                self.request = None
-        return is_open
+            if self.will_close or self.close_when_flushed:
+                return False
+            while data and len(self.requests) < bounds.REQUESTS_AHEAD:
+                if self.request is None:
+                    self.request = RequestParser(self.adj)
+                    self.wait(bounds.HEAD_SECONDS)
+                request = self.request
+                had_head = request.headers_finished
+                data = data[request.received(data) :]
+                if request.headers_finished and not had_head and not request.error:
+                    self._look_at_head(request)
+                if request.completed:
+                    self.request = None
+                    if not request.empty:
+                        self.requests.append(request)
+                    if request.error:
+                        data = b""  # nobody knows where the next request begins
+            if data:  # more would have to be kept (RFC 9112 section 9.3.2)
+                self.requests[-1].headers["CONNECTION"] = "close"
+            self._serve_next()
+        return True
 
-    def end_late_body(self, seconds: int) -> None:
-        """Answer a request whose body is still incomplete so many seconds after its head had arrived."""
+    def _look_at_head(self, request: RequestParser) -> None:
+        """Note whose request it is. Refuse it if too many of this client are in progress."""
+        request.address = self.server.address_of(self.connection_address, request.headers)
+        channels = self.server.channels()
+        if len(channels) > bounds.REQUESTS_OF_AN_ADDRESS:
+            busy = sum(not channel.is_idle for channel in channels if channel.address == request.address)
+            if busy > bounds.REQUESTS_OF_AN_ADDRESS:
+                request.refuse()
+
+    # --- Serving
+
+    def _serve_next(self) -> None:
+        """Put the next request into a lane, if there is one and none is in a lane. Hold `requests_lock`."""
+        if self.is_served:
+            return
+        if not self.requests and self.request and self.request.headers_finished and not self.request.is_wanted:
+            self.requests.append(self.request)  # its body is incomplete, but its head can be looked at
+        if self.requests:
+            self.is_served, self.waits_since = True, time.monotonic()
+            self.server.add_task(self)
+
+    def service(self) -> None:
+        """Serve the request that waits. A lane calls this."""
         with self.requests_lock:
-            request: Any = self.request
-            if request and request.headers_finished:
-                self.last_activity = time.time()  # waitress would close it without an answer after 120 s of silence
-            if request and request.is_late(seconds):
-                request.end_body(408)
-                self.requests.append(request)
-                self.request = None
-                if len(self.requests) == 1:  # as in waitress' `received`
-                    self.server.add_task(self)
+            if self.waits_since is None:  # it was refused meanwhile
+                return
+            self.waits_since, request = None, self.requests[0]
+        self._serve(request)
+
+    def refuse_late(self, now: float) -> None:
+        """Refuse the request that waits if it has waited too long."""
+        with self.requests_lock:
+            if self.waits_since is None or now - self.waits_since < bounds.QUEUE_SECONDS:
+                return
+            self.waits_since, request = None, self.requests[0]
+            request.refuse()
+        self._serve(request)
+
+    def _serve(self, request: RequestParser) -> None:
+        task = (RefusalTask if request.error else AppTask)(self, request)
+        try:
+            if self.connected:
+                task.service()
+        except BodyWanted:
+            self._receive_body(request)
+            return
+        except waitress.channel.ClientDisconnected:
+            pass
+        except Exception as error:
+            log.error(error)
+            if not task.wrote_header:
+                request.error = waitress.utilities.InternalServerError("")
+                task = RefusalTask(self, request)
+                with contextlib.suppress(waitress.channel.ClientDisconnected):
+                    task.service()
+            task.close_on_finish = True
+        self._finish(request, task.close_on_finish)
+
+    def _receive_body(self, request: RequestParser) -> None:
+        """Receive the rest of a body that the app asks for, or refuse the request if there is no room."""
+        try:
+            if not self.server.make_room(self, request):
+                request.refuse()
+            elif request.expect_continue and not request.completed:
+                request.expect_continue = False
+                self.write_soon(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except (OSError, waitress.channel.ClientDisconnected):  # the disk, or the client
+            request.refuse()
+        with self.requests_lock:
+            self.is_served, self.moved_at = False, time.monotonic()
+            if not request.completed:
+                self.requests.pop(0)  # it is `self.request`: so reading goes on
+            self._serve_next()
+        self.server.wake()
+
+    def _finish(self, request: RequestParser, closes: bool) -> None:
+        """Go on after an answer."""
+        with self.requests_lock:
+            self.is_served, self.answered_at = False, time.monotonic()
+            if closes or not self.connected or not request.completed:
+                self.close_when_flushed = True
+                for each in self.requests:
+                    each.close()
+                self.requests, self.request = [], None
+            else:
+                request.close()
+                if self.current_outbuf_count:
+                    self.current_outbuf_count = self.adj.outbuf_high_watermark  # as in waitress: a new buffer is next
+                self.requests.pop(0)
+                self.wait(bounds.IDLE_SECONDS)
+                self._serve_next()
+        self.server.wake()
+
+    # --- Sending and closing
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        sent: bool = super()._flush_some(do_close)
+        if sent:
+            self.moved_at = time.monotonic()
+        return sent
+
+    def handle_write(self) -> None:
+        self._flush_exception(self._flush_some_if_lockable)
+        if self.will_close:  # the connection is broken
+            self.handle_close()
+        elif self.close_when_flushed and not self.total_outbufs_len:
+            self._linger()
+        elif not self.total_outbufs_len and not self.requests:
+            self.wait(bounds.IDLE_SECONDS)
+
+    def _linger(self) -> None:
+        """End the answers, but not yet the connection: a reset could overtake the answer (RFC 9112 section 9.6)."""
+        self.close_when_flushed, self.is_lingering = False, True
+        self.wait(bounds.LINGER_SECONDS)
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.handle_close()
+
+    def handle_close(self) -> None:
+        super().handle_close()
+        with self.requests_lock:
+            if self.request and not self.is_served:
+                self.request.close()
+
+    def look(self, now: float, body_seconds: int) -> None:
+        """Close the connection, or end the request, if it has kept the server waiting too long."""
+        request = self.request
+        if self.is_served:
+            self.refuse_late(now)
+            return
+        if self.total_outbufs_len or self.close_when_flushed:
+            is_late = now - self.moved_at > bounds.SILENT_SECONDS or now - self.answered_at > bounds.ANSWER_SECONDS
+        elif request and request.headers_finished:
+            is_late = False
+            if request.is_late(body_seconds) or now - self.moved_at > bounds.SILENT_SECONDS:
+                self._end_body(request)
+        else:
+            is_late = now > self.deadline
+        if is_late:
+            self.handle_close()
+
+    def _end_body(self, request: RequestParser) -> None:
+        with self.requests_lock:
+            request.end_body(408)
+            self.requests.append(request)
+            self.request = None
+            self._serve_next()
+
+
+class Listener(waitress.server.TcpWSGIServer):
+    """The socket that accepts connections, and what all connections share."""
+
+    def __init__(self, app: WsgiApp, listener: socket.socket, adjustments: Any, options: "HttpOptions") -> None:
+        self.lanes = Lanes(options.at_once)
+        super().__init__(
+            app,
+            map={},
+            _sock=listener,
+            dispatcher=self.lanes,
+            adj=adjustments,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+            bind_socket=False,
+        )
+        self.refuse, self.address_of, self.is_proxied = options.refuse, options.address_of, options.is_proxied
+        self._main_thread = threading.get_ident()
+        self._room = threading.Lock()
+        self._accepts_from = 0.0  # when to accept again, after an error
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.most_connections = max(1, min(bounds.CONNECTIONS, descriptors - bounds.RESERVED_DESCRIPTORS))
+
+    def channels(self) -> list[Channel]:
+        """Return the open connections."""
+        return list(self.active_channels.values())
+
+    def wake(self) -> None:
+        """Let the main thread look again at what the connections wait for."""
+        if threading.get_ident() != self._main_thread:
+            self.pull_trigger()
+
+    def make_room(self, channel: Channel, request: RequestParser) -> bool:
+        """Return whether there is room for a request's body. If so, it is the request's until this is answered.
+
+        Raise OSError if the body is to be on disk, and cannot be.
+        """
+        body = request.body
+        if body is None or request.completed:  # it came with the head
+            request.is_wanted = True
+            return True
+        with self._room:
+            others = [each.current for each in self.channels() if each is not channel]
+            kept = [each for each in others if each and each.is_wanted and each.body]
+            if sum(each.user == request.user for each in kept) >= bounds.BODIES_OF_A_USER:
+                return False
+            used = sum(each.body.expected for each in kept if each.body and each.body.is_large == body.is_large)
+            if used + body.expected > (bounds.BODIES_ON_DISK if body.is_large else bounds.BODIES_IN_MEMORY):
+                return False
+            request.is_wanted = True
+        body.keep()
+        return True
+
+    def readable(self) -> bool:
+        if not self.accepting or time.monotonic() < self._accepts_from:
+            return False
+        return len(self.active_channels) < self.most_connections or self._longest_idle(self.channels()) is not None
+
+    def handle_accept(self) -> None:
+        for _ in range(bounds.ACCEPTED_AT_ONCE):
+            if not self.readable():
+                return
+            try:
+                accepted = self.accept()
+            except OSError as error:  # such as EMFILE: it will not be over at once
+                log(event="not_accepted", errno=error.errno)
+                self._accepts_from = time.monotonic() + 1
+                return
+            if accepted is None:
+                return
+            connection, address = accepted
+            with contextlib.suppress(OSError):  # the client may be gone
+                self.set_socket_options(connection)
+            self._close_one_too_many(address[0])
+            Channel(self, connection, address, self.adj, map=self._map)
+
+    def _close_one_too_many(self, address: str) -> None:
+        """Close the connection that has been idle longest, if there are too many, or too many from this address."""
+        channels = self.channels()
+        if len(channels) < self.most_connections:
+            channels = [] if self.is_proxied else [each for each in channels if each.connection_address == address]
+            if len(channels) < bounds.CONNECTIONS_OF_AN_ADDRESS:
+                return
+        if channel := self._longest_idle(channels):
+            channel.handle_close()
+
+    def _longest_idle(self, channels: list[Channel]) -> Channel | None:
+        idle = [channel for channel in channels if channel.is_idle]
+        return min(idle, key=lambda channel: channel.idle_since, default=None)
+
+
+class Lanes:
+    """Chooses a lane for each request. It stands in place of waitress' dispatcher, so its methods have those names."""
+
+    def __init__(self, at_once: Set[str]) -> None:
+        self._at_once = at_once
+        self._now: deque[Channel] = deque()  # requests that the main thread serves
+        self._reads = Lane("reads", *bounds.READS)
+        self._writes = Lane("writes", *bounds.WRITES)
+        self._large_writes = Lane("large writes", *bounds.LARGE_WRITES)
+
+    def add_task(self, channel: Channel) -> None:
+        """Have the first request of a connection served."""
+        request = channel.requests[0]
+        if not request.error and request.request_uri not in self._at_once:
+            if self._lane(request).put(channel.service):
+                return
+            request.refuse()
+        self._now.append(channel)
+
+    def _lane(self, request: RequestParser) -> Lane:
+        if not request.is_wanted or request.body_fault:
+            return self._reads
+        return self._large_writes if request.body and request.body.is_large else self._writes
+
+    def serve_now(self) -> None:
+        """Serve what takes no time: refusals, and the targets that are to be answered at once."""
+        while self._now:
+            self._now.popleft().service()
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 0) -> None:
+        """End the threads."""
+        for lane in (self._reads, self._writes, self._large_writes):
+            lane.stop()
 
 
 class WaitressLog(logging.Handler):
@@ -248,42 +526,49 @@ class WaitressLog(logging.Handler):
             log.error(record.exc_info[1])
 
 
+@dataclass(frozen=True)
+class HttpOptions:
+    """What the HTTP server needs to know from the app.
+
+    `refuse` returns the answer to a request that never reaches the app. `address_of` returns the client's address from
+    that of the connection and the headers, whose names are as in WSGI, without HTTP_. `is_proxied` is true if all
+    connections come from a proxy. Requests for the targets in `at_once` must not wait for anything. `body_directory` is
+    where large bodies wait.
+    """
+
+    refuse: Refuse
+    address_of: AddressOf
+    is_proxied: bool
+    at_once: Set[str]
+    body_directory: Path
+
+
 class HttpServer:
     """Serves an app on an address until SIGINT or SIGTERM."""
 
-    def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, refuse: Refuse) -> None:
-        """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound.
-
-        `refuse` returns the answer to a request that never reaches the app.
-        """
+    def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, options: HttpOptions) -> None:
+        """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
         logging.getLogger("waitress").addHandler(WaitressLog())
         logging.getLogger("waitress").propagate = False
-        logging.getLogger("waitress.queue").setLevel(logging.CRITICAL)  # it warns about every request that has to wait
-        self._waitress = waitress.server.create_server(
-            app,
-            map={},
-            sockets=[listener],
-            threads=THREADS,
+        adjustments = waitress.adjustments.Adjustments(
             ident="",
-            recv_bytes=16_384,  # waitress copies what it has received once for each chunk in it
-            inbuf_overflow=65_536,  # a larger body waits on disk, not in memory, until it is complete
-            asyncore_use_poll=True,
-            connection_limit=CONNECTIONS,
+            recv_bytes=65_536,
+            outbuf_overflow=1 << 40,  # an answer is never written to /tmp: `has_room` bounds it
             max_request_header_size=limits.header_bytes + 1,
-            # Read a body of up to twice the limit to its end, so that its sender sees the 413 and not a reset.
-            max_request_body_size=2 * limits.body_bytes + 1,
+            max_request_body_size=limits.body_bytes + 1,
             clear_untrusted_proxy_headers=False,  # the server reads no such header
         )
-        self._waitress.channel_class = functools.partial(Channel, refuse)
+        adjustments.body_directory = options.body_directory
+        self._listener = Listener(in_memory(app), listener, adjustments, options)
         self._body_seconds = limits.body_seconds
 
     @property
     def url(self) -> str:
         """The URL of the server, with the port that it really has."""
-        host = self._waitress.effective_host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._waitress.effective_port}"
+        host = self._listener.effective_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._listener.effective_port}"
 
     def run(self, **serving: Any) -> None:
         """Log that the server serves, with `serving` as further members. Serve until a signal, then stop.
@@ -294,36 +579,74 @@ class HttpServer:
 
         def stop(*_: Any) -> None:
             stopping.set()
-            self._waitress.pull_trigger()
+            self._listener.pull_trigger()
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
         log(event="serving", url=self.url, **serving)
         next_look = 0.0
         while not stopping.is_set():
-            wasyncore.poll2(1, self._waitress._map)
+            self._poll(LOOK_SECONDS)
             if time.monotonic() >= next_look:
-                next_look = time.monotonic() + 1
-                self._end_late_bodies()
+                next_look = time.monotonic() + LOOK_SECONDS
+                self._look()
         log(event="stopping")
         self._drain()
 
-    def _end_late_bodies(self) -> None:
+    def _poll(self, seconds: float) -> None:
+        """Read, send and accept, as soon as there is something, or when so many seconds are over."""
+        wasyncore.poll2(seconds, self._listener._map)
+        self._listener.lanes.serve_now()
+
+    def _look(self) -> None:
         # In a function of its own: `run` would keep the last channel, with its body, long after its connection.
-        for channel in list(self._waitress.active_channels.values()):
-            channel.end_late_body(self._body_seconds)
+        now = time.monotonic()
+        for channel in self._listener.channels():
+            channel.look(now, self._body_seconds)
 
     def _drain(self) -> None:
-        """Stop listening, and answer what has arrived. Wait for that at most DRAIN_SECONDS."""
-        wasyncore.poll2(0, self._waitress._map)  # accept what has arrived already
-        wasyncore.dispatcher.close(self._waitress)
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while self._waitress.active_channels and time.monotonic() < deadline:
-            for channel in list(self._waitress.active_channels.values()):
-                if not (channel.requests or channel.request or channel.total_outbufs_len):
-                    channel.will_close = True
-            wasyncore.poll2(0.1, self._waitress._map)
-        self._waitress.task_dispatcher.shutdown()
-        for thread in threading.enumerate():  # a thread that ends releases its connection to the store
-            if thread.name.startswith("waitress-"):
-                thread.join(5)
+        """Stop listening, and answer what has arrived, within the bounds of time."""
+        self._poll(0)  # accept what has arrived already
+        self._poll(0)  # and read it
+        wasyncore.dispatcher.close(self._listener)
+        started = time.monotonic()
+        while self._listener.active_channels and (waited := time.monotonic() - started) < bounds.DRAIN_SECONDS:
+            for channel in self._listener.channels():
+                is_arriving = channel.request is not None and not channel.requests
+                if channel.is_idle and not is_arriving or is_arriving and waited > bounds.DRAIN_INCOMPLETE_SECONDS:
+                    channel.handle_close()
+            self._poll(0.05)
+            self._look()
+        self._listener.lanes.shutdown()
+
+
+def in_memory(app: WsgiApp) -> WsgiApp:
+    """Return the same app. waitress sends its large answers without copying them."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        parts = app(environ, start_response)
+        body = b"".join(parts)
+        return LargeAnswer(body) if len(body) > bounds.SMALL_ANSWER_BYTES else [body]
+
+    return call
+
+
+class LargeAnswer(waitress.buffers.ReadOnlyFileBasedBuffer):
+    """The body of an answer, in the form in which waitress sends files. It shares the app's bytes."""
+
+    def __init__(self, body: bytes) -> None:
+        self._unsent = memoryview(body)
+        self.remain = len(body)
+
+    def prepare(self, size: int | None = None) -> int:
+        return self.remain
+
+    def get(self, numbytes: int = -1, skip: bool = False) -> memoryview:
+        return self._unsent[:numbytes]
+
+    def skip(self, numbytes: int, allow_prune: bool = False) -> None:
+        self._unsent = self._unsent[numbytes:]
+        self.remain -= numbytes
+
+    def close(self) -> None:
+        self._unsent, self.remain = memoryview(b""), 0

@@ -26,7 +26,8 @@ from server import clock, dbm_store, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
 from server.guessing import Guessing
-from server.http_server import RequestParser, WaitressLog
+from server.http_parser import RequestParser
+from server.http_server import WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import AddressLimit, Events, Limit, keyed_hash
 from server.recent import Recent

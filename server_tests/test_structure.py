@@ -37,7 +37,11 @@ def is_part(name: str, package: str) -> bool:
 
 @pytest.mark.parametrize(
     ("library", "where"),
-    [("waitress", {"server.http_server"}), ("bottle", {"backup_server"}), ("dbm", {"server.dbm_store"})],
+    [
+        ("waitress", {"server.http_parser", "server.http_server"}),
+        ("bottle", {"backup_server"}),
+        ("dbm", {"server.dbm_store"}),
+    ],
 )
 def test_the_server_knows_a_library_in_one_place(library, where):
     users = {name for name in FILES if any(is_part(each, library) for each in IMPORTS[name])}

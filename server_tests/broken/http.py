@@ -16,7 +16,7 @@ from waitress.task import WSGITask
 import backup_server
 from backup_server import App, Problem, Request, Response, Server, User
 from clients.python.backup_client import content_digest
-from server import clock, http_server, i_json, json_schema
+from server import clock, http_parser, http_server, i_json, json_schema
 from server.limits import wait_seconds
 from server_tests.broken.fault import (
     add_to_limit,
@@ -61,7 +61,7 @@ def digest_is_compared_before_the_credentials() -> None:
 def body_is_checked_before_the_path() -> None:
     """A body with broken framing, or one that is too slow or too long, is told before anything that the head tells."""
 
-    @instead_of(http_server.RequestParser, "end_body")
+    @instead_of(http_parser.RequestParser, "end_body")
     def end_body(real: Any, parser: Any, fault: int) -> None:
         parser.error, parser.completed = Error(fault), True
 
@@ -84,7 +84,7 @@ def late_body_is_told_before_a_long_one() -> None:
 def framing_of_chunks_counts() -> None:
     """A body in many small chunks is too large, however small it is."""
 
-    @instead_of(http_server.RequestParser, "received")
+    @instead_of(http_parser.RequestParser, "received")
     def received(real: Any, parser: Any, data: bytes) -> int:
         parser.wire = getattr(parser, "wire", 0) + len(data)
         consumed = real(parser, data)
@@ -310,13 +310,13 @@ def needless_body_is_ignored_if_it_is_chunked() -> None:
 @breaks("http.body-time", "getHealth.408", "deleteUser.408")
 def body_is_waited_for_without_end() -> None:
     """A thousand slow bodies hold all connections."""
-    change(http_server.RequestParser, "is_late", lambda parser, seconds: False)
+    change(http_parser.RequestParser, "is_late", lambda parser, seconds: False)
 
 
 @breaks("http.body-time")
 def body_may_come_at_any_time() -> None:
     """A signature that somebody holds back acts hours later."""
-    change(http_server.RequestParser, "is_late", lambda parser, seconds: False)
+    change(http_parser.RequestParser, "is_late", lambda parser, seconds: False)
     change(Server, "check_time", lambda server, request: None)
 
 
@@ -369,7 +369,7 @@ def expectation_is_refused() -> None:
 def refuse_if(condition: Callable[[Any], bool]) -> None:
     """Refuse a request because of its headers."""
 
-    @instead_of(http_server.RequestParser, "parse_header")
+    @instead_of(http_parser.RequestParser, "parse_header")
     def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
         real(parser, header_plus)
         if condition(parser):
@@ -380,7 +380,7 @@ def refuse_if(condition: Callable[[Any], bool]) -> None:
 def http_is_read_as_the_library_does() -> None:
     """Two Hosts, or a length together with chunks, are accepted. A proxy may read another request than the server."""
 
-    @instead_of(http_server.RequestParser, "parse_header")
+    @instead_of(http_parser.RequestParser, "parse_header")
     def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
         parser.arrived_at, parser.arrived = clock.now(), clock.monotonic()
         HTTPRequestParser.parse_header(parser, header_plus)
@@ -389,26 +389,26 @@ def http_is_read_as_the_library_does() -> None:
 @breaks("http.host")
 def any_host_is_valid() -> None:
     """A proxy may route a request by another host than the one that a cache stores it under."""
-    change(http_server, "is_host", lambda text: True)
+    change(http_parser, "is_host", lambda text: True)
 
 
 @breaks("http.host")
 def address_in_brackets_is_not_looked_at() -> None:
     """[1::2::3] is a host."""
-    change(http_server, "is_host", lambda text: bool(http_server.HOST.fullmatch(text)))
+    change(http_parser, "is_host", lambda text: bool(http_parser.HOST.fullmatch(text)))
 
 
 @breaks("http.host")
 def authority_of_a_target_is_not_looked_at() -> None:
     """http://user@host/health is a target."""
-    change(http_server, "ABSOLUTE_FORM", re.compile("(?!)"))
+    change(http_parser, "ABSOLUTE_FORM", re.compile("(?!)"))
 
 
 @breaks("http.minor")
 def http_1_2_is_refused() -> None:
     """A client of a later version of HTTP/1 is told that its request is malformed."""
 
-    @instead_of(http_server.RequestParser, "parse_header")
+    @instead_of(http_parser.RequestParser, "parse_header")
     def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
         if re.match(rb"[^\r]* HTTP/1\.[2-9]\r", header_plus):
             raise ParsingError("refused")
@@ -419,7 +419,7 @@ def http_1_2_is_refused() -> None:
 def http_1_2_is_read_as_http_1_0() -> None:
     """A client of a later version of HTTP/1 has to connect again for each request."""
 
-    @instead_of(http_server.RequestParser, "parse_header")
+    @instead_of(http_parser.RequestParser, "parse_header")
     def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
         real(parser, re.sub(rb"^([^\r]* HTTP/1\.)[2-9]\r", rb"\g<1>0\r", header_plus))
 

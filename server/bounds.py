@@ -1,0 +1,46 @@
+"""The bounds on everything that is finite, for the smallest machine on Fly: one shared CPU, 256 MB, a slow disk.
+
+Each bound stands here once, beside its reason. A test reaches each. Seconds are those of the monotonic clock.
+"""
+
+KIB, MIB = 1024, 1024 * 1024
+
+# --- Connections ------------------------------------------------------------------------------------------------------
+# Beyond a bound, the connection that has waited longest without a complete head is closed.
+
+CONNECTIONS = 1000  # each costs some kB of memory, and a millisecond of each second to watch
+RESERVED_DESCRIPTORS = 96  # of the process' limit: for the database, bodies on disk (at most 64), and the log
+CONNECTIONS_OF_AN_ADDRESS = 250  # so that four addresses are needed to take all places; not behind a proxy
+
+ACCEPTED_AT_ONCE = 64  # between two looks at the open connections
+
+HEAD_SECONDS = 20  # from the connection, or from the first byte of the head, until the head is complete
+IDLE_SECONDS = 75  # between two requests; longer than Fly's proxy keeps an idle connection
+SILENT_SECONDS = 60  # a body that does not arrive, or an answer that nobody reads: a train leaves a tunnel in less
+ANSWER_SECONDS = 300  # for reading an answer; the contract gives a body as long
+LINGER_SECONDS = 30  # after the last answer, for what the client is still sending
+LINGER_BYTES = 16 * MIB  # twice the most that a body may have
+DRAIN_SECONDS = 20  # how long a stop waits for requests in progress; fly.toml gives it more
+DRAIN_INCOMPLETE_SECONDS = 2  # and for a request that is still arriving
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+# Beyond a bound, the answer is 503 `unavailable` with Retry-After, at once.
+
+REQUESTS_OF_AN_ADDRESS = 64  # in progress; a phone needs one, an office behind one address a few
+QUEUE_SECONDS = 10  # in a lane; a client waits 30 seconds or more, and the store takes up to 15 of them
+REQUESTS_AHEAD = 2  # requests on a connection that the client sends before it has the first answer
+
+# Lanes: (threads, how many requests may wait).
+READS = (2, 1024)  # heads, and what changes nothing: each takes about a millisecond
+WRITES = (2, 128)  # while one waits for the disk, the next body is decoded
+LARGE_WRITES = (1, 32)  # bodies that are on disk: each takes 25 MB while it is decoded
+
+# --- Bodies and answers -----------------------------------------------------------------------------------------------
+
+SMALL_BODY_BYTES = 1 * MIB  # a larger body waits on disk, beside the database: Fly's /tmp is on its slow root disk
+BODIES_IN_MEMORY = 8 * MIB  # of small bodies
+BODIES_ON_DISK = 64 * MIB  # of large bodies, by what their heads announce
+BODIES_OF_A_USER = 2  # at a time; one that was given up, and its repetition
+SMALL_ANSWER_BYTES = 64 * KIB  # an answer of so many bytes always has room
+UNREAD_ANSWERS = 24 * MIB  # in memory until the clients have read them
+UNREAD_ANSWERS_OF_AN_ADDRESS = 8 * MIB  # one backup of the largest size is always allowed

@@ -1,0 +1,44 @@
+"""Lanes: queues with threads of their own, so that what waits in one does not hold up what is in another."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from server.log import log
+
+STOP_SECONDS = 5  # how long `stop` waits for a thread
+
+Work = Callable[[], None]
+
+
+class Lane:
+    """Threads that do one piece of work after the other. The number of pieces that wait is bounded."""
+
+    def __init__(self, name: str, threads: int, most_waiting: int) -> None:
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._most_waiting = most_waiting
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, work: Work) -> bool:
+        """Let a thread do this work, and return True. If too much is waiting, return False."""
+        if self._queue.qsize() >= self._most_waiting:
+            return False
+        self._queue.put(work)
+        return True
+
+    def stop(self) -> None:
+        """End the threads after the work that they have. A thread that is stuck is left behind."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:  # a thread that has ended releases its connection to the store
+            thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        while work := self._queue.get():
+            try:
+                work()
+            except Exception as error:  # the thread has to go on
+                log.error(error)
+            work = None  # or the last request would stay in memory until the next one
