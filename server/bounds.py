@@ -38,9 +38,9 @@ LARGE_WRITES = (1, 32)  # bodies that are on disk: each takes 25 MB while it is 
 # --- Bodies and answers -----------------------------------------------------------------------------------------------
 
 SMALL_BODY_BYTES = 1 * MIB  # a larger body waits on disk, beside the database: Fly's /tmp is on its slow root disk
-BODIES_IN_MEMORY = 8 * MIB  # of small bodies
-BODIES_ON_DISK = 64 * MIB  # of large bodies, by what their heads announce
-BODIES_OF_A_USER = 2  # at a time; one that was given up, and its repetition
+BODIES_IN_MEMORY = 8 * MIB  # of small bodies, in all
+BODIES_ON_DISK = 64 * MIB  # of large bodies; what counts is what their heads announce
+SHARE_OF_A_USER = 4  # a user may have a quarter of either: two of the largest bodies, or 30 of an ordinary size
 SMALL_ANSWER_BYTES = 64 * KIB  # an answer of so many bytes always has room
 UNREAD_ANSWERS = 24 * MIB  # in memory until the clients have read them
 UNREAD_ANSWERS_OF_AN_ADDRESS = 8 * MIB  # one backup of the largest size is always allowed

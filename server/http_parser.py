@@ -64,6 +64,7 @@ class Body:
         return self._size
 
     def append(self, data: bytes) -> None:
+        self._file.seek(self._size)
         self._file.write(data)
         self._size += len(data)
 

@@ -435,10 +435,14 @@ class Listener(waitress.server.TcpWSGIServer):
         with self._room:
             others = [each.current for each in self.channels() if each is not channel]
             kept = [each for each in others if each and each.is_wanted and each.body]
-            if sum(each.user == request.user for each in kept) >= bounds.BODIES_OF_A_USER:
+            alike = [
+                (each.user, each.body.expected) for each in kept if each.body and each.body.is_large == body.is_large
+            ]
+            most = bounds.BODIES_ON_DISK if body.is_large else bounds.BODIES_IN_MEMORY
+            if sum(size for _, size in alike) + body.expected > most:
                 return False
-            used = sum(each.body.expected for each in kept if each.body and each.body.is_large == body.is_large)
-            if used + body.expected > (bounds.BODIES_ON_DISK if body.is_large else bounds.BODIES_IN_MEMORY):
+            of_user = sum(size for user, size in alike if user == request.user)
+            if of_user + body.expected > most / bounds.SHARE_OF_A_USER:
                 return False
             request.is_wanted = True
         body.keep()

@@ -29,8 +29,9 @@ def main() -> int:
     parser.add_argument("--fault", type=Path, help=f"file with a fault's name, or none: {', '.join(FAULTS)}")
     parser.add_argument("--damage", type=Path, help="damage the stored backup that has this file's bytes, and exit")
     parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
-    parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for requests in progress")
-    parser.add_argument("--idle-seconds", type=int, help="how long a connection may be silent; waitress allows 120 s")
+    parser.add_argument(
+        "--bound", metavar="NAME=NUMBER", action="append", default=[], help="another bound of bounds.py"
+    )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     arguments = parser.parse_args()
@@ -38,17 +39,14 @@ def main() -> int:
         damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
         return 0
     import backup_server  # only here, because nothing above needs it
-    from server import clock, http_server
+    from server import bounds, clock
 
     if arguments.broken:
         from server_tests.broken import FAULTS as BROKEN_SERVERS
 
         BROKEN_SERVERS[arguments.broken].put_in()
-    if arguments.drain_seconds is not None:
-        mock.patch.object(http_server, "DRAIN_SECONDS", arguments.drain_seconds).start()
-    if arguments.idle_seconds is not None:
-        change = {"channel_timeout": arguments.idle_seconds, "cleanup_interval": 1}
-        mock.patch.multiple("waitress.adjustments.Adjustments", **change).start()
+    for name, _, number in (each.partition("=") for each in arguments.bound):
+        mock.patch.object(bounds, name, float(number)).start()
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.clock:
