@@ -33,7 +33,7 @@ import bottle
 import jsonschema
 import yaml
 
-from server import clock, i_json, reference_page
+from server import clock, i_json, memory, reference_page
 from server.accounts import (
     Account,
     DamagedData,
@@ -1280,6 +1280,7 @@ def client_address(connection: str, headers: Mapping[str, str], on_fly: bool) ->
 
 def serve(settings: Settings, spec: Spec) -> None:
     """Serve until SIGINT or SIGTERM. Raise StartupError if the database file or the address cannot be used."""
+    memory.give_back()
     try:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
     except StorageUnavailable as error:

@@ -24,6 +24,9 @@ HOST = re.compile(
     r"|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?",
     re.ASCII,
 )
+LOWERCASE_METHOD = re.compile(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ")
+HIGHER_MINOR = re.compile(rb"( HTTP/1\.)[2-9](?=[ \t]*$)")
+TARGET = re.compile(r"[!-~]+")  # RFC 3986 section 2: ASCII
 ABSOLUTE_FORM = re.compile("^https?://([^/?#]*)", re.IGNORECASE)  # RFC 9112 section 3.2.2
 
 
@@ -151,23 +154,26 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 
     def parse_header(self, header_plus: bytes) -> None:
         self.arrived_at, self.arrived = clock.now(), clock.monotonic()
+        # Look at each character once: a pattern that tries again at each space takes seconds for 16 kB of spaces.
+        first, end, rest = header_plus.partition(b"\r\n")
+        lines = [line.partition(b":") for line in rest.lower().split(b"\r\n") if line]
+        names = [name for name, _, _ in lines]
+        if len(set(names)) < len(names):
+            self.repeated = frozenset(name.decode("latin-1") for name, count in Counter(names).items() if count > 1)
         # Methods are case-sensitive (RFC 9110 section 9.1), so one with lowercase letters is a method that no path has.
         # waitress calls it malformed. Replace it with another method that no path has.
-        header_plus = re.sub(rb"^(?=\S*[a-z])[\w!#$%&'*+.^`|~-]+ ", b"OTHER ", header_plus)
+        if not first.partition(b" ")[0].isupper():
+            first = LOWERCASE_METHOD.sub(b"OTHER ", first)
         # A higher minor version is no reason to refuse a request (RFC 9110 section 2.5).
-        header_plus = re.sub(rb"^([^\r\n]* HTTP/1\.)[2-9](?=[ \t]*\r\n)", rb"\g<1>1", header_plus)
-        super().parse_header(header_plus)
-        # Look at each character once: a pattern that tries again at each space takes seconds for 16 kB of spaces.
-        lines = [line.partition(b":") for line in header_plus.lower().split(b"\r\n")[1:]]
-        names = Counter(name.decode("latin-1") for name, _, _ in lines)
-        self.repeated = frozenset(name for name, count in names.items() if count > 1)
-        options = [option.strip(" \t") for option in self.headers.get("CONNECTION", "").lower().split(",")]
-        if "close" in options:
-            self.headers["CONNECTION"] = "close"  # waitress compares the whole value (RFC 9110 section 7.6.1)
+        first = HIGHER_MINOR.sub(rb"\g<1>1", first)
+        super().parse_header(first + end + rest)
+        if connection := self.headers.get("CONNECTION", "").lower():
+            if "close" in (option.strip(" \t") for option in connection.split(",")):
+                self.headers["CONNECTION"] = "close"  # waitress compares the whole value (RFC 9110 section 7.6.1)
         if self.version not in ("1.0", "1.1"):
             raise waitress.parser.ParsingError("unknown version")
-        if not re.fullmatch(r"[!-~]+", self.request_uri):
-            raise waitress.parser.ParsingError("the target is not ASCII")  # RFC 3986 section 2
+        if not TARGET.fullmatch(self.request_uri):
+            raise waitress.parser.ParsingError("the target is not ASCII")
         absolute = ABSOLUTE_FORM.match(self.request_uri)
         if absolute and (absolute[1].startswith(":") or not absolute[1] or not is_host(absolute[1])):
             raise waitress.parser.ParsingError("no valid authority")  # RFC 9110 section 4.2.1: nor an empty host

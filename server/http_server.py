@@ -158,6 +158,7 @@ class Channel(waitress.channel.HTTPChannel):
         self.waits_since: float | None = None  # since when, if no thread has taken it yet
         self.is_lingering = False  # the last answer was sent; what still arrives is discarded
         self.discarded = 0  # bytes
+        self.address = self.connection_address  # or that of the last request, if a proxy sends it
         self.answered_at = self.moved_at = time.monotonic()  # moved_at: when bytes last came or went
         self.wait(bounds.HEAD_SECONDS)
 
@@ -173,12 +174,6 @@ class Channel(waitress.channel.HTTPChannel):
         """The request that is answered, or else the one that is arriving."""
         requests = self.requests
         return requests[0] if requests else self.request
-
-    @property
-    def address(self) -> str:
-        """The address of the current request, or else of the connection."""
-        request = self.current
-        return (request and request.address) or self.connection_address
 
     @property
     def connection_address(self) -> str:
@@ -245,7 +240,7 @@ class Channel(waitress.channel.HTTPChannel):
 
     def _look_at_head(self, request: RequestParser) -> None:
         """Note whose request it is. Refuse it if too many of this client are in progress."""
-        request.address = self.server.address_of(self.connection_address, request.headers)
+        self.address = request.address = self.server.address_of(self.connection_address, request.headers)
         channels = self.server.channels()
         if len(channels) > bounds.REQUESTS_OF_AN_ADDRESS:
             busy = sum(not channel.is_idle for channel in channels if channel.address == request.address)
@@ -286,6 +281,8 @@ class Channel(waitress.channel.HTTPChannel):
         try:
             if self.connected:
                 task.service()
+                with self.outbuf_lock:
+                    self._flush_exception(self._flush_some, do_close=False)
         except BodyWanted:
             self._receive_body(request)
             return
@@ -559,6 +556,7 @@ class HttpServer:
         adjustments = waitress.adjustments.Adjustments(
             ident="",
             recv_bytes=65_536,
+            send_bytes=bounds.SMALL_ANSWER_BYTES,  # so that head and body of a small answer are sent in one step
             outbuf_overflow=1 << 40,  # an answer is never written to /tmp: `has_room` bounds it
             max_request_header_size=limits.header_bytes + 1,
             max_request_body_size=limits.body_bytes + 1,
