@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -1119,18 +1120,11 @@ class App:
     def __init__(self, server: Server, pages: Mapping[str, Page]) -> None:
         """Build the routes: the operations of the spec, and `pages`, the reference's pages by path."""
         self._server = server
-        self._bottle = bottle.Bottle()
-        self._bottle.config["catchall"] = False  # Bottle would write error messages, which may repeat what was sent
-        self._bottle.add_hook("before_request", self._screen)
-        self._bottle.default_error_handler = lambda error: self._not_found(
-            "/openapi.yaml lists the operations and their paths."
-        )
-        if not pages:
-            missing = "The reference page was not built. This builds it: tox run -e reference"
-            self._bottle.route("/", "ANY", functools.partial(self._not_found, missing))
+        self._router = bottle.Router()
+        self._missing_page = "/" if not pages else None
         for route in [*self._pages(pages), *self._operations()]:
-            rule = re.sub(r"\{(\w+)\}", r"<\1:re:[^/]+>", route.template)
-            self._bottle.route(rule, "ANY", functools.partial(self._serve, route))
+            # Bottle's own rules for methods differ from the contract's, so it only sees paths.
+            self._router.add(re.sub(r"\{(\w+)\}", r"<\1:re:[^/]+>", route.template), "ANY", route)
 
     def _pages(self, pages: Mapping[str, Page]) -> Iterator[Route]:
         for path, page in pages.items():
@@ -1144,29 +1138,35 @@ class App:
             answerers = paths.setdefault(each.path, {})
             answerers[each.method] = functools.partial(self._answer, each)
             if each.method == "GET" and not each.proofs:
-                answerers["HEAD"] = answerers["GET"]  # Bottle leaves the body out
+                answerers["HEAD"] = answerers["GET"]  # `__call__` leaves the body out
         yield from (Route(path, answerers) for path, answerers in paths.items())
 
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
-        """Answer a request and log it, even if it fails."""
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        """Answer a request and log it."""
         started = time.perf_counter()
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            request_id = self._finish_headers(headers, environ.get("HTTP_ORIGIN"))
-            method = environ["REQUEST_METHOD"]
-            log(
-                event="request",
-                method=method if method in KNOWN_METHODS else "other",
-                route=environ.get("backup.route"),
-                status=int(status[:3]),
-                milliseconds=round((time.perf_counter() - started) * 1000, 3),
-                requestBytes=int(environ.get("CONTENT_LENGTH") or 0),
-                responseBytes=int(dict(headers).get("Content-Length", 0)),
-                requestId=request_id,
-            )
-            return start_response(status, headers, exc_info)
-
-        return self._bottle(environ, start)
+        # waitress decodes and folds paths, but the contract compares them as sent. The target is in origin-form or
+        # absolute-form (RFC 9112 section 3.2).
+        environ["PATH_INFO"] = ABSOLUTE_FORM.sub("", environ["REQUEST_URI"]).partition("?")[0]
+        route, response = self._respond(environ)
+        if not environ[ARRIVAL].has_room(len(response.body)):
+            response = refusal(503, self._server.spec.limits).response
+        headers = list(response.headers.items())
+        if response.status not in (204, 304):  # they have no body, and so no length of one (RFC 9110 section 8.6)
+            headers.append(("Content-Length", str(len(response.body))))
+        request_id = self._finish_headers(headers, environ.get("HTTP_ORIGIN"))
+        method = environ["REQUEST_METHOD"]
+        log(
+            event="request",
+            method=method if method in KNOWN_METHODS else "other",
+            route=route.template if route else None,
+            status=response.status,
+            milliseconds=round((time.perf_counter() - started) * 1000, 3),
+            requestBytes=int(environ.get("CONTENT_LENGTH") or 0),
+            responseBytes=len(response.body),
+            requestId=request_id,
+        )
+        start_response(status_line(response.status), headers)
+        return [] if method == "HEAD" else [response.body]
 
     def refuse(self, status: int, origin: str | None) -> Refusal:
         """Return the answer to a request that cannot be read.
@@ -1177,27 +1177,17 @@ class App:
         headers = list(response.headers.items())
         request_id = self._finish_headers(headers, origin)
         log(event="request", method=None, route=None, status=response.status, requestId=request_id)
-        return Refusal(bottle.HTTPResponse(status=response.status).status_line, headers, response.body)
+        return Refusal(status_line(response.status), headers, response.body)
 
-    def _screen(self) -> None:
-        """Restore the path as it was sent."""
-        environ = bottle.request.environ
-        # Bottle and waitress decode and fold paths, but the contract compares them as sent. The target is in
-        # origin-form or absolute-form (RFC 9112 section 3.2).
-        target = ABSOLUTE_FORM.sub("", environ["REQUEST_URI"])
-        environ["PATH_INFO"] = target.partition("?")[0]
-
-    @staticmethod
-    def _to_bottle(response: Response) -> bottle.HTTPResponse:
-        return bottle.HTTPResponse(response.body, response.status, response.headers)
-
-    def _not_found(self, detail: str) -> bottle.HTTPResponse:
-        return self._to_bottle(Problem("not_found", detail).response)
-
-    def _serve(self, route: Route, **parameters: str) -> bottle.HTTPResponse:
-        """Answer a request to a path that exists."""
-        environ = bottle.request.environ
-        environ["backup.route"] = route.template
+    def _respond(self, environ: Environ) -> tuple[Route | None, Response]:
+        """Find the route of a request, and answer it."""
+        try:
+            route, parameters = self._router.match(environ)
+        except bottle.HTTPError:  # no path that the document has
+            detail = "/openapi.yaml lists the operations and their paths."
+            if environ["PATH_INFO"] == self._missing_page:
+                detail = "The reference page was not built. This builds it: tox run -e reference"
+            return None, Problem("not_found", detail).response
         method = environ["REQUEST_METHOD"]
         if answerer := route.answerers.get(method):
             response = answerer(environ, parameters)
@@ -1210,9 +1200,7 @@ class App:
         else:
             detail = "This path does not have this method. Allow lists those that it has."
             response = Problem("method_not_allowed", detail, headers={"Allow": route.allow}).response
-        if not environ[ARRIVAL].has_room(len(response.body)):
-            response = refusal(503, self._server.spec.limits).response
-        return self._to_bottle(response)
+        return route, response
 
     def _answer(self, operation: Operation, environ: Environ, parameters: Mapping[str, str]) -> Response:
         """Check the proofs of a request, read its body, and call the handler of its operation."""
@@ -1251,6 +1239,12 @@ class App:
             headers.append(("Access-Control-Allow-Origin", origin))
             headers.append(("Access-Control-Expose-Headers", EXPOSED_HEADERS))
         return request_id
+
+
+@functools.cache
+def status_line(status: int) -> str:
+    """Return a status with its phrase: "200 OK"."""
+    return f"{status} {HTTPStatus(status).phrase}"
 
 
 def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Response:

@@ -114,8 +114,10 @@ class AppTask(waitress.task.WSGITask):
         return environ
 
     def build_response_header(self) -> bytes:
-        if not self.request.completed:
-            self.request.headers["CONNECTION"] = "close"  # the rest of the body is discarded, not looked at
+        if self.request.body is not None and not self.request.is_wanted:
+            # The body is discarded as it arrives. Do the same if it came with the head, so that the answer does not
+            # depend on how fast a body comes.
+            self.request.headers["CONNECTION"] = "close"
         head: bytes = super().build_response_header()
         return head
 
@@ -319,7 +321,7 @@ class Channel(waitress.channel.HTTPChannel):
         """Go on after an answer."""
         with self.requests_lock:
             self.is_served, self.answered_at = False, time.monotonic()
-            if closes or not self.connected or not request.completed:
+            if closes or not self.connected:
                 self.close_when_flushed = True
                 for each in self.requests:
                     each.close()

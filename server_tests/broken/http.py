@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import bottle
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import WSGITask
 
@@ -209,11 +208,11 @@ def errors_point_nowhere() -> None:
 def unknown_method_is_not_found() -> None:
     """A method that the server has not heard of gets 404."""
 
-    @instead_of(App, "_serve")
-    def serve(real: Any, app: Any, *arguments: Any, **parameters: str) -> bottle.HTTPResponse:
-        if bottle.request.environ["REQUEST_METHOD"] not in backup_server.KNOWN_METHODS:
-            return app._not_found("There is nothing.")
-        return real(app, *arguments, **parameters)
+    @instead_of(App, "_respond")
+    def respond(real: Any, app: App, environ: dict[str, Any]) -> Any:
+        if environ["REQUEST_METHOD"] not in backup_server.KNOWN_METHODS:
+            return None, Problem("not_found", "There is nothing.").response
+        return real(app, environ)
 
 
 @breaks("header.Allow")
@@ -241,11 +240,10 @@ def trailing_slash_is_dropped() -> None:
 def change_path(changed: Callable[[str], str]) -> None:
     """Change the path that is routed."""
 
-    @instead_of(App, "_screen")
-    def screen(real: Any, app: App) -> None:
-        real(app)
-        environ = bottle.request.environ
+    @instead_of(App, "_respond")
+    def respond(real: Any, app: App, environ: dict[str, Any]) -> Any:
         environ["PATH_INFO"] = changed(environ["PATH_INFO"])
+        return real(app, environ)
 
 
 # --- Bodies -----------------------------------------------------------------------------------------------------------
