@@ -671,9 +671,10 @@ class LifeOfAServer(Life):
             self.settle(exchange)
         else:
             self.story.append(f"  user {user} {exchange.call}: no answer")
-            after = copy.deepcopy(self.model)
-            after.answer(exchange.call, self.now())
-            self.models.append(after)
+            carried_out = copy.deepcopy(self.models)
+            for model in carried_out:
+                model.answer(exchange.call, self.now())
+            self.models += carried_out
             self.touched.add(user)
         self.forget()
 
