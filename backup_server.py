@@ -829,7 +829,9 @@ def refused_registration(server: Server, request: Request, user: Credentials, wa
     It counts as a failed credential. Therefore, the failures may have to be waited for, too.
     """
     limit = server.registrations.limit
-    server.guessing.count(user.user_id, request.address, may_be_known=False)
+    # If other requests have just reached a limit on failures, this one counts nothing, like those that come after it.
+    if full := server.guessing.count(user.user_id, request.address, may_be_known=False):
+        return too_many(*full)
     failures = server.guessing.wait(user.user_id, request.address, may_be_known=False)
     return too_many(max(wait, failures.seconds if failures else 0), limit)
 

@@ -258,7 +258,7 @@ def upload_in_two_parts(target: Target, user: BackupClient, blob: bytes, between
     with raw.connected(target) as connection:
         connection.sendall(whole[: -len(body) // 2])
         between()
-        connection.sendall(whole[-len(body) // 2 :])
+        raw.send_all(connection, whole[-len(body) // 2 :])
         return outcome(raw.receive(target, connection, "POST", "/api/backup"))
 
 

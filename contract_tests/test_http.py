@@ -474,7 +474,7 @@ def test_a_chunked_body_that_is_too_long_and_late(frozen):
     with raw.connected(frozen) as connection:
         connection.sendall(head)
         assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.sendall(begun)
+        raw.send_all(connection, begun)
         time.sleep(0.5)
         frozen.move_clock(BODY_SECONDS + 1)
         assert outcome(raw.receive(frozen, connection, "POST", "/api/backup", head)) == "413 payload_too_large"

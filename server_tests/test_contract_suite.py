@@ -7,18 +7,22 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import requests
 
 from contract_tests.suite.requirement_ids import REQUIREMENTS
-from contract_tests.target import answer_checks
+from contract_tests.target import answer_checks, raw
 from contract_tests.target.openapi import OPERATIONS, REPOSITORY, SERVER, is_timestamp
 from contract_tests.target.process import COMMAND
 from contract_tests.target.target import RAISED_LIMITS
@@ -390,3 +394,23 @@ def test_a_traceback_stands_below_its_line():
     line = json.dumps({"event": "error", "error": "KeyError", "traceback": ["Traceback\n", f"  {REPOSITORY}/a.py\n"]})
     assert readable(line) == '{"event": "error", "error": "KeyError"}\nTraceback\n  a.py'
     assert readable("no JSON") == "no JSON"
+
+
+def test_an_answer_that_comes_while_the_body_is_sent():
+    """The server answers, and closes the connection before it has read the body. So the connection is reset."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        target: Any = SimpleNamespace(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", observer=Mock())
+
+        def answer_early() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                connection.recv(1)
+                connection.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+
+        served = pool.submit(answer_early)
+        head = raw.request("POST", "/", headers=("Expect: 100-continue", "Content-Length: 50000000"))
+        asked, answer = raw.expect(target, head, bytes(50_000_000), "POST", "/")
+        served.result()
+    assert (asked, answer.status) == (True, 408)

@@ -188,6 +188,21 @@ def test_a_key_that_is_changed_while_it_is_compared_makes_no_address_known(at):
         assert guessing.remember(USER, "192.0.2.1") != is_known
 
 
+def test_a_registration_waits_for_the_failures_that_others_have_just_used_up(at):
+    """Past the limit on registrations, its credentials are let through. Before it counts as a failure, others do."""
+    at(0)
+    guessing, registrations = Guessing(2, 50, 2, 30, 32), AddressLimit(Limit("registrations", 1, 3600))
+    registrations.count("192.0.2.1")
+    server: Any = SimpleNamespace(store=MemoryStore(), guessing=guessing, registrations=registrations)
+    request: Any = SimpleNamespace(address="192.0.2.1")
+    waits = []
+    for _ in range(3):
+        with pytest.raises(backup_server.Problem) as refused:
+            backup_server.register_user(server, request, backup_server.Credentials(USER, "d" * 64))
+        waits.append(refused.value.response.headers["Retry-After"])
+    assert waits == ["3600", "3600", "300"]
+
+
 # ---- Refused uploads -----------------------------------------------------------------------------------------------
 
 

@@ -177,11 +177,11 @@ class Model:
         return operations[call.operation](account, call, now)
 
     def register(self, call: Call, now: int) -> Answer:
-        account, registered = self.accounts.get(call.user_id), self.memory.registrations.get(call.address, [])
+        account = self.accounts.get(call.user_id)
         if account and account.key == call.key:
             self.make_known(call, now)
             return Answer("200", {"createdAt": rfc3339(account.created)})
-        if wait := seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now):
+        if wait := self.wait_to_register(call, now):
             self.fail(call, now)
             return Answer("429 rate_limited", {"Retry-After": max(wait, self.wait_to_be_compared(call, now))})
         if account:
@@ -193,6 +193,11 @@ class Model:
         self.make_known(call, now)
         self.accounts[call.user_id] = Account(now, call.key)
         return Answer("201", {"createdAt": rfc3339(now)})
+
+    def wait_to_register(self, call: Call, now: int) -> int:
+        """Return after how many whole seconds this address may register an account. 0 means at once."""
+        registered = self.memory.registrations.get(call.address, [])
+        return seconds_to_wait(registered, [(self.settings.registrations, HOUR)], now)
 
     def store(self, account: Account, call: Call, now: int) -> Answer:
         latest, refused = account.latest, self.memory.refused.setdefault(call.user_id, {})
@@ -251,7 +256,7 @@ class Model:
     def fail(self, call: Call, now: int) -> None:
         """Count failed credentials. Keep as many times as their limit needs."""
         pair, of_5_minutes = (call.user_id, call.address), self.settings.failures
-        if self.is_known(call, now):
+        if self.may_be_known(call, now) and self.is_known(call, now):
             counts = [(self.memory.of_known.setdefault(pair, []), of_5_minutes)]
         else:
             counts = [(self.memory.of_address.setdefault(call.address, []), of_5_minutes)]
@@ -263,13 +268,13 @@ class Model:
 
     def wait_to_be_compared(self, call: Call, now: int) -> int:
         """Return after how many whole seconds the credentials of this call are compared. 0 means at once."""
-        memory, pair = self.memory, (call.user_id, call.address)
+        memory, pair, may_be_known = self.memory, (call.user_id, call.address), self.may_be_known(call, now)
         of_address, of_known = memory.of_address.get(call.address, []), memory.of_known.get(pair, [])
         of_account, attempts = memory.of_account.get(call.user_id, []), memory.attempts.get(pair, [])
         known = [memory.known[pair]] if pair in memory.known else []
 
         def is_compared(at: int) -> bool:
-            if self.is_known(call, at):
+            if may_be_known and self.is_known(call, at):
                 return len(counted(of_known, 5 * MINUTE, at)) < self.settings.failures
             return len(counted(of_address, 5 * MINUTE, at)) < self.settings.failures and (
                 len(counted(of_account, DAY, at)) < self.settings.account_failures
@@ -280,6 +285,10 @@ class Model:
         waits = {seconds(time + window - now) for times, window in windows for time in times}
         waits |= {seconds(time - now) for time in known}  # a clock that was set back makes an address known later
         return next(wait for wait in sorted({0} | waits) if wait >= 0 and is_compared(now + wait * SECOND))
+
+    def may_be_known(self, call: Call, now: int) -> bool:
+        """Return whether it matters that the address is known. To a registration past its limit, no address is."""
+        return call.operation != "registerUser" or not self.wait_to_register(call, now)
 
     def is_known(self, call: Call, now: int) -> bool:
         times = [time for pair, time in self.memory.known.items() if pair == (call.user_id, call.address)]

@@ -671,9 +671,10 @@ class LifeOfAServer(Life):
             self.settle(exchange)
         else:
             self.story.append(f"  user {user} {exchange.call}: no answer")
-            after = copy.deepcopy(self.model)
-            after.answer(exchange.call, self.now())
-            self.models.append(after)
+            carried_out = copy.deepcopy(self.models)
+            for model in carried_out:
+                model.answer(exchange.call, self.now())
+            self.models += carried_out
             self.touched.add(user)
         self.forget()
 
@@ -736,10 +737,8 @@ LIMITS = {
 }
 
 
-@pytest.mark.requirement(*SEEN_ANYWHERE, *SEEN_HERE)
-@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_a_server_of_its_own(start_server, request, limits):
-    server = start_server(
+def server_with(start_server: Callable[..., ServerProcess], limits: Settings) -> ServerProcess:
+    return start_server(
         frozen=STARTS[0],
         BACKUPS_PER_HOUR=limits.hour,
         BACKUPS_PER_DAY=limits.day,
@@ -750,6 +749,12 @@ def test_a_server_of_its_own(start_server, request, limits):
         FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY=limits.account_failures,
         KEEP_VERSIONS=",".join(map(str, limits.keep)),
     )
+
+
+@pytest.mark.requirement(*SEEN_ANYWHERE, *SEEN_HERE)
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_a_server_of_its_own(start_server, request, limits):
+    server = server_with(start_server, limits)
     live(LifeOfAServer, server, limits, request)
 
 
@@ -762,3 +767,23 @@ def test_any_server(target, new_user, request):
     quotas = [int(quota) for quota in re.findall("q=([0-9]+)", policies)]  # hour, day, key-hour, key-day
     no_limit = 1_000_000
     live(Life, target, Settings(*quotas, no_limit, no_limit, no_limit, (no_limit, 0, 0, 0)), request)
+
+
+# ---- Lives that are seldom ---------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("address.registrations", "address.failures", "guessing.known-address", "guessing.pair")
+def test_registrations_past_the_limit_from_a_known_address(start_server):
+    """For these registrations the address is not known: they count for it, and it has no advantage."""
+    limits = LIMITS["others"]
+    life = LifeOfAServer(server_with(start_server, limits), limits, [])
+    for user in range(limits.registrations):
+        life.act("registerUser", user)
+    life.act("registerUser", 0, key=1)
+    life.guess(0, 0, 1)  # as many as without that registration
+    for _ in range(limits.failures):
+        life.act("registerUser", 1, key=1)
+    assert life.act("registerUser", 2).outcome == "429 rate_limited"  # not even the right key is compared
+    assert life.act("fetchBackup", 2).outcome == "404 no_backup"
+    life.everything_is_as_in_the_model()
+    life.teardown()

@@ -6,7 +6,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
@@ -56,6 +56,15 @@ def connected(target: Server) -> Iterator[socket.socket]:
             yield secure
 
 
+def send_all(connection: socket.socket, data: bytes) -> None:
+    """Send bytes. A server may answer and close before it has read them all, so do not fail then.
+
+    `receive` reads the answer, and fails if there is none (RFC 9112 section 9.5).
+    """
+    with suppress(OSError):
+        connection.sendall(data)
+
+
 def receive(
     target: Server, connection: socket.socket, method: str = "GET", path: str = "", sent: bytes = b""
 ) -> Answer:
@@ -80,10 +89,7 @@ def send(target: Server, request: bytes, *, is_exact: bool = False) -> Answer:
     target.observer.skip_without_answerer(method, path)
     request = request if is_exact else request.replace(HOST, host(target), 1)
     with connected(target) as connection:
-        try:
-            connection.sendall(request)
-        except (ConnectionError, ssl.SSLError):  # refused before everything was sent: there is an answer nevertheless
-            pass
+        send_all(connection, request)
         return receive(target, connection, method, path, request)
 
 
@@ -107,7 +113,7 @@ def expect(
         asked = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 100"
         if asked:
             meanwhile()
-            connection.sendall(body)
+            send_all(connection, body)
         return asked, receive(target, connection, method, path, head)
 
 
