@@ -24,7 +24,7 @@ def decode(body: bytes) -> Any:
             raise NotIJson("it has too many values")
         text = body.decode()
         value = DECODER.decode(text)
-        if "\\u" in text:
+        if "\\" in text and "\\u" in text:  # the search for one character is a hundred times as fast
             encode(value)  # only an escape can make a lone surrogate, which UTF-8 cannot hold
         return value
     except NotIJson:

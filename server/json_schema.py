@@ -1,12 +1,12 @@
 """Validation against the schemas of openapi.yaml: JSON Schema 2020-12. Validation also decodes base64."""
 
-import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonschema
+import pybase64
 
 Schema = Mapping[str, Any]
 Errors = list[dict[str, str]]  # each has `pointer` and `detail`, as in RFC 9457 section 3
@@ -93,8 +93,8 @@ def errors_of(validator: Any, value: Any) -> Errors:
 def decode_base64(text: str) -> bytes | None:
     """Return the bytes of canonical base64 (RFC 4648 sections 3.5 and 4), or None if the text is not that."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = pybase64.b64decode(text, validate=True)
     except ValueError:
         return None
     # The decoder ignores unused bits. Encode the last group again to see them.
-    return data if base64.b64encode(data[(len(data) - 1) // 3 * 3 :]).decode() == text[-4:] else None
+    return data if pybase64.b64encode(data[(len(data) - 1) // 3 * 3 :]).decode() == text[-4:] else None
