@@ -288,7 +288,8 @@ REFUSALS = {
     400: ("malformed_request", "The request line, the headers, or the framing of the body is malformed."),
     408: (
         "request_timeout",
-        "The request took more than {requestBodySeconds} seconds. Nothing was changed: repeat it.",
+        "The request took more than {requestBodySeconds} seconds, or none of it arrived for a minute. "
+        "Nothing was changed: repeat it.",
     ),
     413: ("payload_too_large", "A request body may have {requestBodyBytes} bytes."),
     431: ("headers_too_large", "The request line and the headers together may have {requestHeaderBytes} bytes."),

@@ -433,6 +433,32 @@ def test_expect_100_continue_of_too_large_a_body(target, size):
     assert outcome(answer) == "413 payload_too_large"
 
 
+REFUSED_BY_THE_HEAD = {  # the answer: method, path, Content-Type, and what to sign in place of what is sent
+    "401 signature_missing": ("POST", "/api/backup", "application/json", None),
+    "401 signature_invalid": ("POST", "/api/backup", "application/json", {"secret": "another secret"}),
+    "401 signature_expired": ("POST", "/api/backup", "application/json", {"created": 0}),
+    "401 credentials_invalid": ("POST", "/api/backup", "application/json", {}),
+    "404 not_found": ("POST", "/api/nothing", "application/json", None),
+    "405 method_not_allowed": ("PUT", "/api/backup", "application/json", None),
+    "415 unsupported_media_type": ("POST", "/api/backup", "text/plain", {}),
+    "400 malformed_request": ("DELETE", "/api/user", "application/json", {}),
+}
+
+
+@pytest.mark.requirement("http.continue")
+@pytest.mark.parametrize("wants", REFUSED_BY_THE_HEAD)
+def test_a_body_that_the_head_refuses_is_not_asked_for(target, new_user, wants):
+    method, path, media_type, signed = REFUSED_BY_THE_HEAD[wants]
+    credentials = new_user().credentials
+    if wants == "401 credentials_invalid":
+        credentials = (credentials[0], "0" * 64)
+    body = upload(b"not asked for")
+    proofs = () if signed is None else raw.signed(target, credentials, method, path, body, **signed)
+    lines = (f"Content-Type: {media_type}", f"Content-Length: {len(body)}", "Expect: 100-continue")
+    asked, answer = raw.expect(target, raw.request(method, path, headers=(*proofs, *lines)), b"", method, path)
+    assert (asked, outcome(answer)) == (False, wants)
+
+
 # ---- The time of a body ------------------------------------------------------------------------------------
 
 BODY_SECONDS = openapi.LIMITS["requestBodySeconds"]

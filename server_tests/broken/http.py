@@ -364,6 +364,19 @@ def expectation_is_refused() -> None:
     refuse_if(lambda parser: parser.expect_continue)
 
 
+@breaks("http.continue")
+def body_is_asked_for_before_the_head_is_looked_at() -> None:
+    """Whoever expects 100-continue is asked for the body, and refused afterwards."""
+
+    @instead_of(http_server.Channel, "_look_at_head")
+    def look(real: Any, channel: Any, request: Any) -> None:
+        real(channel, request)
+        if request.expect_continue:
+            request.expect_continue = False
+            channel.write_soon(b"HTTP/1.1 100 Continue\r\n\r\n")
+            channel._flush_some()
+
+
 def refuse_if(condition: Callable[[Any], bool]) -> None:
     """Refuse a request because of its headers."""
 
