@@ -31,10 +31,7 @@ QUEUE_SECONDS = 10  # in a lane; a client waits 30 seconds or more, and the stor
 REQUESTS_AHEAD = 2  # requests on a connection that the client sends before it has the first answer
 
 # Lanes: (threads, how many requests may wait).
-READS = (
-    1,
-    1024,
-)  # heads, and what changes nothing; a second thread would only fight for the interpreter: a third more CPU
+READS = (1, 1024)  # heads, and what changes nothing; two threads fight for the interpreter and cost a third more
 WRITES = (2, 128)  # while one waits for the disk, the next body is decoded
 LARGE_WRITES = (1, 32)  # bodies that are on disk: each takes 25 MB while it is decoded
 

@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from clients.python import backup_client
 from contract_tests.target import openapi
 from contract_tests.target.openapi import LIMITS, SPEC, resolved
+from server import bounds
 from server_tests.this_server import problems
 
 PROSE: str = SPEC["info"]["description"]
@@ -306,6 +307,8 @@ def test_limits_in_the_prose_are_the_limits_that_the_server_reads():
         f"works {LIMITS['deletedUserSeconds']} seconds after the last attempt",
         f"no earlier than {LIMITS['deletedUserSeconds']} seconds after your last attempt",
         f"From the head on, a request has {LIMITS['requestBodySeconds']} seconds",
+        f"If nothing of a body arrives for {bounds.SILENT_SECONDS} seconds",
+        f"If a body has more than {bounds.LINGER_BYTES // bounds.MIB} MiB, the connection may end",
         f"can therefore act for up to {acts} seconds",
         f"the empty line that ends them, may have at most {LIMITS['requestHeaderBytes']:,} bytes",
         f"{configurable['BACKUPS_PER_HOUR']} new versions an hour, {configurable['BACKUPS_PER_DAY']} a day",
