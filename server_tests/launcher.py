@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 LENGTH = 100  # at most so many bytes are in a file that controls the server
 
@@ -37,6 +36,8 @@ def main() -> int:
     if arguments.damage:
         damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
         return 0
+    from waitress.adjustments import Adjustments
+
     import backup_server  # only here, because nothing above needs it
     from server import clock, http_server
 
@@ -45,21 +46,27 @@ def main() -> int:
 
         BROKEN_SERVERS[arguments.broken].put_in()
     if arguments.drain_seconds is not None:
-        mock.patch.object(http_server, "DRAIN_SECONDS", arguments.drain_seconds).start()
+        replace(http_server, "DRAIN_SECONDS", arguments.drain_seconds)
     if arguments.idle_seconds is not None:
-        change = {"channel_timeout": arguments.idle_seconds, "cleanup_interval": 1}
-        mock.patch.multiple("waitress.adjustments.Adjustments", **change).start()
+        replace(Adjustments, "channel_timeout", arguments.idle_seconds)
+        replace(Adjustments, "cleanup_interval", 1)
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.clock:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
-        mock.patch.object(clock, "now", now).start()
-        mock.patch.object(clock, "monotonic", monotonic).start()
+        replace(clock, "now", now)
+        replace(clock, "monotonic", monotonic)
     if arguments.slow_lock is not None:
         slow_lock_down(arguments.slow_lock)
     if arguments.fault:
         put_in_faults(arguments.fault, backup_server.HANDLERS)
     return backup_server.main([])
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Give a name of a module or a class another value. (The import of `mock` would make each start a fifth longer.)"""
+    getattr(owner, name)  # there must be such a name
+    setattr(owner, name, value)
 
 
 # ---- The clock ---------------------------------------------------------------------------------------------
@@ -141,8 +148,8 @@ def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
         return call
 
     for name in (*ALL, "__iter__"):
-        mock.patch.object(handle, name, faulty(name, getattr(handle, name))).start()
-    mock.patch.dict(handlers, {name: faulty("handler", handler) for name, handler in handlers.items()}).start()
+        replace(handle, name, faulty(name, getattr(handle, name)))
+    handlers.update({name: faulty("handler", handler) for name, handler in handlers.items()})
 
 
 def slow_reads_down() -> None:
@@ -154,7 +161,7 @@ def slow_reads_down() -> None:
         time.sleep(0.01 if key.startswith(b"blob/") else 0)
         return read(self, key)
 
-    mock.patch.object(handle, "__getitem__", slow).start()
+    replace(handle, "__getitem__", slow)
 
 
 def slow_lock_down(seconds: float) -> None:
@@ -170,8 +177,8 @@ def slow_lock_down(seconds: float) -> None:
         with hold(self, user_id) as account:
             yield account
 
-    mock.patch.object(DbmStore, "account", held).start()
-    mock.patch.object(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000)).start()
+    replace(DbmStore, "account", held)
+    replace(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000))
 
 
 def damage(database: Path, blob: bytes) -> None:
