@@ -56,9 +56,14 @@ class Somebody:
             assert outcome(self.guess(f"198.51.{number // 256}.{number % 256}")) == WRONG, number
 
 
+@pytest.fixture(scope="module")
+def shared(start_shared_server) -> ServerProcess:
+    return start_shared_server(frozen=FROZEN, **BEHIND_A_PROXY["settings"])
+
+
 @pytest.fixture
-def server(start_server) -> ServerProcess:
-    return start_server(frozen=FROZEN, **BEHIND_A_PROXY["settings"])
+def server(shared) -> ServerProcess:
+    return shared.some_weeks_later()
 
 
 @pytest.fixture

@@ -25,10 +25,15 @@ def client_at(server, address, credentials=None, **options):
     return client
 
 
-@pytest.fixture
-def server(start_server):
+@pytest.fixture(scope="module")
+def shared(start_shared_server):
     """A server with the contract's limits and a clock that only the test moves."""
-    return start_server(frozen=FROZEN)
+    return start_shared_server(frozen=FROZEN)
+
+
+@pytest.fixture
+def server(shared):
+    return shared.some_weeks_later()
 
 
 def with_two_versions(user):
@@ -41,7 +46,7 @@ def with_two_versions(user):
 
 @pytest.fixture
 def user(server):
-    """A user with two versions, on a server of the test's own."""
+    """A user with two versions, on that server."""
     return with_two_versions(server.client())
 
 
@@ -216,7 +221,7 @@ def test_malformed_credentials_count(server, value):
 def test_what_is_refused_before_the_credentials_does_not_count(server, user):
     """Otherwise, anybody could block the people behind one address without knowing the app's secret."""
     without_secret = client_at(server, STRANGER, secret="not-the-secret-of-this-server")
-    with_old_clock = client_at(server, STRANGER, clock=lambda: FROZEN - 301)
+    with_old_clock = client_at(server, STRANGER, clock=lambda: server.now() - 301)
     for client in (without_secret, with_old_clock):
         assert {client.list_backup_versions().status_code for _ in range(40)} == {401}
     neighbour = client_at(server, STRANGER, user.credentials)

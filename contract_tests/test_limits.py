@@ -15,7 +15,7 @@ from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
 HOUR, DAY = 3600, 86_400
-MIDNIGHT = 15 * HOUR  # after FROZEN
+MIDNIGHT = 15 * HOUR  # after the test began
 POLICIES = {  # by the method of the operation
     "POST": '"hour";q=5;w=3600, "day";q=20;w=86400',
     "PUT": '"key-hour";q=3;w=3600, "key-day";q=6;w=86400',
@@ -23,10 +23,10 @@ POLICIES = {  # by the method of the operation
 
 
 class Device:
-    """A user with one device, which always knows the base. `at` is the time in seconds after FROZEN."""
+    """A user with one device, which always knows the base. `at` is the time in seconds after the test began."""
 
     def __init__(self, server: ServerProcess) -> None:
-        self.server = server
+        self.server, self.begin = server, server.now()
         self.credentials = token_hex(32), token_hex(32)
         self.base: str | None = None
         self.made = 0
@@ -37,8 +37,8 @@ class Device:
         return self.server.client(self.credentials)
 
     def upload(self, at: float) -> requests.Response:
-        """Try to store a new version at this time, in seconds after FROZEN."""
-        self.server.move_clock(FROZEN + at - self.server.now())
+        """Try to store a new version at this time."""
+        self.server.move_clock(self.begin + at - self.server.now())
         self.made += 1
         blob = f"backup {self.made}".encode()
         response = self.client.store_backup(blob, self.base)
@@ -53,7 +53,7 @@ class Device:
     def change_key(self, at: float | None = None) -> requests.Response:
         """Try to change the key, with a new version, at this time or now."""
         if at is not None:
-            self.server.move_clock(FROZEN + at - self.server.now())
+            self.server.move_clock(self.begin + at - self.server.now())
         user_id, new_key = self.credentials[0], token_hex(32)
         response = self.client.change_storage_key(new_key, new_key.encode(), self.base)
         if response.status_code == 200:
@@ -61,9 +61,14 @@ class Device:
         return response
 
 
+@pytest.fixture(scope="module")
+def shared(start_shared_server) -> ServerProcess:
+    return start_shared_server(frozen=FROZEN)
+
+
 @pytest.fixture
-def server(start_server) -> ServerProcess:
-    return start_server(frozen=FROZEN)
+def server(shared) -> ServerProcess:
+    return shared.some_weeks_later()
 
 
 @pytest.fixture

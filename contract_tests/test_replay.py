@@ -90,9 +90,14 @@ def replay_changes_nothing(user: User, captured: requests.Response, answer: str)
     assert user.state() == before
 
 
+@pytest.fixture(scope="module")
+def shared(start_shared_server) -> ServerProcess:
+    return start_shared_server(frozen=FROZEN, FAILED_CREDENTIALS_PER_5_MINUTES=1000)
+
+
 @pytest.fixture
-def server(start_server) -> ServerProcess:
-    return start_server(frozen=FROZEN, FAILED_CREDENTIALS_PER_5_MINUTES=1000)
+def server(shared) -> ServerProcess:
+    return shared.some_weeks_later()
 
 
 # ---- Each writing operation, replayed at each moment -------------------------------------------------------

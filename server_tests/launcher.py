@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 LENGTH = 100  # at most so many bytes are in a file that controls the server
 
@@ -46,18 +45,24 @@ def main() -> int:
 
         BROKEN_SERVERS[arguments.broken].put_in()
     for name, _, number in (each.partition("=") for each in arguments.bound):
-        mock.patch.object(bounds, name, float(number)).start()
+        replace(bounds, name, float(number))
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.clock:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
-        mock.patch.object(clock, "now", now).start()
-        mock.patch.object(clock, "monotonic", monotonic).start()
+        replace(clock, "now", now)
+        replace(clock, "monotonic", monotonic)
     if arguments.slow_lock is not None:
         slow_lock_down(arguments.slow_lock)
     if arguments.fault:
         put_in_faults(arguments.fault, backup_server.HANDLERS)
     return backup_server.main([])
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Give a name of a module or a class another value. (The import of `mock` would make each start a fifth longer.)"""
+    getattr(owner, name)  # there must be such a name
+    setattr(owner, name, value)
 
 
 # ---- The clock ---------------------------------------------------------------------------------------------
@@ -139,8 +144,8 @@ def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
         return call
 
     for name in (*ALL, "__iter__"):
-        mock.patch.object(handle, name, faulty(name, getattr(handle, name))).start()
-    mock.patch.dict(handlers, {name: faulty("handler", handler) for name, handler in handlers.items()}).start()
+        replace(handle, name, faulty(name, getattr(handle, name)))
+    handlers.update({name: faulty("handler", handler) for name, handler in handlers.items()})
 
 
 def slow_reads_down() -> None:
@@ -152,7 +157,7 @@ def slow_reads_down() -> None:
         time.sleep(0.01 if key.startswith(b"blob/") else 0)
         return read(self, key)
 
-    mock.patch.object(handle, "__getitem__", slow).start()
+    replace(handle, "__getitem__", slow)
 
 
 def slow_lock_down(seconds: float) -> None:
@@ -168,8 +173,8 @@ def slow_lock_down(seconds: float) -> None:
         with hold(self, user_id) as account:
             yield account
 
-    mock.patch.object(DbmStore, "account", held).start()
-    mock.patch.object(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000)).start()
+    replace(DbmStore, "account", held)
+    replace(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000))
 
 
 def damage(database: Path, blob: bytes) -> None:

@@ -51,6 +51,7 @@ COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "COVERAGE_BRANCH", "COVER
 INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)
 START_SECONDS = 30  # how long a start may take, on a busy machine
 STOP_SECONDS = 60  # how long a stop may take, while an upload is in progress
+WEEKS = 5 * 7 * 86_400  # seconds; after so long, nothing counts any more, and no address is known
 LENGTH = 40  # the length, in characters, of the files that control a running server
 
 
@@ -99,6 +100,7 @@ class ServerProcess:
         self._mark: dict[Path, int] = {}
         self._clock = self.directory / "clock"
         self._fault_file = self.directory / "fault"
+        self._periods = 0  # of WEEKS, see `some_weeks_later`
         self._set_offset(0.0)
         self.fault = fault
 
@@ -134,6 +136,19 @@ class ServerProcess:
     def move_clock(self, seconds: float) -> None:
         """Move the server's clock at once, backwards if `seconds` is negative."""
         self._set_offset(self._offset + seconds)
+
+    def some_weeks_later(self) -> Self:
+        """Make a frozen server ready for the next test: running, without a fault, and at the same time of a later day.
+
+        By then, what the test before has done limits nobody any more.
+        """
+        assert self.frozen is not None
+        self.fault = None
+        if not self.running():
+            self.start()
+        self._periods = max(self._periods, int(self._offset // WEEKS)) + 1
+        self._set_offset(self._periods * WEEKS)
+        return self
 
     def _set_offset(self, offset: float) -> None:
         self._offset = offset
