@@ -816,6 +816,9 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
             server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
         except Exception:
+            # After StorageUnavailable, the account may exist. It is given back all the same: a client has to repeat
+            # while the disk stalls, and must not use up its quota. Accounts that come into being like this are few,
+            # because the others wait for the turn.
             server.registrations.give_back(request.address)
             raise
         server.guessing.remember(user.user_id, request.address)
@@ -1052,7 +1055,11 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
     with server.store.account(user.user_id) as held:
         user.again(server, held.record)
         server.check_time(request)
-        held.delete(clock.now())
+        try:
+            held.delete(clock.now())
+        except StorageUnavailable:  # the change may have happened
+            server.guessing.forget(user.user_id)
+            raise
     server.guessing.forget(user.user_id)
     return Response(204)
 
