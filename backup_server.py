@@ -49,6 +49,7 @@ from server.accounts import (
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
 from server.guessing import Guessing
+from server.health import Watch
 from server.http_parser import ABSOLUTE_FORM
 from server.http_server import ARRIVAL, Arrival, HttpOptions, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
@@ -719,10 +720,10 @@ ACCOUNT_LIMITS = {
 
 
 class Server:
-    """What the operations work with: settings, spec, store and limits."""
+    """What the operations work with: settings, spec, store and its health, and limits."""
 
-    def __init__(self, settings: Settings, spec: Spec, store: Store) -> None:
-        self.settings, self.spec, self.store = settings, spec, store
+    def __init__(self, settings: Settings, spec: Spec, store: Store, health: Watch) -> None:
+        self.settings, self.spec, self.store, self.health = settings, spec, store, health
         self.account_limits = {
             operation_id: tuple(Limit(name, getattr(settings, quota), seconds) for name, quota, seconds in limits)
             for operation_id, limits in ACCOUNT_LIMITS.items()
@@ -1066,8 +1067,11 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
 
 @operation("getHealth")
 def get_health(server: Server, request: Request) -> Response:
-    """Report that the server is healthy, if the store can be read."""
-    server.store.check()
+    """Report that the server is healthy, if the store could be read a moment ago.
+
+    The HTTP server answers this at once, on its main thread: it must not touch the disk.
+    """
+    server.health.check()
     return answer(200, {"status": "ok", "version": server.spec.version})
 
 
@@ -1292,8 +1296,8 @@ def serve(settings: Settings, spec: Spec) -> None:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
-    with contextlib.closing(store):
-        app = App(Server(settings, spec, store), reference_page.read(ROOT / "reference" / "dist"))
+    with contextlib.closing(store), contextlib.closing(Watch(store)) as health:
+        app = App(Server(settings, spec, store, health), reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(
             spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"], spec.limits["requestBodySeconds"]
         )

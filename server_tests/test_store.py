@@ -254,6 +254,35 @@ def test_a_registration_that_stalls_is_not_counted(start_server):
         assert outcome(user.register_user()) == wants
 
 
+def test_health_while_reads_stall(start_server, tmp_path):
+    """It is answered within a second all the time. After a few seconds, it says that the database cannot be read."""
+    stall = tmp_path / "stall"
+    server = start_server(command=[*COMMAND, "--stall", str(stall)])
+    user, observer = server.client(), server.client(timeout=5)
+    assert user.register_user().status_code == 201
+    slowest = 0.0
+
+    def health() -> str:
+        nonlocal slowest
+        answer, seconds = timed(observer.get_health)
+        slowest = max(slowest, seconds)
+        assert answer.status_code == 200 or int(answer.headers["Retry-After"]) >= 1
+        return outcome(answer)
+
+    assert health() == "200"
+    stall.touch()
+    with ThreadPoolExecutor(3) as pool:
+        reads = [pool.submit(server.client(user.credentials).list_backup_versions) for _ in range(3)]
+        try:
+            assert eventually(lambda: health() == "503 unavailable")
+            assert not any(read.done() for read in reads)
+        finally:
+            stall.unlink()
+        assert [outcome(read.result()) for read in reads] == ["200"] * 3
+    assert eventually(lambda: health() == "200")
+    assert slowest < 1
+
+
 def test_a_stop_does_not_wait_for_a_stalled_disk(start_server):
     bounds = ("--bound", "TURN_SECONDS=0.3", "--bound", "DISK_SECONDS=0.2")
     server = start_server(command=[*COMMAND, *bounds])
