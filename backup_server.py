@@ -51,6 +51,7 @@ from server.accounts import (
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
 from server.guessing import Guessing
+from server.health import Watch
 from server.http_parser import ABSOLUTE_FORM
 from server.http_server import ARRIVAL, Arrival, HttpOptions, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
@@ -722,10 +723,10 @@ ACCOUNT_LIMITS = {
 
 
 class Server:
-    """What the operations work with: settings, spec, store and limits."""
+    """What the operations work with: settings, spec, store and its health, and limits."""
 
-    def __init__(self, settings: Settings, spec: Spec, store: Store) -> None:
-        self.settings, self.spec, self.store = settings, spec, store
+    def __init__(self, settings: Settings, spec: Spec, store: Store, health: Watch) -> None:
+        self.settings, self.spec, self.store, self.health = settings, spec, store, health
         self.account_limits = {
             operation_id: tuple(Limit(name, getattr(settings, quota), seconds) for name, quota, seconds in limits)
             for operation_id, limits in ACCOUNT_LIMITS.items()
@@ -819,6 +820,9 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
             server.check_time(request)
             held.create(Account(created_at=moment, key_sha256=user.key_sha256))
         except Exception:
+            # After StorageUnavailable, the account may exist. It is given back all the same: a client has to repeat
+            # while the disk stalls, and must not use up its quota. Accounts that come into being like this are few,
+            # because the others wait for the turn.
             server.registrations.give_back(request.address)
             raise
         server.guessing.remember(user.user_id, request.address)
@@ -1057,15 +1061,22 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
     with server.store.account(user.user_id) as held:
         user.again(server, held.record)
         server.check_time(request)
-        held.delete(clock.now())
+        try:
+            held.delete(clock.now())
+        except StorageUnavailable:  # the change may have happened
+            server.guessing.forget(user.user_id)
+            raise
     server.guessing.forget(user.user_id)
     return Response(204)
 
 
 @operation("getHealth")
 def get_health(server: Server, request: Request) -> Response:
-    """Report that the server is healthy, if the store can be read."""
-    server.store.check()
+    """Report that the server is healthy, if the store could be read a moment ago.
+
+    The HTTP server answers this at once, on its main thread: it must not touch the disk.
+    """
+    server.health.check()
     return answer(200, {"status": "ok", "version": server.spec.version})
 
 
@@ -1283,8 +1294,8 @@ def serve(settings: Settings, spec: Spec) -> None:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
-    with contextlib.closing(store):
-        app = App(Server(settings, spec, store), reference_page.read(ROOT / "reference" / "dist"))
+    with contextlib.closing(store), contextlib.closing(Watch(store)) as health:
+        app = App(Server(settings, spec, store, health), reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(
             spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"], spec.limits["requestBodySeconds"]
         )

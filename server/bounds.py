@@ -27,13 +27,20 @@ DRAIN_INCOMPLETE_SECONDS = 2  # and for a request that is still arriving
 # Beyond a bound, the answer is 503 `unavailable` with Retry-After, at once.
 
 REQUESTS_OF_AN_ADDRESS = 64  # in progress; a phone needs one, an office behind one address a few
-QUEUE_SECONDS = 10  # in a lane; a client waits 30 seconds or more, and the store takes up to 15 of them
+QUEUE_SECONDS = 10  # in a lane; a client waits 30 seconds or more, and the store takes up to 15 of them (see below)
 REQUESTS_AHEAD = 2  # requests on a connection that the client sends before it has the first answer
 
 # Lanes: (threads, how many requests may wait).
 READS = (1, 1024)  # heads, and what changes nothing; two threads fight for the interpreter and cost a third more
 WRITES = (2, 128)  # while one waits for the disk, the next body is decoded
 LARGE_WRITES = (1, 32)  # bodies that are on disk: each takes 25 MB while it is decoded
+
+# --- The store --------------------------------------------------------------------------------------------------------
+# Beyond a bound, the answer is 503 `unavailable` with Retry-After. A change that had its turn may still happen.
+
+TURN_SECONDS = 5  # until earlier changes are done; each takes some milliseconds on a disk that works
+DISK_SECONDS = 10  # for a change; the largest takes a second on a slow disk, and SQLite waits 5 for another's lock
+HEALTH_SECONDS = 3  # until a look at the database has ended; there is one each second, so /health is never much older
 
 # --- Bodies and answers -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ keep growing. After a crash, the only thing to clean up is a deletion that was c
 
 One thread writes, through the only writing connection. This also avoids SQLite's WAL-reset bug. Each other thread
 reads through a connection of its own.
+
+Changes take turns. If the disk stalls, whoever waits for a turn or for a write gives up in time, but the turn does not
+pass on before the write has ended. So the next change sees what it did, even if nobody waited for it.
 """
 
 import contextlib
@@ -22,12 +25,12 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import clock, records
+from server import bounds, clock, records
 from server.accounts import (
     Account,
     Damaged,
@@ -43,6 +46,7 @@ from server.accounts import (
     StoreReader,
     Version,
 )
+from server.lanes import Lane
 from server.log import log
 
 FILE_FORMAT = b"2"
@@ -179,6 +183,17 @@ def blob_key(user_id: str, slot: int) -> bytes:
     return f"blob/{user_id}/{slot}".encode()
 
 
+def run(change: Callable[[], None], write: Future[None]) -> None:
+    """Make a change, and tell `write` when it has ended, and what it raised."""
+    try:
+        change()
+    except BaseException as error:
+        write.set_exception(error)
+        del write  # the error knows this frame: a circle would keep an upload in memory for a long time
+    else:
+        write.set_result(None)
+
+
 class Counts(NamedTuple):
     """The counts that `stats` returns, all except the size of the file."""
 
@@ -205,7 +220,7 @@ class DbmStore(DbmReader, Store):
         super().__init__(path)
         self._reserved_milliseconds = reserved_seconds * 1000
         self._stopping = threading.Event()
-        self._changing = threading.Lock()  # hold it to change anything
+        self._changing = threading.Lock()  # the turn; see `_turn`
         self._counted = threading.Event()
         self._seen: set[str] = set()  # while counting: the users that are in the counts already
         self._counts = Counts()
@@ -218,11 +233,12 @@ class DbmStore(DbmReader, Store):
             raise StorageUnavailable("another server has it open: stop that one first") from None
         except OSError as error:
             raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
-        self._writer = ThreadPoolExecutor(1, "writer")
+        self._writer = Lane("writer", 1, 1)
+        self._last_write = self._start_write(self._open)
         try:
-            self._write(self._open)
+            self._last_write.result()  # however long it takes: SQLite may have to recover
         except StorageUnavailable:
-            self._writer.shutdown()
+            self._writer.stop()
             self._lock_file.close()
             raise
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
@@ -249,16 +265,22 @@ class DbmStore(DbmReader, Store):
 
     def close(self) -> None:
         self._stopping.set()
-        self._housekeeper.join()
+        self._housekeeper.join(bounds.TURN_SECONDS)
         super().close()  # this thread's connection
         gc.collect()  # those of threads that have ended: a connection refers to itself
-        self._write(super().close)  # the writer's connection, last: so it folds the write-ahead log in
-        self._writer.shutdown()
+        try:
+            with self._turn():
+                self._write(super().close)  # the writer's connection, last: so it folds the write-ahead log in
+        except StorageUnavailable:
+            # SQLite recovers the file when it is next opened. The lock goes with the process, and with it the write.
+            log(event="storage_error", reason="the file could not be closed")
+            return
+        self._writer.stop()
         self._lock_file.close()
 
     @contextlib.contextmanager
     def account(self, user_id: str) -> Iterator[HeldAccount]:
-        with self._changing:
+        with self._turn():
             yield HeldRow(self, user_id, self._row(user_id))
 
     def stats(self) -> Stats:
@@ -267,11 +289,41 @@ class DbmStore(DbmReader, Store):
         files = [self.path, Path(f"{self.path}-wal")]
         return Stats(*self._counts, sum(file.stat().st_size for file in files if file.exists()))
 
-    # The caller of these methods holds `_changing`.
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn to change something, and have it. Raise StorageUnavailable if that takes too long.
+
+        The turn ends with the block, but not before the block's last write has ended, even if the block gave up.
+        """
+        if not self._changing.acquire(timeout=bounds.TURN_SECONDS):
+            log(event="storage_error", reason="earlier changes take too long")
+            raise StorageUnavailable("earlier changes take too long")
+        try:
+            yield
+        finally:
+            self._last_write.add_done_callback(lambda _: self._changing.release())  # at once, if it has ended
+
+    # The caller of these methods has the turn.
 
     def _write(self, change: Callable[[], None]) -> None:
-        """Run `change` on the writing thread, and wait for it. Raise what it raises."""
-        self._writer.submit(change).result()
+        """Run `change` on the writing thread, and wait for it. Raise what it raises.
+
+        Raise StorageUnavailable if it takes too long. Then it goes on, and keeps the turn.
+        """
+        self._last_write = write = self._start_write(change)
+        try:
+            if wait([write], bounds.DISK_SECONDS).not_done:
+                log(event="storage_error", reason="a write takes too long")
+                raise StorageUnavailable("a write takes too long")
+            write.result()
+        finally:
+            del write  # see `run`
+
+    def _start_write(self, change: Callable[[], None]) -> Future[None]:
+        write: Future[None] = Future()
+        started = self._writer.put(functools.partial(run, change, write))
+        assert started, "changes take turns, so none waits for the writing thread"
+        return write
 
     def _check_space(self, size: int) -> None:
         """Raise StorageFull if `size` more bytes would use up the reserve."""
@@ -331,7 +383,7 @@ class DbmStore(DbmReader, Store):
                     users.pop()
 
     def _visit(self, user_id: str) -> None:
-        with self._changing:
+        with self._turn():
             if user_id in self._seen:  # a change since the start has counted it
                 return
             row = self._row(user_id)
@@ -348,12 +400,12 @@ class DbmStore(DbmReader, Store):
         self._counts = Counts(*(count - less + more for count, less, more in changes))
 
     def _end_counting(self) -> None:
-        with self._changing:
+        with self._turn():
             self._counted.set()
             self._seen.clear()
 
     def _forget_next(self) -> None:
-        with self._changing:
+        with self._turn():
             moment, user_id = heapq.heappop(self._deleted)
             try:
                 row = self._row(user_id)
@@ -372,7 +424,7 @@ class DbmStore(DbmReader, Store):
 
 
 class HeldRow(HeldAccount):
-    """An account that nobody else can change, because this thread holds the store's `_changing`."""
+    """An account that nobody else can change, because this thread has the turn."""
 
     def __init__(self, store: DbmStore, user_id: str, row: Row | None) -> None:
         self._store, self._user_id, self._row = store, user_id, row

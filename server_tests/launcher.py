@@ -32,6 +32,7 @@ def main() -> int:
         "--bound", metavar="NAME=NUMBER", action="append", default=[], help="another bound of bounds.py"
     )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
+    parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     arguments = parser.parse_args()
     if arguments.damage:
@@ -48,6 +49,8 @@ def main() -> int:
         replace(bounds, name, float(number))
     if arguments.slow_reads:
         slow_reads_down()
+    if arguments.stall:
+        stall_reads(arguments.stall)
     if arguments.clock:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
         replace(clock, "now", now)
@@ -158,6 +161,19 @@ def slow_reads_down() -> None:
         return read(self, key)
 
     replace(handle, "__getitem__", slow)
+
+
+def stall_reads(file: Path) -> None:
+    """Let each read wait while `file` exists, like a disk that stalls."""
+    handle = dbm.sqlite3._Database
+    read = handle.__getitem__
+
+    def stalled(self: Any, key: bytes) -> bytes:
+        while file.exists():
+            time.sleep(0.02)
+        return read(self, key)
+
+    mock.patch.object(handle, "__getitem__", stalled).start()
 
 
 def slow_lock_down(seconds: float) -> None:

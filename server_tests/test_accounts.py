@@ -1,15 +1,20 @@
 """The interface of a store, tested on each store, and records as bytes."""
 
+import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from server.accounts import Account, Damaged, Deleted, Record, Store, Upload, Version
+from contract_tests.target.calls import eventually
+from server import bounds
+from server.accounts import Account, Damaged, Deleted, Record, StorageUnavailable, Store, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
 from server.records import checksum, from_bytes, to_bytes
 from server_tests.memory_store import MemoryStore
@@ -143,6 +148,146 @@ def test_a_reader_beside_the_server(tmp_path):
     finally:
         reader.close()
         store.close()
+
+
+# ---- A disk that stalls ---------------------------------------------------------------------------------------------
+
+IN_TIME = 5  # seconds
+
+
+class Stall:
+    """Makes one method of DbmStore wait before it writes, until it is released."""
+
+    def __init__(self, method: str) -> None:
+        real, self.released = getattr(DbmStore, method), threading.Event()
+
+        def stalled(*arguments: Any) -> None:
+            assert self.released.wait(3 * IN_TIME)
+            real(*arguments)
+
+        self._patch = mock.patch.object(DbmStore, method, stalled)
+
+    def __enter__(self) -> "Stall":
+        self._patch.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._patch.stop()
+        self.released.set()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Bounds that a test can wait for. They are much shorter than IN_TIME."""
+    monkeypatch.setattr(bounds, "TURN_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "DISK_SECONDS", 0.5)
+
+
+def unavailable(change: Callable[[], Any]) -> None:
+    """Make a change, and check that it fails in time."""
+    started = time.monotonic()
+    with pytest.raises(StorageUnavailable):
+        change()
+    assert time.monotonic() - started < IN_TIME
+
+
+def hold(store: Store, user_id: str) -> None:
+    with store.account(user_id):
+        pass
+
+
+def delete(store: Store, user_id: str) -> None:
+    with store.account(user_id) as account:
+        account.delete(1_795_510_900_000)
+
+
+def test_a_request_hears_of_a_stalled_disk_while_its_client_waits():
+    assert bounds.QUEUE_SECONDS + bounds.TURN_SECONDS + bounds.DISK_SECONDS < 30
+
+
+@pytest.mark.parametrize("method", ["_put_blob", "_put_row"])
+def test_an_upload_that_stalls(tmp_path, monkeypatch, impatient, method):
+    """Its caller and the next ones fail in time, reads go on, and the next change builds on what it did later."""
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        register(store, OTHER)
+        first = append(store, b"first", keep=3)
+        assert store.stats().versions == 1
+        with Stall(method):
+            unavailable(lambda: append(store, b"second", keep=3))
+            for user_id in (USER, OTHER, USER):
+                unavailable(lambda user_id=user_id: hold(store, user_id))
+            assert store.find(USER) == Account(ACCOUNT.created_at, KEY, versions=(first,))
+            assert store.data(USER, first) == b"first"
+            assert set(store.user_ids()) == {USER, OTHER}
+            assert store.stats().versions == 1
+            store.check()
+        monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
+        append(store, b"third", keep=3)
+        record = store.find(USER)
+        assert isinstance(record, Account)
+        assert [store.data(USER, version) for version in record.versions] == [b"first", b"second", b"third"]
+        assert [version.number for version in record.versions] == [1, 2, 3]
+        stats = store.stats()
+        assert (stats.users, stats.backups, stats.versions) == (2, 1, 3)
+
+
+@pytest.mark.parametrize("change", [register, delete])
+def test_another_change_that_stalls(tmp_path, monkeypatch, impatient, change):
+    """What it did later is counted, and a deletion is forgotten when it is due."""
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        append(store, b"data")
+        assert store.stats().users == 1
+        user_id = USER if change is delete else OTHER
+        with Stall("_put_row"):
+            unavailable(lambda: change(store, user_id))
+            unavailable(lambda: hold(store, OTHER))
+            assert store.stats().users == 1
+        monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
+        hold(store, user_id)
+        assert store.stats().users == (0 if change is delete else 2)
+        if change is delete:  # it was long ago
+            assert eventually(lambda: store.find(USER) is None)
+
+
+def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
+    """It keeps its turn until its write has ended. Then it goes on where it was."""
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        delete(store, USER)
+    keep_house = mock.patch.object(DbmStore, "_keep_house")
+    with keep_house, contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        with Stall("_erase_blobs"):
+            unavailable(lambda: store._visit(USER))
+            unavailable(lambda: hold(store, OTHER))
+        monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
+        store._visit(USER)
+        with Stall("_erase_blobs"):
+            unavailable(store._forget_next)
+            monkeypatch.setattr(bounds, "TURN_SECONDS", 0.3)
+            unavailable(store._end_counting)
+        monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
+        store._forget_next()
+        assert store.find(USER) is None
+        store._end_counting()
+        assert store.stats().users == 0
+
+
+def test_a_store_is_closed_in_time(tmp_path, impatient, capsys):
+    """Until the write has ended, no other server can open the file."""
+    store = DbmStore(tmp_path / "backup.db", 601)
+    register(store)
+    with Stall("_put_blob"):
+        unavailable(lambda: append(store, b"late"))
+        started = time.monotonic()
+        store.close()
+        assert time.monotonic() - started < IN_TIME
+        assert "could not be closed" in capsys.readouterr().out
+        with pytest.raises(StorageUnavailable, match="another server has it open"):
+            DbmStore(tmp_path / "backup.db", 601)
+    with contextlib.closing(DbmReader(tmp_path / "backup.db")) as reader:
+        assert eventually(lambda: getattr(reader.find(USER), "versions", ()) != ())
 
 
 # ---- Records as bytes -----------------------------------------------------------------------------------------------

@@ -4,14 +4,17 @@ It is an SQLite database with one table, `Dict`, of `key` and `value`.
 """
 
 import contextlib
+import functools
 import random
 import shutil
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_bytes
+from typing import Any
 
 import pytest
 import requests
@@ -174,6 +177,123 @@ def test_a_deleted_userid_is_forgotten_after_901_seconds(start_server, restarted
     assert back.delete_user().status_code == 204  # this reserves the name again
     server.move_clock(RESERVED - 1)
     assert outcome(back.register_user()) == "409 recently_deleted"
+
+
+# ---- A disk that stalls ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stalled(database: Path) -> Iterator[None]:
+    """Hold the lock that every write needs. SQLite waits for it for 5 seconds, as for a disk that stalls."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the answer to a call, and how many seconds it took."""
+    started = time.monotonic()
+    return call(), time.monotonic() - started
+
+
+def test_a_stalled_disk_holds_up_nothing_but_changes(start_server):
+    """Changes get a 503 in time, and the first of them happens later. Meanwhile, everything else is answered."""
+    server = start_server(command=[*COMMAND, "--bound", "TURN_SECONDS=0.3", "--bound", "DISK_SECONDS=1"], **MANY)
+    user, others = server.client(), [server.client() for _ in range(3)]
+    for each in (user, *others):
+        assert each.register_user().status_code == 201
+    assert user.store_backup(b"the first").status_code == 201
+    base, blobs = sha256(b"the first"), [b"one", b"two", b"three"]
+    uploads = [functools.partial(server.client(user.credentials).store_backup, blob, base) for blob in blobs]
+    uploads += [functools.partial(other.store_backup, b"a backup") for other in others]
+    reader, done = server.client(user.credentials), threading.Event()
+
+    def read() -> float:
+        slowest = 0.0
+        while not done.is_set():
+            for call in (reader.get_health, reader.fetch_backup, reader.list_backup_versions):
+                answer, seconds = timed(call)
+                assert outcome(answer) == "200"
+                slowest = max(slowest, seconds)
+        return slowest
+
+    with ThreadPoolExecutor(1) as pool, stalled(server.database):
+        reading = pool.submit(read)
+        try:
+            answers = [timed(uploads[0])]  # it has its turn
+            answers += at_once([functools.partial(timed, upload) for upload in uploads[1:]])
+        finally:
+            done.set()
+    for answer, seconds in answers:
+        assert outcome(answer) == "503 unavailable"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert seconds < 4.5
+    assert reading.result() < 2
+
+    assert eventually(lambda: counts(server)["versions"] == 2)
+    repeated = [outcome(upload()) for upload in uploads]
+    assert repeated == ["200", *["409 version_conflict"] * 2, *["201"] * 3]
+    versions = user.list_backup_versions().json()["versions"]
+    assert [version["version"] for version in versions] == [2, 1]
+    assert backup_bytes(user.fetch_backup()) == b"one"
+    assert counts(server) == {"users": 4, "backups": 4, "versions": 5}
+
+
+def test_a_registration_that_stalls_is_not_counted(start_server):
+    """The account exists afterwards, but whoever repeats while the disk stalls keeps the rest of the quota."""
+    bounds = ("--bound", "TURN_SECONDS=0.1", "--bound", "DISK_SECONDS=0.2")
+    server = start_server(command=[*COMMAND, *bounds], REGISTRATIONS_PER_HOUR=2)
+    first, second = server.client(), server.client()
+    with stalled(server.database):
+        for _ in range(4):
+            assert outcome(first.register_user()) == "503 unavailable"
+    assert eventually(lambda: counts(server)["users"] == 1)
+    assert outcome(first.register_user()) == "200"
+    for user, wants in [(second, "201"), (server.client(), "201"), (server.client(), "429 rate_limited")]:
+        assert outcome(user.register_user()) == wants
+
+
+def test_health_while_reads_stall(start_server, tmp_path):
+    """It is answered within a second all the time. After a few seconds, it says that the database cannot be read."""
+    stall = tmp_path / "stall"
+    server = start_server(command=[*COMMAND, "--stall", str(stall)])
+    user, observer = server.client(), server.client(timeout=5)
+    assert user.register_user().status_code == 201
+    slowest = 0.0
+
+    def health() -> str:
+        nonlocal slowest
+        answer, seconds = timed(observer.get_health)
+        slowest = max(slowest, seconds)
+        assert answer.status_code == 200 or int(answer.headers["Retry-After"]) >= 1
+        return outcome(answer)
+
+    assert health() == "200"
+    stall.touch()
+    with ThreadPoolExecutor(3) as pool:
+        reads = [pool.submit(server.client(user.credentials).list_backup_versions) for _ in range(3)]
+        try:
+            assert eventually(lambda: health() == "503 unavailable")
+            assert not any(read.done() for read in reads)
+        finally:
+            stall.unlink()
+        assert [outcome(read.result()) for read in reads] == ["200"] * 3
+    assert eventually(lambda: health() == "200")
+    assert slowest < 1
+
+
+def test_a_stop_does_not_wait_for_a_stalled_disk(start_server):
+    bounds = ("--bound", "TURN_SECONDS=0.3", "--bound", "DISK_SECONDS=0.2")
+    server = start_server(command=[*COMMAND, *bounds])
+    user = server.client()
+    with stalled(server.database):
+        assert outcome(user.register_user()) == "503 unavailable"
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 4.5
+    user.base_url = server.start().base_url
+    assert outcome(user.register_user()) == "201"  # it did not happen, because the process was gone
 
 
 # ---- Readers ----------------------------------------------------------------------------------------------

@@ -1,12 +1,17 @@
 """What is on disk when an answer is sent, after a crash and after a restart."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from server.accounts import Account
+from backup_server import Request, Response, Server
+from server import bounds
+from server.accounts import Account, StorageUnavailable
 from server.dbm_store import DbmReader, DbmStore, Row
-from server_tests.broken.fault import breaks, instead_of
+from server.health import Watch
+from server_tests.broken.fault import breaks, instead_of, instead_of_handler
 
 
 @breaks("durability.acknowledged")
@@ -62,3 +67,71 @@ def restart_forgets_the_limits() -> None:
         if found and isinstance(found.record, Account) and user_id not in served:
             return dataclasses.replace(found, record=dataclasses.replace(found.record, uploads=()))
         return found
+
+
+# --- A disk that stalls -----------------------------------------------------------------------------------------------
+
+STALLED_CHANGES = "server_tests/test_store.py::test_a_stalled_disk_holds_up_nothing_but_changes"
+
+
+@breaks(test=STALLED_CHANGES)
+def turn_passes_on_before_the_write_has_ended() -> None:
+    """The next change does not know what a late write is about to do, and overwrites it."""
+
+    @instead_of(DbmStore, "_turn")
+    @contextlib.contextmanager
+    def turn(real: Any, store: Any) -> Iterator[None]:
+        if not store._changing.acquire(timeout=bounds.TURN_SECONDS):
+            raise StorageUnavailable
+        try:
+            yield
+        finally:
+            store._changing.release()
+
+
+@breaks(test=STALLED_CHANGES)
+def write_is_waited_for_without_end() -> None:
+    """While the disk stalls, a client hears nothing until it gives up."""
+
+    @instead_of(DbmStore, "_write")
+    def write(real: Any, store: Any, change: Any) -> None:
+        store._last_write = store._start_write(change)
+        store._last_write.result()
+
+
+@breaks(test=STALLED_CHANGES)
+def turn_is_waited_for_without_end() -> None:
+    """While the disk stalls, the changes behind the first one hear nothing, and hold the threads."""
+
+    @instead_of(DbmStore, "_turn")
+    @contextlib.contextmanager
+    def turn(real: Any, store: Any) -> Iterator[None]:
+        store._changing.acquire()
+        try:
+            yield
+        finally:
+            store._last_write.add_done_callback(lambda _: store._changing.release())
+
+
+@breaks(test="server_tests/test_store.py::test_health_while_reads_stall")
+def health_reads_the_disk_itself() -> None:
+    """While the disk stalls, nothing answers: the thread that answers for the health also serves the connections."""
+
+    @instead_of_handler("getHealth")
+    def get_health(real: Any, server: Server, request: Request) -> Response:
+        server.store.check()
+        response: Response = real(server, request)
+        return response
+
+
+@breaks("getHealth.503")
+def health_is_what_it_was_at_the_start() -> None:
+    """The server looks at its database once, and never again."""
+
+    looks: list[str | None] = []
+
+    @instead_of(Watch, "_look")
+    def look(real: Any, watch: Watch) -> str | None:
+        if not looks:
+            looks.append(real(watch))
+        return looks[0]

@@ -1,0 +1,62 @@
+"""The health of a store, as a thread of its own sees it. So whoever asks for it does not wait for the disk."""
+
+import threading
+import time
+from typing import NamedTuple
+
+from server import bounds
+from server.accounts import StorageUnavailable, StoreReader
+from server.log import log
+
+LOOK_SECONDS = 1  # between two looks
+
+
+class Look(NamedTuple):
+    """What a look at the store found, and when it ended, by the monotonic clock."""
+
+    ended: float
+    problem: str | None
+
+
+class Watch:
+    """Looks at a store each second, until it is closed."""
+
+    def __init__(self, store: StoreReader) -> None:
+        """Begin. Wait for the first look, but no longer than HEALTH_SECONDS."""
+        self._store = store
+        self._last = Look(time.monotonic(), "nobody has looked yet")
+        self._has_looked, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self._thread.start()
+        self._has_looked.wait(bounds.HEALTH_SECONDS)
+
+    def check(self) -> None:
+        """Raise StorageUnavailable if the last look failed, or is too long ago because the next one does not end."""
+        last = self._last
+        if time.monotonic() - last.ended > bounds.HEALTH_SECONDS:
+            log(event="storage_error", reason="a read takes too long")
+            raise StorageUnavailable("a read takes too long")
+        if last.problem is not None:
+            raise StorageUnavailable(last.problem)
+
+    def close(self) -> None:
+        """Look no more. A look that does not end is left behind."""
+        self._stopping.set()
+        self._thread.join(LOOK_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            problem = self._look()
+            self._last = Look(time.monotonic(), problem)
+            self._has_looked.set()
+            self._stopping.wait(LOOK_SECONDS)
+
+    def _look(self) -> str | None:
+        try:
+            self._store.check()
+        except StorageUnavailable as error:
+            return str(error)
+        except Exception as error:  # the next look may succeed
+            log.error(error)
+            return "the look failed"
+        return None
