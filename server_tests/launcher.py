@@ -173,7 +173,7 @@ def stall_reads(file: Path) -> None:
             time.sleep(0.02)
         return read(self, key)
 
-    mock.patch.object(handle, "__getitem__", stalled).start()
+    replace(handle, "__getitem__", stalled)
 
 
 def slow_lock_down(seconds: float) -> None:
