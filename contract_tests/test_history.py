@@ -11,7 +11,7 @@ from contract_tests.target.calls import outcome, sha256
 from contract_tests.target.process import ServerProcess
 
 HOUR, DAY = 3600, 86_400
-MANY = {"BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000}
+MANY = {"BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000, "REGISTRATIONS_PER_HOUR": 1000}
 
 
 def unix(text: str) -> int:
@@ -74,12 +74,21 @@ class Device:
             assert outcome(response) == "404 no_such_version"
 
 
+@pytest.fixture(scope="module")
+def shared(start_shared_server):
+    return start_shared_server(frozen=unix("2026-11-24T09"), **MANY)
+
+
 @pytest.fixture
-def start(start_server):
-    """`start(at, KEEP_VERSIONS=...)` returns a device on a server of its own, whose clock shows this time."""
+def start(start_server, request):
+    """`start(at, KEEP_VERSIONS=...)` returns a new user's device. The clock of its server shows this time."""
 
     def start(at: str, **environ) -> Device:
-        return Device(start_server(frozen=unix(at), **MANY, **environ))
+        if environ:
+            return Device(start_server(frozen=unix(at), **MANY, **environ))
+        server = request.getfixturevalue("shared")  # each history is that of a user, whatever others did at which time
+        server.move_clock(unix(at) - server.now())
+        return Device(server)
 
     return start
 

@@ -6,7 +6,6 @@
 test_random_lives.py uses it. Times are Unix milliseconds, except `created`, which is in Unix seconds.
 """
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -75,9 +74,6 @@ class Version:
     @property
     def etag(self) -> str:
         return f'"{self.number}-{self.sha256}"'
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Version":
-        return self  # it never changes
 
     def receipt(self) -> dict[str, Any]:
         return {
@@ -371,6 +367,15 @@ def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
     return [version for version in versions if version in chosen]
 
 
+def copied(part: Any) -> Any:
+    """Return a copy of a model or of a part. It shares only what never changes, and is much faster than deepcopy."""
+    if isinstance(part, Model | Account | Memory):
+        return type(part)(**{name: copied(value) for name, value in vars(part).items()})
+    if isinstance(part, dict):
+        return {key: copied(value) for key, value in part.items()}
+    return part.copy() if isinstance(part, list | set) else part
+
+
 # ---- Several calls at once ---------------------------------------------------------------------------------
 
 
@@ -386,7 +391,7 @@ def after_some_order(
     for index, (call, answer) in enumerate(exchanges):
         if (call, answer) in exchanges[:index]:
             continue
-        after = copy.deepcopy(model)
+        after: Model = copied(model)
         if fits(after.answer(call, now), answer):
             yield from after_some_order(after, exchanges[:index] + exchanges[index + 1 :], fits, now)
             if after == model:  # a call that changes nothing may as well have been the first

@@ -8,7 +8,6 @@ There are two machines. One lives on a server of its own. That server's clock mo
 number is exact. The other lives on any target, with the real time.
 """
 
-import copy
 import itertools
 import json
 import random
@@ -49,6 +48,7 @@ from contract_tests.generated.model import (
     Settings,
     Version,
     after_some_order,
+    copied,
 )
 from contract_tests.target import openapi
 from contract_tests.target.calls import FromAddress, at_once, eventually, outcome, sha256
@@ -362,7 +362,7 @@ class Life(RuleBasedStateMachine):
             self.touched.add(self.users.index(call.user_id))
         models = [after for model in self.models for after in after_some_order(model, pairs, self.fits, self.now())]
         if not models:
-            wanted = [copy.deepcopy(self.model).answer(call, self.now()) for call, _ in pairs]
+            wanted = [copied(self.model).answer(call, self.now()) for call, _ in pairs]
             raise AssertionError(f"the model, {'one by one' if len(pairs) > 1 else 'however'}, answers {wanted}")
         self.models = [model for index, model in enumerate(models) if model not in models[:index]]
 
@@ -671,7 +671,7 @@ class LifeOfAServer(Life):
             self.settle(exchange)
         else:
             self.story.append(f"  user {user} {exchange.call}: no answer")
-            carried_out = copy.deepcopy(self.models)
+            carried_out = [copied(model) for model in self.models]
             for model in carried_out:
                 model.answer(exchange.call, self.now())
             self.models += carried_out

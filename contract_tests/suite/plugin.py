@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-runs", default=1, type=int, help="how many runs generate requests, each with the next seed")
     group.addoption("--fuzz-requests", default=0, type=int, help="fail if the runs send fewer requests than this")
     group.addoption("--fuzz-seed", default=secrets.randbelow(2**32), type=int, help="repeat the run that printed this")
-    group.addoption("--model-examples", default=10, type=int, help="how many lives each test of random lives generates")
+    group.addoption("--model-examples", default=6, type=int, help="how many lives each test of random lives generates")
 
 
 def pytest_configure(config: pytest.Config) -> None:
