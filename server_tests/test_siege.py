@@ -24,7 +24,6 @@ FALLS = {
     "slow heads": "a head has no deadline",
     "never read": "an answer has no deadline, and each of 200 requests on a connection is answered",
     "crowd stores": "four uploads are decoded at once, and the allocator keeps their memory",
-    "stalled disk": "uploads that wait for the writer hold all threads",
     "full /tmp": "bodies and answers of some size are written to /tmp",
     "256 descriptors": "the limit of connections does not follow the limit of descriptors",
     "unread log": "a write to standard output waits until somebody reads it",
