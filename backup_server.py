@@ -47,6 +47,7 @@ from server.accounts import (
     Store,
     Upload,
     Version,
+    nothing,
 )
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
@@ -937,15 +938,15 @@ def store_next(
         versions=kept_versions((*account.versions, version), server.settings.keep_versions),
         uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
     )
+    # A thief may have used the old key. Forget the addresses as the key changes, even if that is after this request.
+    forget = functools.partial(server.guessing.forget, user.user_id) if changes_key else nothing
     try:
-        held.append(changed, data)
+        held.append(changed, data, on_commit=forget)
     except StorageUnavailable:  # the change may have happened
-        if changes_key:
-            server.guessing.forget(user.user_id)
+        forget()
         raise
     headers = rate_limit(sorted([*times, moment]), moment)
-    if changes_key:  # a thief may have used the old key
-        server.guessing.forget(user.user_id)
+    if changes_key:
         server.guessing.remember(user.user_id, request.address)
         return answer(200, receipt(version), headers)
     return answer(201, receipt(version), headers | {"Location": f"{request.path}/versions/{version.number}"})
@@ -1061,12 +1062,12 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
     with server.store.account(user.user_id) as held:
         user.again(server, held.record)
         server.check_time(request)
+        forget = functools.partial(server.guessing.forget, user.user_id)
         try:
-            held.delete(clock.now())
+            held.delete(clock.now(), on_commit=forget)
         except StorageUnavailable:  # the change may have happened
-            server.guessing.forget(user.user_id)
+            forget()
             raise
-    server.guessing.forget(user.user_id)
     return Response(204)
 
 

@@ -4,7 +4,7 @@ Times are Unix milliseconds. Digests are SHA-256 in lowercase hex.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -94,11 +94,19 @@ class Stats:
     database_bytes: int
 
 
+def nothing() -> None:
+    """Do nothing. This is what happens when a change is on disk, unless somebody wants to know."""
+
+
 class HeldAccount(ABC):
     """An account that nobody else can change now. `record` is its current record, or None if it never existed.
 
     A block makes at most one change, as its last step. When the block has ended, the change is on disk. If a
     store commits as the block ends and this fails, the block raises StorageUnavailable.
+
+    If the disk stalls, a change raises StorageUnavailable after a while, and may still happen later. Nobody else gets
+    the account before that. `on_commit` is called when the change is on disk, even if that is later. It is quick,
+    raises nothing, and may run in another thread.
     """
 
     record: Record | None
@@ -111,7 +119,7 @@ class HeldAccount(ABC):
         """
 
     @abstractmethod
-    def append(self, account: Account, data: bytes) -> None:
+    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
         """Replace the account with `account`, whose latest version is new and has the bytes `data`.
 
         The account and the bytes are stored together, or not at all. Versions that `account` does not have are
@@ -126,7 +134,7 @@ class HeldAccount(ABC):
         """
 
     @abstractmethod
-    def delete(self, moment: int) -> None:
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
         """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
         It asks for no space of its own, so it should work on a full disk, too. Raise StorageUnavailable.

@@ -45,6 +45,7 @@ from server.accounts import (
     Store,
     StoreReader,
     Version,
+    nothing,
 )
 from server.lanes import Lane
 from server.log import log
@@ -439,7 +440,7 @@ class HeldRow(HeldAccount):
             self._store._erase_blobs(self._user_id, self._row)
         self._store._put_row(self._user_id, self._row, after)
 
-    def append(self, account: Account, data: bytes) -> None:
+    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
         self._store._check_space(len(data))
         before = self._living()
         slot = next(slot for slot in range(len(before.slots) + 1) if slot not in before.slots)
@@ -449,27 +450,29 @@ class HeldRow(HeldAccount):
             slots=tuple(slots[version] for version in account.versions),
             slots_used=max(before.slots_used, slot + 1),
         )
-        self._store._write(functools.partial(self._append, after, slot, data))
+        self._store._write(functools.partial(self._append, after, slot, data, on_commit))
 
-    def _append(self, after: Row, slot: int, data: bytes) -> None:
+    def _append(self, after: Row, slot: int, data: bytes, on_commit: Callable[[], None]) -> None:
         self._store._put_blob(self._user_id, slot, data)
         self._store._put_row(self._user_id, self._row, after)
+        on_commit()
 
     def mend(self, version: Version, data: bytes) -> None:
         slot = self._living().slot(version)
         if slot is not None and self._store._blob(self._user_id, slot) != data:
             self._store._write(functools.partial(self._store._put_blob, self._user_id, slot, data))
 
-    def delete(self, moment: int) -> None:
-        self._store._write(functools.partial(self._delete, Deleted(moment)))
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
+        self._store._write(functools.partial(self._delete, Deleted(moment), on_commit))
 
-    def _delete(self, deleted: Deleted) -> None:
+    def _delete(self, deleted: Deleted, on_commit: Callable[[], None]) -> None:
         before = self._living()
         after = Row(deleted, slots_used=before.slots_used)
         try:
             self._store._put_row(self._user_id, before, after)
         except StorageFull as error:  # a deletion needs no lasting space, so a retry may work soon
             raise StorageUnavailable(str(error)) from None
+        on_commit()
         self._store._forget_later(self._user_id, deleted)
         with contextlib.suppress(StorageError):  # it is logged, and repeated when the userId is forgotten
             self._store._erase_blobs(self._user_id, after)

@@ -2,9 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from server.accounts import Account, Deleted, HeldAccount, Record, Stats, Store, Version
+from server.accounts import Account, Deleted, HeldAccount, Record, Stats, Store, Version, nothing
 
 
 class MemoryStore(Store):
@@ -62,11 +62,13 @@ class HeldEntry(HeldAccount):
     def create(self, account: Account) -> None:
         self._store._keep(self._user_id, account, {})
 
-    def append(self, account: Account, data: bytes) -> None:
+    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
         self._store._keep(self._user_id, account, {account.versions[-1]: data})
+        on_commit()
 
     def mend(self, version: Version, data: bytes) -> None:
         pass  # nothing here can be damaged
 
-    def delete(self, moment: int) -> None:
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
         self._store._keep(self._user_id, Deleted(moment), {})
+        on_commit()

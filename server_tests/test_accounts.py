@@ -90,6 +90,18 @@ def test_a_block_that_fails_changes_nothing(store):
     append(store, b"data")  # the account is no longer held
 
 
+def test_a_change_tells_that_it_is_committed(store):
+    """When it does, everybody sees the change."""
+    register(store)
+    seen: list[Record | None] = []
+    version = version_of(b"data", 1)
+    with store.account(USER) as account:
+        account.append(Account(1, KEY, versions=(version,)), b"data", on_commit=lambda: seen.append(store.find(USER)))
+    with store.account(USER) as account:
+        account.delete(2, on_commit=lambda: seen.append(store.find(USER)))
+    assert seen == [Account(1, KEY, versions=(version,)), Deleted(2)]
+
+
 def test_an_account_is_held_by_one(store):
     """Of two threads that change an account at once, the second sees what the first has done. Both changes stay."""
     register(store)

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from secrets import token_bytes
+from secrets import token_bytes, token_hex
 from typing import Any
 
 import pytest
 import requests
 
 from clients.python.backup_client import BackupClient, backup_bytes
-from contract_tests.target.calls import at_once, counts, eventually, outcome, sha256
+from contract_tests.target.calls import FromAddress, at_once, counts, eventually, outcome, sha256
 from contract_tests.target.openapi import RESERVED
 from contract_tests.target.process import COMMAND, ServerProcess
 
@@ -252,6 +252,27 @@ def test_a_registration_that_stalls_is_not_counted(start_server):
     assert outcome(first.register_user()) == "200"
     for user, wants in [(second, "201"), (server.client(), "201"), (server.client(), "429 rate_limited")]:
         assert outcome(user.register_user()) == wants
+
+
+def test_a_key_that_changes_late_makes_addresses_unknown(start_server):
+    """While the disk stalls, a thief comes in with the old key. His address is known for no longer than that key."""
+    bounds = ("--bound", "DISK_SECONDS=0.5")
+    server = start_server(command=[*COMMAND, *bounds], FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY=1)
+    owner = server.client()
+    user_id, _ = owner.credentials
+    thief, stranger = server.client(owner.credentials), server.client((user_id, token_hex(32)))
+    thief.session.mount("http://", FromAddress("127.0.0.2"))
+    stranger.session.mount("http://", FromAddress("127.0.0.3"))
+    new_key = token_hex(32)
+    assert outcome(owner.register_user()) == "201"
+    with stalled(server.database):
+        assert outcome(owner.change_storage_key(new_key, b"a backup")) == "503 unavailable"
+        assert outcome(thief.list_backup_versions()) == "200"
+    owner = server.client((user_id, new_key))
+    assert eventually(lambda: outcome(owner.list_backup_versions()) == "200")
+    assert outcome(stranger.list_backup_versions()) == "401 credentials_invalid"  # the limit of the account is reached
+    answers = [outcome(thief.list_backup_versions()) for _ in range(3)]
+    assert answers == ["401 credentials_invalid"] * 2 + ["429 rate_limited"]  # as from any new address
 
 
 def test_health_while_reads_stall(start_server, tmp_path):

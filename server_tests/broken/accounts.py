@@ -149,8 +149,9 @@ def deleted_account_comes_back_with_a_restart() -> None:
     deleted: dict[str, Row] = {}
 
     @instead_of(dbm_store.HeldRow, "delete")
-    def delete(real: Any, held: Any, moment: int) -> None:
+    def delete(real: Any, held: Any, moment: int, on_commit: Any) -> None:
         deleted[held._user_id] = Row(Deleted(moment))
+        on_commit()
 
     @instead_of(dbm_store.DbmReader, "_row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:

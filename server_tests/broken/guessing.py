@@ -8,6 +8,7 @@ import backup_server
 from backup_server import Request, Response, Server, User
 from server import clock, guessing
 from server.accounts import Account
+from server.dbm_store import HeldRow
 from server.guessing import Guessing, Source, Wait
 from server.limits import Events
 from server_tests.broken.fault import breaks, change, change_guessing, instead_of, instead_of_handler
@@ -162,6 +163,16 @@ def failures_at_a_known_address_count_for_the_address() -> None:
 def thief_stays_known() -> None:
     """After a change of the key, whoever had the old one may guess from the same address as before."""
     change(Guessing, "forget", lambda *_: None)
+
+
+@breaks(test="server_tests/test_store.py::test_a_key_that_changes_late_makes_addresses_unknown")
+def thief_stays_known_after_a_late_key_change() -> None:
+    """While the disk stalls, the key changes after the request. Addresses are forgotten with the request alone."""
+
+    @instead_of(HeldRow, "append")
+    def append(real: Any, held: HeldRow, account: Account, data: bytes, on_commit: Any) -> None:
+        real(held, account, data)
+        on_commit()
 
 
 @breaks("guessing.key-change")
