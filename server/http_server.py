@@ -8,7 +8,6 @@ import functools
 import ipaddress
 import logging
 import re
-import signal
 import socket
 import threading
 import time
@@ -24,12 +23,13 @@ import waitress.task
 import waitress.utilities
 from waitress import wasyncore
 
-from server import clock
+from server import clock, process
 from server.log import log
 
 THREADS = 4
 CONNECTIONS = 1000
 DRAIN_SECONDS = 20  # how long a stop waits for requests in progress
+LAST_LINES_SECONDS = 0.2  # how long a second signal, which ends the server at once, leaves to the log
 
 WsgiApp = Callable[..., Any]
 
@@ -249,7 +249,7 @@ class WaitressLog(logging.Handler):
 
 
 class HttpServer:
-    """Serves an app on an address until SIGINT or SIGTERM."""
+    """Serves an app on an address until SIGTERM, SIGINT or SIGHUP."""
 
     def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, refuse: Refuse) -> None:
         """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound.
@@ -288,16 +288,15 @@ class HttpServer:
     def run(self, **serving: Any) -> None:
         """Log that the server serves, with `serving` as further members. Serve until a signal, then stop.
 
-        Finish requests in progress before stopping.
+        Finish requests in progress before stopping. A second signal ends the process without that.
         """
         stopping = threading.Event()
 
-        def stop(*_: Any) -> None:
+        def stop() -> None:
             stopping.set()
             self._waitress.pull_trigger()
 
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+        process.stop_once(stop, functools.partial(log.finish, LAST_LINES_SECONDS))
         log(event="serving", url=self.url, **serving)
         next_look = 0.0
         while not stopping.is_set():

@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
     parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for requests in progress")
     parser.add_argument("--idle-seconds", type=int, help="how long a connection may be silent; waitress allows 120 s")
+    parser.add_argument("--log-bytes", type=int, help="how many bytes of the log wait in memory if nobody reads it")
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     arguments = parser.parse_args()
@@ -49,6 +50,8 @@ def main() -> int:
     if arguments.idle_seconds is not None:
         change = {"channel_timeout": arguments.idle_seconds, "cleanup_interval": 1}
         mock.patch.multiple("waitress.adjustments.Adjustments", **change).start()
+    if arguments.log_bytes is not None:
+        mock.patch("server.log.MOST_BYTES", arguments.log_bytes).start()
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.clock:
