@@ -4,10 +4,15 @@
 and limits from that file. `python backup_server.py --help` lists the settings.
 
 This file contains, from top to bottom: settings, problems, spec, requests, proofs, operations, app, main. The package
-`server/` contains what they build on: accounts and their store, limits, JSON, HTTP, clock and log.
+`server/` contains what they build on: accounts and their store, limits, JSON, HTTP, the process, clock and log.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from server import process
+
+    process.begin()  # before the imports, which take long
 
 import argparse
 import base64
@@ -35,7 +40,7 @@ import jsonschema
 import pybase64
 import yaml
 
-from server import clock, i_json, memory, reference_page
+from server import clock, i_json, memory, process, reference_page
 from server.accounts import (
     Account,
     DamagedData,
@@ -1289,7 +1294,7 @@ def client_address(connection: str, headers: Mapping[str, str], on_fly: bool) ->
 
 
 def serve(settings: Settings, spec: Spec) -> None:
-    """Serve until SIGINT or SIGTERM. Raise StartupError if the database file or the address cannot be used."""
+    """Serve until SIGTERM, SIGINT or SIGHUP. Raise StartupError if the database file or the address cannot be used."""
     memory.give_back()
     try:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
@@ -1315,11 +1320,14 @@ def serve(settings: Settings, spec: Spec) -> None:
         http.run(operations=len(spec.operations))
 
 
+LAST_LINES_SECONDS = 1  # how long the end of the process waits for whoever reads the log
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until stopped. Return the exit code: 0 after a stop, 2 if the server cannot start."""
     parser = argparse.ArgumentParser(
         prog="backup_server.py",
-        description="The DailyReps backup server. It serves until SIGINT or SIGTERM.",
+        description="The DailyReps backup server. It serves until SIGTERM, SIGINT or SIGHUP.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     try:
@@ -1329,11 +1337,15 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.from_environ(os.environ, spec.configurable_limits)
         log.debug = settings.debug
         serve(settings, spec)
+        log(event="stopped")
+        return 0
     except StartupError as error:
-        print(f"backup_server: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a closed or full standard error does not change the exit code
+            os.write(2, f"backup_server: {error}\n".encode(errors="backslashreplace"))
         return 2
-    log(event="stopped")
-    return 0
+    finally:
+        log.finish(LAST_LINES_SECONDS)
+        process.ignore_signals()
 
 
 if __name__ == "__main__":

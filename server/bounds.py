@@ -51,3 +51,8 @@ SHARE_OF_A_USER = 4  # a user may have a quarter of either: two of the largest b
 SMALL_ANSWER_BYTES = 64 * KIB  # an answer of so many bytes always has room
 UNREAD_ANSWERS = 24 * MIB  # in memory until the clients have read them
 UNREAD_ANSWERS_OF_AN_ADDRESS = 8 * MIB  # one backup of the largest size is always allowed
+
+# --- The log ----------------------------------------------------------------------------------------------------------
+# Beyond the bound, lines are lost and counted.
+
+LOG_BYTES = 2_500_000  # of lines that nobody has read yet: about 10,000 requests

@@ -13,9 +13,9 @@ A request goes this way:
 """
 
 import contextlib
+import functools
 import logging
 import resource
-import signal
 import socket
 import threading
 import time
@@ -33,11 +33,12 @@ import waitress.task
 import waitress.utilities
 from waitress import wasyncore
 
-from server import bounds
+from server import bounds, process
 from server.http_parser import RequestParser
 from server.lanes import Lane
 from server.log import log
 
+LAST_LINES_SECONDS = 0.2  # how long a second signal, which ends the server at once, leaves to the log
 LOOK_SECONDS = 0.5  # how often to look for what has kept the server waiting too long
 
 WsgiApp = Callable[..., Any]
@@ -547,7 +548,7 @@ class HttpOptions:
 
 
 class HttpServer:
-    """Serves an app on an address until SIGINT or SIGTERM."""
+    """Serves an app on an address until SIGTERM, SIGINT or SIGHUP."""
 
     def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, options: HttpOptions) -> None:
         """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound."""
@@ -577,16 +578,15 @@ class HttpServer:
     def run(self, **serving: Any) -> None:
         """Log that the server serves, with `serving` as further members. Serve until a signal, then stop.
 
-        Finish requests in progress before stopping.
+        Finish requests in progress before stopping. A second signal ends the process without that.
         """
         stopping = threading.Event()
 
-        def stop(*_: Any) -> None:
+        def stop() -> None:
             stopping.set()
             self._listener.pull_trigger()
 
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+        process.stop_once(stop, functools.partial(log.finish, LAST_LINES_SECONDS))
         log(event="serving", url=self.url, **serving)
         next_look = 0.0
         while not stopping.is_set():

@@ -2,10 +2,12 @@
 
 import contextlib
 import dbm.sqlite3
+import errno
 import hashlib
 import itertools
 import json
 import logging
+import os
 import random
 import shutil
 import sqlite3
@@ -30,6 +32,7 @@ from server.http_parser import RequestParser
 from server.http_server import WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import AddressLimit, Events, Limit, keyed_hash
+from server.log import Log, log
 from server.recent import Recent
 from server.refused import RefusedUploads
 from server_tests.memory_store import MemoryStore
@@ -407,7 +410,7 @@ def test_a_path_that_cannot_be_a_file(tmp_path, path):
         DbmStore(tmp_path / path, 601)
 
 
-def test_a_reader_of_what_is_no_store(tmp_path, capsys):
+def test_a_reader_of_what_is_no_store(tmp_path, capfd):
     with pytest.raises(StorageUnavailable):
         DbmReader(tmp_path / "missing.db").check()
     with contextlib.closing(dbm.sqlite3.open(tmp_path / "other.db", "c")) as file:
@@ -416,7 +419,8 @@ def test_a_reader_of_what_is_no_store(tmp_path, capsys):
     with pytest.raises(StorageUnavailable, match="format"):
         reader.check()
     reader.close()
-    assert capsys.readouterr().out.count('"event": "storage_error"') == 2
+    log.finish(5)
+    assert capfd.readouterr().out.count('"event": "storage_error"') == 2
 
 
 def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
@@ -478,16 +482,97 @@ def test_signatures_and_keys_are_in_no_repr():
 # ---- The log -------------------------------------------------------------------------------------------------------
 
 
-def test_waitress_says_where_and_not_what(capsys):
+def test_waitress_says_where_and_not_what(capfd):
     try:
         raise ValueError("something private")
     except ValueError as error:
         exception = (ValueError, error, error.__traceback__)
     WaitressLog().emit(logging.LogRecord("waitress", logging.ERROR, "task.py", 7, "private: %s", ("x",), exception))
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    log.finish(5)
+    first, second = map(json.loads, capfd.readouterr().out.splitlines())
     assert (first["event"], first["level"], first["at"]) == ("http_server", "ERROR", "task:7")
     assert (second["event"], second["error"]) == ("error", "ValueError")
     assert "private" not in json.dumps([first, second])
+
+
+@pytest.fixture
+def pipe():
+    """The file descriptors to read from a pipe and to write to it."""
+    descriptors = os.pipe()
+    yield descriptors
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def test_a_line_of_the_log(pipe, at):
+    log = Log(pipe[1])
+    for moment in (1_795_510_800_999, 1_795_510_801_000):
+        at(moment)
+        log(event="request", route=None, path="é\n", milliseconds=0.5)
+    log.finish(5)
+    member = r'"event": "request", "route": null, "path": "\u00e9\n", "milliseconds": 0.5'
+    lines = [f'{{"time": "2026-11-24T09:00:0{second}Z", {member}}}\n' for second in (0, 1)]
+    assert os.read(pipe[0], 1000).decode() == "".join(lines)
+
+
+def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):
+    """The pipe is full and does not block. Ten lines wait. Five more lines are lost, and one that is too long."""
+    for descriptor in pipe:
+        os.set_blocking(descriptor, False)
+    filling = os.write(pipe[1], bytes(1_000_000))
+    log = Log(pipe[1])
+    monkeypatch.setattr("server.bounds.LOG_BYTES", 10 * len(log._line({"number": 10})))
+    for number in range(10, 25):
+        log(number=number)
+    log(text="x" * 10_000)
+    log.finish(0.1)
+    os.read(pipe[0], filling)
+    log.finish(5)
+    log(number=25)
+    log.finish(5)
+    lines = [json.loads(line) for line in os.read(pipe[0], 10_000).splitlines()]
+    assert [line["number"] for line in lines if "number" in line] == [*range(10, 20), 25]
+    assert sum(line["lines"] for line in lines if line.get("event") == "log_lost") == 6
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE])
+def test_a_line_is_written_whole_or_not_at_all(monkeypatch, error):
+    """After a full disk, the rest of a line that is begun comes first. After a broken pipe, its reader is gone."""
+    room, written, write = 0, b"", os.write
+
+    def write_some(descriptor: int, data: bytes) -> int:
+        nonlocal room, written
+        if descriptor != -7:
+            return write(descriptor, data)
+        if not room:
+            raise OSError(error, "no room")
+        part = data[: min(room, 30)]  # in several parts
+        room, written = room - len(part), written + part
+        return len(part)
+
+    monkeypatch.setattr(os, "write", write_some)
+    log = Log(-7)
+    length = len(log._line({"number": 10}))
+
+    def log_line(number: int, more_room: float) -> None:
+        nonlocal room
+        room = int(more_room * length)
+        log(number=number)
+        log.finish(5)
+
+    log_line(10, 1.5)
+    log_line(11, 0)
+    log_line(12, 0.5)  # half a line
+    log_line(13, 0.0)
+    log_line(14, 0.1)  # a little more of it
+    log_line(15, 100)
+    if error == errno.EPIPE:  # what a new reader gets
+        _, _, written = written.rpartition(b'{"time"')[0].rpartition(b'{"time"')
+        assert json.loads(b'{"time"' + written)["lines"] == 4
+    else:
+        events = [json.loads(line) for line in written.splitlines()]
+        assert [event.get("number") or event["lines"] for event in events] == [10, 1, 3, 15]
 
 
 # ---- The head of a request -----------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def test_the_page_is_sent_as_it_was_built(start_with_page: StartServer):
             cached = "public, max-age=31536000, immutable" if kept else "no-cache"
             assert answer.headers["Cache-Control"] == cached
             assert answer.headers["X-Request-Id"]
+    server.stop()  # then the log is complete
     routes = [event["route"] for event in server.log() if event["event"] == "request"]
     assert routes == [path for path, *_ in SENT for _ in range(2)]
 

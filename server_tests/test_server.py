@@ -329,7 +329,7 @@ def test_limits_are_read_from_the_spec(tmp_path):
 # ---- Stopping ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_is_in_flight_is_finished(start_server, number):
     server = start_server()
     credentials = secrets.token_hex(32), secrets.token_hex(32)

@@ -4,6 +4,7 @@ No text from this module contains a secret of these servers, a key, a signature 
 """
 
 import json
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from contract_tests.target.redaction import redacted
 from contract_tests.target.target import Target
 
 SHOWN_REQUESTS = 20  # how many of the last lines about requests are shown; other lines are rare, and all are shown
+LOG_SECONDS = 0.05  # how long after its answer a server may write its log
 SHOWN_CHARACTERS = 20_000  # how many of the last characters of a server's log are shown
 
 
@@ -51,6 +53,7 @@ class UsedServers:
     def log(self) -> str:
         """Return what the processes have logged and written to stderr since the test began."""
         processes = [server for server in self._shared + self._own if isinstance(server, ServerProcess)]
+        time.sleep(LOG_SECONDS if processes else 0)
         texts = [(process, log_text(process)) for process in processes]
         return "\n".join(self.redacted(f"{process.base_url}\n{text}") for process, text in texts if text)
 

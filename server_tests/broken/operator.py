@@ -1,5 +1,6 @@
 """What the operator sees: statistics, the document and the log."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import backup_server
 from backup_server import Request, Response, Server, Spec
 from server.accounts import Deleted, Record
 from server.dbm_store import Counts
-from server.log import log
+from server.log import Log, log
 from server_tests.broken.fault import (
     breaks,
     change_setting,
@@ -68,3 +69,12 @@ def credentials_are_logged() -> None:
     @on_answer
     def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
         log(event="credentials", authorization=environ.get("HTTP_AUTHORIZATION"))
+
+
+@breaks(test="server_tests/test_process.py::test_nobody_reads_the_log[stays away]")
+def log_waits_for_its_reader() -> None:
+    """If nobody reads the log, the server answers nobody."""
+
+    @instead_of(Log, "__call__")
+    def write(real: Any, log: Log, **event: Any) -> None:
+        os.write(1, log._line(event))
