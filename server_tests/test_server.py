@@ -148,9 +148,11 @@ backup_server.HttpServer.run = lambda *_, **__: print("serving")
 for environ in json.load(sys.stdin):
     os.environ.clear()
     os.environ.update(environ)
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+    streams = {1: io.StringIO(), 2: io.StringIO()}
+    os.write = lambda number, data: streams[number].write(data.decode())
+    with contextlib.redirect_stdout(streams[1]), contextlib.redirect_stderr(streams[2]):
         code = backup_server.main([])
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+    print(json.dumps([code, streams[1].getvalue(), streams[2].getvalue()]))
 """
 
 
