@@ -430,14 +430,9 @@ def validation_failed(errors: Errors) -> Problem:
 # The one profile of RFC 9421 that is accepted. Its three parameters may have any order.
 LABEL = "app"
 COMPONENTS = '("@method" "@path" "authorization" "content-digest")'
-PARAMETERS = {  # how each is spelled
-    "created": re.compile(r"0|[1-9][0-9]{0,14}"),
-    "keyid": re.compile(rf'"{KEYID.pattern}"'),
-    "alg": re.compile(r'"hmac-sha256"'),
-}
-SIGNATURE_INPUT = re.compile(r'([^=;"]*)=((\([^()]*\))((?:;[^;="]+(?:="[^"]*"|=[^;"]*)?)*))')
-PARAMETER = re.compile(r';([^;="]+)(?:=("[^"]*"|[^;"]*))?')
-SIGNATURE = re.compile(r"([^=]*)=:[A-Za-z0-9+/]{43}=:")
+PARAMETERS = rf';created=(0|[1-9][0-9]{{0,14}})|;keyid="({KEYID.pattern})"|;alg="(hmac-sha256)"'
+SIGNATURE_INPUT = re.compile(rf"{LABEL}=({re.escape(COMPONENTS)}(?:{PARAMETERS}){{3}})")
+SIGNATURE = re.compile(rf"{LABEL}=:[A-Za-z0-9+/]{{43}}=:")
 CONTENT_DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
 SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
     "twice": "Send Authorization, Content-Digest, Signature-Input and Signature once each.",
@@ -448,6 +443,10 @@ SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
     "keyid": "The keyid is unknown.",
     "mac": "The MAC is not that of this request under the named key.",
 }
+# What any signature looks like, whatever its profile: to tell which rule was missed.
+ANY_SIGNATURE_INPUT = re.compile(r'([^=;"]*)=(\([^()]*\))((?:;[^;="]+(?:="[^"]*"|=[^;"]*)?)*)')
+ANY_PARAMETER = re.compile(r';([^;="]+)(?:="[^"]*"|=[^;"]*)?')
+ANY_SIGNATURE = re.compile(r"([^=]*)=:[A-Za-z0-9+/]{43}=:")
 SIGNED_HEADERS = {"authorization", "content-digest", "signature", "signature-input"}
 BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+)", re.IGNORECASE)
 BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
@@ -559,24 +558,29 @@ def check_signature(server: Server, request: Request) -> str:
 
 def read_profile(digest: str, signature_input: str, signature: str) -> tuple[int, str, str]:
     """Return created, keyid and the signature parameters as they were sent. Raise Problem signature_invalid."""
+    profile = SIGNATURE_INPUT.fullmatch(signature_input)
+    # Of three parameters, each must be there. So none is there twice.
+    if not (profile and all(profile.groups()) and SIGNATURE.fullmatch(signature) and CONTENT_DIGEST.fullmatch(digest)):
+        raise signature_invalid(profile_fault(signature_input, signature))
+    return int(profile[2]), profile[3], profile[1]
+
+
+def profile_fault(signature_input: str, signature: str) -> str:
+    """Return the first rule, of SIGNATURE_FAULTS, that a signature of another profile misses."""
     for value in (signature_input, signature):
         if "," in re.sub('"[^"]*"', "", value):  # a dictionary with several signatures (RFC 9421 section 4.1)
-            raise signature_invalid("label")
-    if not (parts := SIGNATURE_INPUT.fullmatch(signature_input)) or not (sent := SIGNATURE.fullmatch(signature)):
-        raise signature_invalid("spelling")
-    label, signature_params, components, parameters = parts.groups()
+            return "label"
+    if not (parts := ANY_SIGNATURE_INPUT.fullmatch(signature_input)) or not (
+        sent := ANY_SIGNATURE.fullmatch(signature)
+    ):
+        return "spelling"
+    label, components, parameters = parts.groups()
     if {label, sent[1]} != {LABEL}:
-        raise signature_invalid("label")
+        return "label"
     if components.strip("()").split() != COMPONENTS.strip("()").split():
-        raise signature_invalid("components")
-    pairs = PARAMETER.findall(parameters)
-    if sorted(name.strip() for name, _ in pairs) != sorted(PARAMETERS):
-        raise signature_invalid("parameters")
-    values = dict(pairs)
-    are_spelled = all(spelling.fullmatch(values.get(name, "")) for name, spelling in PARAMETERS.items())
-    if components != COMPONENTS or not are_spelled or not CONTENT_DIGEST.fullmatch(digest):
-        raise signature_invalid("spelling")
-    return int(values["created"]), values["keyid"].strip('"'), signature_params
+        return "components"
+    names = sorted(name.strip() for name in ANY_PARAMETER.findall(parameters))
+    return "spelling" if names == ["alg", "created", "keyid"] else "parameters"
 
 
 def signature_invalid(fault: str) -> Problem:
@@ -706,10 +710,10 @@ def receive(server: Server, request: Request) -> bytes:
         raise refusal(request.arrival.body_fault, server.spec.limits)
     server.check_time(request)
     body = request.body_stream.read()
-    is_signed = PROOFS["appSignature"] in request.operation.proofs
-    digest = f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
-    if is_signed and request.header("Content-Digest") != digest:
-        raise Problem("digest_mismatch", "Content-Digest is not the SHA-256 of the body that arrived.")
+    if PROOFS["appSignature"] in request.operation.proofs:
+        digest = f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+        if request.header("Content-Digest") != digest:
+            raise Problem("digest_mismatch", "Content-Digest is not the SHA-256 of the body that arrived.")
     return body
 
 

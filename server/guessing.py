@@ -31,7 +31,8 @@ class Source:
     def of(cls, user_id: str | None, address: str, may_be_known: bool = True) -> "Source":
         """Take a userId, or None, and an address: IPv4, or IPv6 as its /64."""
         account = b"" if user_id is None else keyed_hash(user_id)
-        return cls(account, keyed_hash(address), keyed_hash(network_of(address)), may_be_known)
+        key, network = keyed_hash(address), network_of(address)
+        return cls(account, key, key if network == address else keyed_hash(network), may_be_known)
 
     @property
     def pair(self) -> bytes:

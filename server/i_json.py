@@ -14,13 +14,13 @@ class NotIJson(ValueError):
 
 def encode(value: Any) -> bytes:
     """Return a value as compact JSON in UTF-8. Raise UnicodeEncodeError for a lone surrogate."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return ENCODER.encode(value).encode()
 
 
 def decode(body: bytes) -> Any:
     """Return the value of a JSON text. Raise NotIJson if it is not I-JSON or has too many values."""
     try:
-        if body.count(b",") > MOST_COMMAS:
+        if has_more_commas(body, MOST_COMMAS):
             raise NotIJson("it has too many values")
         text = body.decode()
         value = DECODER.decode(text)
@@ -42,6 +42,16 @@ def decode(body: bytes) -> Any:
     raise NotIJson(reason)
 
 
+def has_more_commas(body: bytes, most: int) -> bool:
+    """Return whether there are more commas than `most`. (To count them all takes 30 times as long as to find a few.)"""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(b",", at + 1)
+        if at < 0:
+            return False
+    return True
+
+
 def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object's members. Raise NotIJson if a name occurs twice (RFC 7493 section 2.3)."""
     members = dict(pairs)
@@ -58,4 +68,5 @@ def finite_number(text: str) -> float:
     return number
 
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 DECODER = json.JSONDecoder(object_pairs_hook=unique_members, parse_float=finite_number, parse_constant=finite_number)
