@@ -374,6 +374,20 @@ def test_a_name_that_is_known_at_the_address_tells_nothing(start_server):
     assert told[0] == told[1]
 
 
+@pytest.mark.requirement("address.failures", "address.registrations")
+def test_past_both_limits_not_even_a_right_key_is_compared(start_server):
+    """For a registration past its limit, no address is known. For other calls, this one still is."""
+    server = start_server(frozen=FROZEN, REGISTRATIONS_PER_HOUR=1, FAILED_CREDENTIALS_PER_5_MINUTES=2)
+    user = client_at(server, STRANGER)
+    assert user.register_user().status_code == 201
+    assert user.register_user().status_code == 200  # a retry
+    for _ in range(2):
+        assert client_at(server, STRANGER).register_user().headers["Retry-After"] == "3600"
+    refused = user.register_user()
+    assert (outcome(refused), refused.headers["Retry-After"]) == ("429 rate_limited", "300")
+    assert outcome(user.fetch_backup()) == "404 no_backup"
+
+
 @pytest.mark.requirement("address.retry-after", "address.registrations", "header.Retry-After")
 def test_retry_after_of_a_registration_that_uses_up_the_failures(start_server):
     """Each 429 counts as a failure. So it may be the address that has to wait longest, then."""

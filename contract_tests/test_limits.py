@@ -338,8 +338,10 @@ def test_the_windows_survive_a_restart(device, server):
 
 
 @pytest.mark.requirement("limits.retry-after", "limits.policy")
-def test_a_limit_lowered_by_the_operator(device, server):
+def test_a_limit_lowered_by_the_operator(start_server):
     """Then Retry-After is the time until more than one upload has left the window."""
+    server = start_server(frozen=FROZEN)
+    device = Device(server)
     device.uploads([0, 10, 20, 30, 40])
     server.environ |= {"BACKUPS_PER_HOUR": "2"}
     server.restart()

@@ -91,6 +91,7 @@ class ServerProcess:
             **environ,
         }
         self.environ = {name: str(value) for name, value in settings.items() if value is not None}
+        self._settings = self.environ.copy()
         self.database = Path(self.environ["DATABASE_PATH"])
         self.base_url = ""
         self.observer = Observer()
@@ -143,6 +144,7 @@ class ServerProcess:
         By then, what the test before has done limits nobody any more.
         """
         assert self.frozen is not None
+        assert self.environ == self._settings, "a test that changes the settings needs a server of its own"
         self.fault = None
         if not self.running():
             self.start()

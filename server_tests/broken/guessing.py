@@ -55,8 +55,8 @@ def wait_is_that_of_the_address() -> None:
     """Retry-After says when the address may try again, although the account needs longer."""
 
     @instead_of(Guessing, "wait")
-    def wait(real: Any, self: Guessing, user_id: str | None, address: str) -> Wait | None:
-        found = real(self, user_id, address)
+    def wait(real: Any, self: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
+        found = real(self, user_id, address, may_be_known)
         return found and found._replace(seconds=min(found.seconds, 300))
 
 
@@ -92,16 +92,16 @@ def wrong_key_makes_an_address_known() -> None:
     """Whoever tries once counts as the owner."""
 
     @instead_of(Guessing, "count")
-    def count(real: Any, self: Guessing, user_id: str | None, address: str) -> Wait | None:
-        wait = real(self, user_id, address)
+    def count(real: Any, self: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
+        wait = real(self, user_id, address, may_be_known)
         if user_id:
             self.remember(user_id, address)
         return wait
 
 
-@breaks("address.silent")
+@breaks("address.failures")
 def registration_tells_who_is_known_at_the_address() -> None:
-    """Past the limit on registrations, a known address still helps, so the answers for a taken userId differ."""
+    """Past the limit on registrations, a known address still helps: its answers tell a right key from a wrong one."""
     change(backup_server, "may_be_known", lambda server, request: True)
 
 
@@ -134,9 +134,9 @@ def neighbour_stops_the_owner() -> None:
     """The limit of an address holds for accounts to which it is known, too."""
 
     @instead_of(Guessing, "wait")
-    def wait(real: Any, self: Guessing, user_id: str | None, address: str) -> Wait | None:
+    def wait(real: Any, self: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
         is_limited = self._addresses.is_reached(Source.of(None, address).address, clock.now())
-        return Wait(300, self._addresses.limit) if is_limited else real(self, user_id, address)
+        return Wait(300, self._addresses.limit) if is_limited else real(self, user_id, address, may_be_known)
 
 
 @breaks("guessing.pair")

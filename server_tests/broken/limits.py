@@ -244,8 +244,8 @@ def malformed_credentials_do_not_count() -> None:
     """Credentials that cannot be right do not count as a failure."""
 
     @instead_of(Guessing, "count")
-    def count(real: Any, guessing: Guessing, user_id: str | None, address: str) -> Any:
-        return None if user_id is None else real(guessing, user_id, address)
+    def count(real: Any, guessing: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Any:
+        return None if user_id is None else real(guessing, user_id, address, may_be_known)
 
 
 @breaks("address.failures", "guessing.account", "guessing.pair")
