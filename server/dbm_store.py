@@ -195,6 +195,10 @@ def run(change: Callable[[], None], write: Future[None]) -> None:
         write.set_result(None)
 
 
+NO_WRITE: Future[None] = Future()  # in place of a turn's last write
+NO_WRITE.set_result(None)
+
+
 class Counts(NamedTuple):
     """The counts that `stats` returns, all except the size of the file."""
 
@@ -302,7 +306,10 @@ class DbmStore(DbmReader, Store):
         try:
             yield
         finally:
-            self._last_write.add_done_callback(lambda _: self._changing.release())  # at once, if it has ended
+            # Do not keep the write: if it failed, its error has the frames, and with them the upload.
+            write, self._last_write = self._last_write, NO_WRITE
+            write.add_done_callback(lambda _: self._changing.release())  # at once, if it has ended
+            del write
 
     # The caller of these methods has the turn.
 

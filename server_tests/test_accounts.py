@@ -16,6 +16,7 @@ from contract_tests.target.calls import eventually
 from server import bounds
 from server.accounts import Account, Damaged, Deleted, Record, StorageUnavailable, Store, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
+from server.log import log
 from server.records import checksum, from_bytes, to_bytes
 from server_tests.memory_store import MemoryStore
 
@@ -286,7 +287,7 @@ def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
         assert store.stats().users == 0
 
 
-def test_a_store_is_closed_in_time(tmp_path, impatient, capsys):
+def test_a_store_is_closed_in_time(tmp_path, impatient, capfd):
     """Until the write has ended, no other server can open the file."""
     store = DbmStore(tmp_path / "backup.db", 601)
     register(store)
@@ -295,7 +296,8 @@ def test_a_store_is_closed_in_time(tmp_path, impatient, capsys):
         started = time.monotonic()
         store.close()
         assert time.monotonic() - started < IN_TIME
-        assert "could not be closed" in capsys.readouterr().out
+        log.finish(5)
+        assert "could not be closed" in capfd.readouterr().out
         with pytest.raises(StorageUnavailable, match="another server has it open"):
             DbmStore(tmp_path / "backup.db", 601)
     with contextlib.closing(DbmReader(tmp_path / "backup.db")) as reader:

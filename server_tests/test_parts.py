@@ -3,6 +3,7 @@
 import contextlib
 import dbm.sqlite3
 import errno
+import gc
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import os
 import random
 import shutil
 import sqlite3
+import threading
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -443,6 +445,39 @@ def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
         with store.account(USER) as account:
             account.delete(clock.now())
         assert isinstance(store.find(USER), Deleted)
+
+
+def test_an_upload_that_failed_is_not_kept_in_memory(tmp_path):
+    """Its error has a traceback, and its frames have the bytes. Nobody keeps it, and it is in no circle."""
+
+    gone = threading.Event()
+
+    class Data(bytes):
+        """Bytes that tell when they are gone."""
+
+        def __del__(self) -> None:
+            gone.set()
+
+    with contextlib.closing(DbmStore(tmp_path / "x.db", 601)) as store:
+        with store.account(USER) as account:
+            account.create(ACCOUNT)
+
+        def upload() -> None:
+            data = Data(b"data")
+            with contextlib.suppress(StorageFull), store.account(USER) as account:
+                account.append(Account(1, "c" * 64, versions=(version_of(data, 1),)), data)
+
+        gc.disable()
+        try:
+            with mock.patch.object(DbmStore, "_put_blob", lambda *_: storage_full()):
+                upload()
+                assert gone.wait(3)
+        finally:
+            gc.enable()
+
+
+def storage_full() -> None:
+    raise StorageFull
 
 
 def test_what_cannot_be_forgotten_now_is_forgotten_later(tmp_path, at):
