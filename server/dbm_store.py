@@ -19,6 +19,7 @@ import functools
 import gc
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import shutil
@@ -286,7 +287,21 @@ class DbmStore(DbmReader, Store):
     @contextlib.contextmanager
     def account(self, user_id: str) -> Iterator[HeldAccount]:
         with self._turn():
-            yield HeldRow(self, user_id, self._row(user_id))
+            held = HeldRow(self, user_id, self._row(user_id))
+            yield held
+        if held.is_deleted:
+            with contextlib.suppress(StorageError):  # it is logged, and repeated when the userId is forgotten
+                self._erase_in_turns(user_id)
+
+    def _erase_in_turns(self, user_id: str) -> None:
+        """Delete the blobs of a deleted user, each in a turn of its own. Together, they can take many seconds."""
+        for slot in itertools.count():
+            with self._turn():
+                row = self._row(user_id)
+                if not row or not isinstance(row.record, Deleted) or slot > row.slots_used:
+                    return
+                self._write(functools.partial(self._erase_blob, user_id, slot))
+            self._stopping.wait(0.001)  # let others have their turn
 
     def stats(self) -> Stats:
         if not self._counted.wait(2):
@@ -355,10 +370,12 @@ class DbmStore(DbmReader, Store):
 
     def _erase_blobs(self, user_id: str, row: Row) -> None:
         """Delete the blobs of a deleted user, including one that a crash may have left in the next slot."""
-        with self._database() as database:
-            for slot in range(row.slots_used + 1):
-                with contextlib.suppress(KeyError):
-                    del database[blob_key(user_id, slot)]
+        for slot in range(row.slots_used + 1):
+            self._erase_blob(user_id, slot)
+
+    def _erase_blob(self, user_id: str, slot: int) -> None:
+        with self._database() as database, contextlib.suppress(KeyError):
+            del database[blob_key(user_id, slot)]
 
     def _forget_later(self, user_id: str, record: Deleted) -> None:
         heapq.heappush(self._deleted, (record.deleted_at + self._reserved_milliseconds, user_id))
@@ -391,12 +408,13 @@ class DbmStore(DbmReader, Store):
                     users.pop()
 
     def _visit(self, user_id: str) -> None:
+        if isinstance(self.find(user_id), Deleted):
+            self._erase_in_turns(user_id)
         with self._turn():
             if user_id in self._seen:  # a change since the start has counted it
                 return
             row = self._row(user_id)
             if row and isinstance(row.record, Deleted):
-                self._write(functools.partial(self._erase_blobs, user_id, row))
                 self._forget_later(user_id, row.record)
             self._count(user_id, None, row.record if row else None)
 
@@ -413,6 +431,7 @@ class DbmStore(DbmReader, Store):
             self._seen.clear()
 
     def _forget_next(self) -> None:
+        self._erase_in_turns(self._deleted[0][1])
         with self._turn():
             moment, user_id = heapq.heappop(self._deleted)
             try:
@@ -437,6 +456,7 @@ class HeldRow(HeldAccount):
     def __init__(self, store: DbmStore, user_id: str, row: Row | None) -> None:
         self._store, self._user_id, self._row = store, user_id, row
         self.record = row.record if row else None
+        self.is_deleted = False  # by this block
 
     def create(self, account: Account) -> None:
         self._store._check_space(0)
@@ -471,6 +491,7 @@ class HeldRow(HeldAccount):
 
     def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
         self._store._write(functools.partial(self._delete, Deleted(moment), on_commit))
+        self.is_deleted = True
 
     def _delete(self, deleted: Deleted, on_commit: Callable[[], None]) -> None:
         before = self._living()
@@ -481,8 +502,6 @@ class HeldRow(HeldAccount):
             raise StorageUnavailable(str(error)) from None
         on_commit()
         self._store._forget_later(self._user_id, deleted)
-        with contextlib.suppress(StorageError):  # it is logged, and repeated when the userId is forgotten
-            self._store._erase_blobs(self._user_id, after)
 
     def _living(self) -> Row:
         assert self._row and isinstance(self._row.record, Account), "only an existing account can be changed"

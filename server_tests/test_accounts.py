@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from contract_tests.target.calls import eventually
-from server import bounds
+from server import bounds, clock
 from server.accounts import Account, Damaged, Deleted, Record, StorageUnavailable, Store, Upload, Version
 from server.dbm_store import DbmReader, DbmStore
 from server.log import log
@@ -72,10 +72,11 @@ def test_versions_are_kept_as_long_as_the_record_names_them(store):
 def test_nothing_of_a_deleted_account_comes_back(store):
     register(store)
     register(store, OTHER)
+    moment = clock.now()  # or it would be forgotten at once
     version = append(store, b"data")
     with store.account(USER) as account:
-        account.delete(1_795_510_900_000)
-    assert store.find(USER) == Deleted(1_795_510_900_000)
+        account.delete(moment)
+    assert store.find(USER) == Deleted(moment)
     assert store.data(USER, version) is None
     register(store)
     assert store.find(USER) == ACCOUNT
@@ -99,8 +100,8 @@ def test_a_change_tells_that_it_is_committed(store):
     with store.account(USER) as account:
         account.append(Account(1, KEY, versions=(version,)), b"data", on_commit=lambda: seen.append(store.find(USER)))
     with store.account(USER) as account:
-        account.delete(2, on_commit=lambda: seen.append(store.find(USER)))
-    assert seen == [Account(1, KEY, versions=(version,)), Deleted(2)]
+        account.delete(clock.now(), on_commit=lambda: seen.append(store.find(USER)))
+    assert [type(record) for record in seen] == [Account, Deleted]
 
 
 def test_an_account_is_held_by_one(store):
@@ -209,9 +210,9 @@ def hold(store: Store, user_id: str) -> None:
         pass
 
 
-def delete(store: Store, user_id: str) -> None:
+def delete(store: Store, user_id: str, moment: int = 1_795_510_900_000) -> None:
     with store.account(user_id) as account:
-        account.delete(1_795_510_900_000)
+        account.delete(moment)
 
 
 def test_a_request_hears_of_a_stalled_disk_while_its_client_waits():
@@ -264,19 +265,40 @@ def test_another_change_that_stalls(tmp_path, monkeypatch, impatient, change):
             assert eventually(lambda: store.find(USER) is None)
 
 
+def test_others_have_their_turns_while_a_large_account_is_deleted(tmp_path, monkeypatch, impatient):
+    """Twenty blobs, each of which takes the disk 0.1 s: more than any change waits for its turn."""
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        register(store, OTHER)
+        versions = [append(store, b"%d" % number, keep=20) for number in range(20)]
+        erase = DbmStore._erase_blob
+        slow = mock.patch.object(DbmStore, "_erase_blob", lambda *blob: (time.sleep(0.1), erase(*blob))[1])
+        with slow, ThreadPoolExecutor(1) as pool:
+            deletion = pool.submit(delete, store, USER, clock.now())
+            assert eventually(lambda: isinstance(store.find(USER), Deleted))
+            turns = 0
+            while not deletion.done():
+                hold(store, OTHER)
+                turns += 1
+        assert turns > 3
+        deletion.result()
+        for slot in range(len(versions) + 1):
+            assert store._blob(USER, slot) is None
+
+
 def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
     """It keeps its turn until its write has ended. Then it goes on where it was."""
+    monkeypatch.setattr(DbmStore, "_keep_house", lambda store: None)
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
         register(store)
         delete(store, USER)
-    keep_house = mock.patch.object(DbmStore, "_keep_house")
-    with keep_house, contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
-        with Stall("_erase_blobs"):
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        with Stall("_erase_blob"):
             unavailable(lambda: store._visit(USER))
             unavailable(lambda: hold(store, OTHER))
         monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
         store._visit(USER)
-        with Stall("_erase_blobs"):
+        with Stall("_erase_blob"):
             unavailable(store._forget_next)
             monkeypatch.setattr(bounds, "TURN_SECONDS", 0.3)
             unavailable(store._end_counting)

@@ -162,7 +162,7 @@ def deleted_account_comes_back_with_a_restart() -> None:
 def deleted_data_comes_back_with_a_registration() -> None:
     """A deletion hides an account, and a registration of the name shows it again."""
     hidden: dict[str, Row] = {}
-    change(dbm_store.DbmStore, "_erase_blobs", lambda *_: None)
+    change(dbm_store.DbmStore, "_erase_blob", lambda *_: None)
 
     @instead_of(dbm_store.DbmStore, "_put_row")
     def put_row(real: Any, store: Any, user_id: str, before: Row | None, after: Row) -> None:
