@@ -46,7 +46,7 @@ def main() -> int:
 
         BROKEN_SERVERS[arguments.broken].put_in()
     for name, _, number in (each.partition("=") for each in arguments.bound):
-        replace(bounds, name, float(number))
+        replace(bounds, name, tuple(map(int, number.split(","))) if "," in number else float(number))
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.stall:
