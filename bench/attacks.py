@@ -304,12 +304,12 @@ class Attack:
 
 ATTACKS = (
     Attack(
-        *("unsigned bodies", "unsigned 8 MiB bodies on one connection", unsigned_bodies, Size(1, 15), Size(1, 5)),
+        *("unsigned bodies", "unsigned 8 MiB bodies on one connection", unsigned_bodies, Size(1, 15), Size(1, 3)),
         most_growth=NO_BODIES,
     ),
     Attack("stale base", "5 MiB uploads with a stale base, one phone", stale_base, Size(1, 15), Size(1, 3)),
     Attack("too large", "uploads of 5 MiB and a byte, one phone", too_large, Size(1, 15), Size(1, 3)),
-    Attack("emoji", "5 MiB uploads with an emoji, one phone", emoji, Size(1, 15), Size(1, 5)),
+    Attack("emoji", "5 MiB uploads with an emoji, one phone", emoji, Size(1, 15), Size(1, 3)),
     Attack(
         "unfinished bodies", "unsigned 8 MiB bodies without their end", unfinished_bodies, Size(300, 30), Size(40, 3)
     ),
@@ -317,12 +317,12 @@ ATTACKS = (
         *("unfinished signed bodies", "signed 5 MiB uploads without their end", unfinished_signed_bodies),
         *(Size(300, 30), Size(40, 3)),
     ),
-    Attack("idle", "connections that send nothing", idle, Size(1100, 15), Size(1100, 4)),
-    Attack("slow heads", "heads that arrive a byte every 5 s", slow_heads, Size(1100, 30), Size(1100, 4)),
+    Attack("idle", "connections that send nothing", idle, Size(1100, 15), Size(1100, 2)),
+    Attack("slow heads", "heads that arrive a byte every 5 s", slow_heads, Size(1100, 30), Size(1100, 2)),
     Attack("slow bodies", "bodies that arrive a byte every 5 s", slow_bodies, Size(1100, 30), None),
-    Attack("never read", "clients that never read their answers", never_read, Size(1100, 30), Size(1100, 4)),
+    Attack("never read", "clients that never read their answers", never_read, Size(1100, 30), Size(1100, 2)),
     Attack(
-        *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 6)),
+        *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 4)),
         most_stop_seconds=DRAIN,
     ),
     Attack("stalled disk", "uploads that wait for a disk", stalled_disk, Size(6, 14), Size(6, 4.5), READS),
@@ -331,7 +331,7 @@ ATTACKS = (
         blob_bytes=1_600_000,
         tmp_bytes=40_000_000,
     ),
-    Attack("256 descriptors", "300 idle connections", idle, Size(300, 10), Size(300, 4), limits="ulimit -n 256"),
+    Attack("256 descriptors", "300 idle connections", idle, Size(300, 10), Size(300, 2), limits="ulimit -n 256"),
     Attack("1024 descriptors", "1,100 idle connections", idle, Size(1100, 10), None, limits="ulimit -n 1024"),
     Attack("unread log", "nobody reads the log", many_requests, Size(4000, 15), Size(800, 3), reads_log=False),
     Attack(
@@ -339,7 +339,7 @@ ATTACKS = (
         most_stop_seconds=DRAIN,
     ),
     Attack(
-        *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 6)),
+        *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 4)),
         most_stop_seconds=DRAIN,
     ),
 )

@@ -434,9 +434,9 @@ class Listener(waitress.server.TcpWSGIServer):
             return True
         with self._room:
             others = [each.current for each in self.channels() if each is not channel]
-            kept = [each for each in others if each and each.is_wanted and each.body]
+            kept = [(each.user, each.body) for each in others if each and each.is_wanted]
             alike = [
-                (each.user, each.body.expected) for each in kept if each.body and each.body.is_large == body.is_large
+                (user, each.expected) for user, each in kept if each is not None and each.is_large == body.is_large
             ]
             most = bounds.BODIES_ON_DISK if body.is_large else bounds.BODIES_IN_MEMORY
             if sum(size for _, size in alike) + body.expected > most:

@@ -41,12 +41,12 @@ def main() -> int:
     import backup_server  # only here, because nothing above needs it
     from server import bounds, clock
 
-    if arguments.broken:
+    for name, _, number in (each.partition("=") for each in arguments.bound):
+        replace(bounds, name, tuple(map(int, number.split(","))) if "," in number else float(number))
+    if arguments.broken:  # after the bounds, since it may take one away
         from server_tests.broken import FAULTS as BROKEN_SERVERS
 
         BROKEN_SERVERS[arguments.broken].put_in()
-    for name, _, number in (each.partition("=") for each in arguments.bound):
-        replace(bounds, name, float(number))
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.stall:

@@ -30,6 +30,7 @@ CATEGORIES = {  # module: the requirements that its faults break
     "cors": "cors",
     "operator": "admin, document, and what only the operator can see",
     "durability": "durability",
+    "bounds": "what is finite",
 }
 
 for category in CATEGORIES:

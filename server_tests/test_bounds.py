@@ -1,0 +1,511 @@
+"""Each bound of `server/bounds.py`, reached over HTTP. Most servers here have smaller bounds, to save time."""
+
+import base64
+import contextlib
+import json
+import os
+import platform
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import token_bytes
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import openapi, raw
+from contract_tests.target.calls import eventually, outcome, sha256
+from contract_tests.target.process import COMMAND
+from server import bounds
+
+MANY = {"REGISTRATIONS_PER_HOUR": 1000, "BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000}
+HEALTH = raw.request("GET", "/health")
+BODY_BYTES = openapi.LIMITS["requestBodyBytes"]
+MOST = openapi.MAX_DECODED_BYTES
+
+
+def bounded(**changed: float | str) -> list[str]:
+    """Return the command of a server with other bounds."""
+    return [*COMMAND, *(each for name, value in changed.items() for each in ("--bound", f"{name}={value}"))]
+
+
+@contextlib.contextmanager
+def connection_from(server: Any, address: str, receives: int = 0) -> Iterator[socket.socket]:
+    """Connect from an address of this machine. If `receives` is given, its kernel keeps about so many bytes."""
+    url = urlsplit(server.base_url)
+    with socket.socket() as connection:
+        if receives:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        connection.bind((address, 0))
+        connection.settimeout(10)
+        connection.connect((url.hostname, url.port))
+        yield connection
+
+
+def descriptors(server: Any) -> list[str]:
+    """Return what the descriptors of a server stand for."""
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    if not folder.exists():
+        not_run("needs /proc, which tells what files a process has open")
+    found = []
+    for each in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has been closed since
+            found.append(str(each.readlink()))
+    return found
+
+
+def sockets(server: Any) -> int:
+    return sum(each.startswith("socket:") for each in descriptors(server))
+
+
+def resident(server: Any) -> int:
+    """Return the memory that a server has, in bytes."""
+    try:
+        return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        not_run("needs /proc, which tells the memory of a process")
+
+
+def upload_head(server: Any, user: Any, body: bytes, *lines: str) -> bytes:
+    """Return the signed head of an upload."""
+    proofs = raw.signed(server, user.credentials, "POST", "/api/backup", body)
+    headers = (*proofs, "Content-Type: application/json", f"Content-Length: {len(body)}", *lines)
+    return raw.request("POST", "/api/backup", headers=headers).replace(raw.HOST, raw.host(server))
+
+
+def body_of(blob: bytes, base: bytes | None = None) -> bytes:
+    value = {"data": base64.b64encode(blob).decode()} | ({"baseSha256": sha256(base)} if base else {})
+    return json.dumps(value).encode()
+
+
+def registered(server: Any) -> Any:
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    return user
+
+
+def is_asked_for(connection: socket.socket) -> bool:
+    """Return whether the server asks for the body. If not, leave its answer on the connection."""
+    if connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) != b"HTTP/1.1 100":
+        return False
+    assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    return True
+
+
+def answer_of(server: Any, connection: socket.socket) -> str:
+    return outcome(raw.receive(server, connection, "POST", "/api/backup"))
+
+
+# ---- The time of each step -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def impatient(start_shared_server):
+    return start_shared_server(command=bounded(HEAD_SECONDS=1, IDLE_SECONDS=1, SILENT_SECONDS=1), **MANY)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"POST /api/backup HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_has_its_time(impatient, sent):
+    with connection_from(impatient, "127.0.0.1") as connection:
+        connection.sendall(sent)
+        assert connection.recv(1) == b""
+
+
+def test_a_head_that_arrives_slowly_has_no_more(impatient):
+    with connection_from(impatient, "127.0.0.1") as connection, pytest.raises(ConnectionError):
+        for byte in b"GET /health HTTP/1.1\r\nX: " + b"x" * 100:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.1)
+
+
+def test_a_connection_may_be_idle_for_a_while(impatient):
+    with connection_from(impatient, "127.0.0.1") as connection:
+        for _ in range(2):
+            connection.sendall(HEALTH)
+            assert outcome(raw.receive(impatient, connection, "GET", "/health")) == "200"
+            time.sleep(0.3)
+        assert connection.recv(1) == b""
+
+
+def test_a_body_that_stops_gets_an_answer(impatient):
+    user, body = registered(impatient), body_of(b"slow")
+    with connection_from(impatient, "127.0.0.1") as connection:
+        connection.sendall(upload_head(impatient, user, body) + body[:-1])
+        assert answer_of(impatient, connection) == "408 request_timeout"
+        assert connection.recv(1) == b""
+    assert outcome(user.fetch_backup()) == "404 no_backup"
+
+
+def test_a_slow_body_is_served(impatient):
+    user, body = registered(impatient), body_of(b"slow")
+    with connection_from(impatient, "127.0.0.1") as connection:
+        connection.sendall(upload_head(impatient, user, body))
+        for start in range(0, len(body), 4):
+            time.sleep(0.4)
+            connection.sendall(body[start : start + 4])
+        assert answer_of(impatient, connection) == "201"
+
+
+def fetch_slowly(server: Any, seconds: float) -> int:
+    """Fetch a backup of 5 MiB, a little each time. Return how many bytes arrived before the connection ended."""
+    user = registered(server)
+    assert outcome(user.store_backup(token_bytes(MOST))) == "201"
+    request = raw.request("GET", "/api/backup", headers=raw.signed(server, user.credentials, "GET", "/api/backup"))
+    count = 0
+    with connection_from(server, "127.0.0.1", 300_000) as connection:
+        connection.sendall(request)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            count += len(connection.recv(1000))
+        connection.settimeout(1)
+        with contextlib.suppress(ConnectionError, TimeoutError):  # the connection may stay open
+            while received := connection.recv(1 << 20):
+                count += len(received)
+    return count
+
+
+def test_an_answer_has_its_time(start_server):
+    """The client reads all the time, but too slowly. If it may take longer, it gets everything."""
+    assert fetch_slowly(start_server(command=bounded(ANSWER_SECONDS=1), **MANY), 3) < MOST
+    assert fetch_slowly(start_server(**MANY), 3) > MOST * 4 / 3
+
+
+def test_whoever_reads_nothing_is_not_waited_for(impatient):
+    user = registered(impatient)
+    assert outcome(user.store_backup(token_bytes(MOST))) == "201"
+    headers = raw.signed(impatient, user.credentials, "GET", "/api/backup")
+    before = sockets(impatient)
+    with connection_from(impatient, "127.0.0.1", 4096) as connection:
+        connection.sendall(raw.request("GET", "/api/backup", headers=headers))
+        assert eventually(lambda: sockets(impatient) > before)
+        assert eventually(lambda: sockets(impatient) <= before, 5)
+
+
+# ---- Refused bodies ------------------------------------------------------------------------------------------------
+
+REFUSED = {  # what is sent, and the answer
+    "unsigned": (raw.request("POST", "/api/backup", bytes(BODY_BYTES)), "401 signature_missing"),
+    "of no path": (raw.request("POST", "/api/nothing", bytes(BODY_BYTES)), "404 not_found"),
+    "of no method": (raw.request("PUT", "/api/backup", bytes(BODY_BYTES)), "405 method_not_allowed"),
+    "too large": (raw.request("POST", "/api/backup", bytes(2 * BODY_BYTES)), "413 payload_too_large"),
+    "large headers": (raw.request("POST", "/api/backup", headers=("X: " + "x" * 1_000_000,)), "431 headers_too_large"),
+    "a faulty chunk": (
+        raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",)) + b"x\r\n" + bytes(2_000_000),
+        "401 signature_missing",
+    ),
+    "no HTTP": (b"GET / HTTP/3\r\n\r\n" + bytes(2_000_000), "400 malformed_request"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_whoever_sends_a_refused_body_sees_the_answer(target, name):
+    """The client sends everything before it reads anything."""
+    request, wants = REFUSED[name]
+    method, path, _ = request.partition(b"\r\n")[0].decode().split(" ")
+    with raw.connected(target) as connection:
+        connection.sendall(request)
+        assert outcome(raw.receive(target, connection, method, path)) == wants
+        assert connection.recv(1) == b""
+
+
+def test_so_much_is_discarded_and_no_more(start_server):
+    server = start_server(command=bounded(LINGER_BYTES=1_000_000))
+    head = raw.request("POST", "/api/backup", headers=(f"Content-Length: {BODY_BYTES}",))
+    with raw.connected(server) as connection, pytest.raises(ConnectionError):
+        connection.sendall(head + bytes(BODY_BYTES))
+        connection.sendall(bytes(BODY_BYTES))
+
+
+def test_the_end_of_a_refused_connection_is_waited_for(start_server):
+    server = start_server(command=bounded(LINGER_SECONDS=1))
+    before = sockets(server)
+    with raw.connected(server) as connection:
+        connection.sendall(raw.request("POST", "/api/backup", headers=("Content-Length: 100",)))
+        assert answer_of(server, connection) == "401 signature_missing"
+        assert sockets(server) > before
+        assert eventually(lambda: sockets(server) <= before, 5)
+
+
+# ---- Where a body waits --------------------------------------------------------------------------------------------
+
+
+def test_nobody_without_an_account_makes_the_server_keep_a_body(start_server):
+    server = start_server()
+    before = resident(server)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            connection = stack.enter_context(raw.connected(server))
+            connection.sendall(raw.request("POST", "/api/backup", bytes(BODY_BYTES))[:-1])
+            assert answer_of(server, connection) == "401 signature_missing"
+        assert not [each for each in descriptors(server) if "(deleted)" in each]
+        assert resident(server) < before + BODY_BYTES
+
+
+def test_a_large_body_waits_beside_the_database(start_server):
+    """It never waits in the temporary directory, which does not even exist here."""
+    server = start_server(TMPDIR="/nowhere", **MANY)
+    user, blob = registered(server), token_bytes(MOST)
+    body = body_of(blob)
+
+    def unnamed() -> list[str]:
+        folder = str(server.database.parent.resolve())
+        return [each for each in descriptors(server) if each.startswith(folder) and "(deleted)" in each]
+
+    with raw.connected(server) as connection:
+        connection.sendall(upload_head(server, user, body) + body[:-1])
+        assert eventually(lambda: len(unnamed()) == 1)
+        connection.sendall(body[-1:])
+        assert answer_of(server, connection) == "201"
+    assert unnamed() == []
+    assert user.fetch_backup().json()["size"] == MOST
+    with raw.connected(server) as connection:
+        connection.sendall(upload_head(server, user, body) + body[:-1])
+        assert eventually(lambda: len(unnamed()) == 1)
+    assert eventually(lambda: unnamed() == [])
+
+
+# ---- Connections ---------------------------------------------------------------------------------------------------
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.settimeout(0.3)
+    try:
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [
+        (bounded(CONNECTIONS=10), 10),
+        (bounded(CONNECTIONS_OF_AN_ADDRESS=10), 10),
+        (["sh", "-c", 'ulimit -n 128 && exec "$@"', "sh", *COMMAND], 128 - bounds.RESERVED_DESCRIPTORS),
+    ],
+    ids=["in all", "of an address", "descriptors"],
+)
+def test_the_connection_that_waits_longest_is_closed(start_server, command, count):
+    """A request in progress has its place, and whoever comes gets one."""
+    server = start_server(command=command, **MANY)
+    user, body = registered(server), body_of(b"in progress")
+    user.session.close()
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(raw.connected(server))
+        busy.sendall(upload_head(server, user, body, "Expect: 100-continue"))
+        assert is_asked_for(busy)
+        idle = [stack.enter_context(raw.connected(server)) for _ in range(count + 20)]
+        for number in range(3):
+            idle[-1 - number].sendall(HEALTH)
+            assert outcome(raw.receive(server, idle[-1 - number], "GET", "/health")) == "200"
+        assert not is_open(idle[0]) and not is_open(idle[19]) and is_open(idle[-4])
+        busy.sendall(body)
+        assert answer_of(server, busy) == "201"
+    assert len([line for line in server.log() if line["event"] != "request"]) < 5
+
+
+def test_addresses_have_places_of_their_own(start_server):
+    server = start_server(command=bounded(CONNECTIONS_OF_AN_ADDRESS=3))
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connection_from(server, "127.0.0.3"))
+        others = [stack.enter_context(connection_from(server, "127.0.0.2")) for _ in range(6)]
+        assert [is_open(each) for each in (first, *others)] == [True, False, False, False, True, True, True]
+
+
+def test_behind_a_proxy_an_address_is_not_that_of_a_connection(start_server):
+    server = start_server(command=bounded(CONNECTIONS_OF_AN_ADDRESS=3), FLY_APP_NAME="x")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(raw.connected(server)) for _ in range(6)]
+        assert all(is_open(each) for each in connections)
+
+
+# ---- Requests ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_proxied", [False, True])
+def test_requests_in_progress_of_an_address(start_server, is_proxied):
+    server = start_server(
+        command=bounded(REQUESTS_OF_AN_ADDRESS=3), **MANY, **({"FLY_APP_NAME": "x"} if is_proxied else {})
+    )
+    users, body = [registered(server) for _ in range(6)], body_of(b"in progress")
+
+    def begin(user: Any, address: str) -> tuple[socket.socket, bool]:
+        line = f"Fly-Client-IP: {address}"
+        connection = stack.enter_context(connection_from(server, "127.0.0.9" if is_proxied else address))
+        connection.sendall(upload_head(server, user, body, "Expect: 100-continue", line))
+        return connection, is_asked_for(connection)
+
+    with contextlib.ExitStack() as stack:
+        begun = [begin(user, "127.0.0.2") for user in users[:4]]
+        assert [asked for _, asked in begun] == [True, True, True, False]
+        refused = raw.receive(server, begun[3][0], "POST", "/api/backup")
+        assert (outcome(refused), refused.headers["Retry-After"]) == ("503 unavailable", "2")
+        assert begin(users[4], "127.0.0.3")[1]
+        begun[0][0].sendall(body)
+        assert answer_of(server, begun[0][0]) == "201"
+        assert begin(users[5], "127.0.0.2")[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"),
+    [({"BODIES_IN_MEMORY": 40_000}, 9_000), ({"SMALL_BODY_BYTES": 1_000, "BODIES_ON_DISK": 40_000}, 9_000)],
+    ids=["memory", "disk"],
+)
+def test_room_for_bodies(start_server, changed, size):
+    """There is room for four, and for one of each user. Whoever finds none is not asked for the body."""
+    server = start_server(command=bounded(**changed), **MANY)
+    users, body = [registered(server) for _ in range(5)], body_of(b"in progress").ljust(size)
+
+    def begin(user: Any) -> tuple[socket.socket, bool]:
+        connection = stack.enter_context(raw.connected(server))
+        connection.sendall(upload_head(server, user, body, "Expect: 100-continue"))
+        return connection, is_asked_for(connection)
+
+    with contextlib.ExitStack() as stack:
+        begun = [begin(user) for user in (users[0], users[0], *users[1:])]
+        assert [asked for _, asked in begun] == [True, False, True, True, True, False]
+        assert answer_of(server, begun[1][0]) == answer_of(server, begun[5][0]) == "503 unavailable"
+        begun[0][0].sendall(body)
+        assert answer_of(server, begun[0][0]) == "201"
+        assert begin(users[4])[1]
+
+
+@pytest.mark.parametrize("bound", ["UNREAD_ANSWERS", "UNREAD_ANSWERS_OF_AN_ADDRESS"])
+def test_room_for_answers(start_server, bound):
+    """An answer is whole, or it is a 503."""
+    server = start_server(command=bounded(**{bound: 8_000_000}), **MANY)
+    user = registered(server)
+    assert outcome(user.store_backup(token_bytes(MOST))) == "201"
+    fetch = raw.request("GET", "/api/backup", headers=raw.signed(server, user.credentials, "GET", "/api/backup"))
+    with (
+        connection_from(server, "127.0.0.2", 4096) as first,
+        connection_from(server, "127.0.0.2", 4096) as second,
+        connection_from(server, "127.0.0.3") as third,
+    ):
+        first.sendall(fetch)
+        assert eventually(lambda: any(line.get("route") == "/api/backup" for line in server.log()[-1:]))
+        second.sendall(fetch)
+        assert outcome(raw.receive(server, second, "GET", "/api/backup")) == "503 unavailable"
+        third.sendall(fetch)
+        wants = "503 unavailable" if bound == "UNREAD_ANSWERS" else "200"
+        assert outcome(raw.receive(server, third, "GET", "/api/backup")) == wants
+        assert outcome(user.list_backup_versions()) == "200"
+        assert raw.receive(server, first, "GET", "/api/backup").json()["size"] == MOST
+    assert outcome(user.fetch_backup()) == "200"
+
+
+# ---- Lanes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "at_once"), [({"WRITES": "1,2"}, 1), ({"WRITES": "1,9", "QUEUE_SECONDS": 1, "DISK_SECONDS": 4}, 0)]
+)
+def test_uploads_that_wait_hold_up_nothing_else(start_server, changed, at_once):
+    """One upload waits for the disk, and the others for their turn in a lane. Past a bound, they get a 503."""
+    server = start_server(command=bounded(**changed), **MANY)
+    users = [registered(server) for _ in range(4)]
+    reader = registered(server)
+    assert outcome(reader.store_backup(b"to be read")) == "201"
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(contextlib.closing(sqlite3.connect(server.database, isolation_level=None)))
+        database.execute("BEGIN IMMEDIATE")
+        waiting = []
+        for user in users:
+            body = body_of(b"waits")
+            waiting.append(stack.enter_context(raw.connected(server)))
+            waiting[-1].sendall(upload_head(server, user, body) + body)
+            time.sleep(0.2)
+        assert [outcome(call()) for call in (reader.get_health, reader.fetch_backup)] == ["200", "200"]
+        assert outcome(reader.request("POST", "/api/backup", body=b"no JSON")) != "503 unavailable"
+        refused = waiting[3] if at_once else waiting[1]
+        assert answer_of(server, refused) == "503 unavailable"
+        database.execute("ROLLBACK")
+        assert answer_of(server, waiting[0]) == "201"
+
+
+# ---- The stop ------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_half_there_does_not_hold_up_a_stop(start_server):
+    server = start_server(command=bounded(DRAIN_INCOMPLETE_SECONDS=0.5), **MANY)
+    user, body = registered(server), body_of(b"half")
+    with raw.connected(server) as head, raw.connected(server) as half, raw.connected(server) as refused:
+        head.sendall(b"GET /health HT")
+        half.sendall(upload_head(server, user, body) + body[:-1])
+        refused.sendall(raw.request("POST", "/api/backup", headers=("Content-Length: 100",)))
+        assert answer_of(server, refused) == "401 signature_missing"
+        server.process.terminate()
+        assert server.process.wait(5) == 0
+
+
+def test_whoever_reads_nothing_does_not_hold_up_a_stop_for_long(start_server):
+    server = start_server(command=bounded(DRAIN_SECONDS=1), **MANY)
+    user = registered(server)
+    assert outcome(user.store_backup(token_bytes(MOST))) == "201"
+    headers = raw.signed(server, user.credentials, "GET", "/api/backup")
+    with connection_from(server, "127.0.0.2", 4096) as connection:
+        connection.sendall(raw.request("GET", "/api/backup", headers=headers))
+        assert connection.recv(1)
+        server.process.terminate()
+        assert server.process.wait(8) == 0
+
+
+# ---- Memory --------------------------------------------------------------------------------------------------------
+
+SMALLEST = 12_000_000  # two bodies of 5 MiB would be more
+REFUSALS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "stale base": (lambda: body_of(token_bytes(MOST), b"another"), "409 version_conflict"),
+    "a byte too much": (lambda: body_of(token_bytes(MOST + 1)), "413 payload_too_large"),
+    "emoji": (
+        lambda: body_of(token_bytes(MOST))[:-1] + ',"\U0001f3cb":1}'.encode(),
+        "422 validation_failed",
+    ),
+    "no JSON": (lambda: body_of(token_bytes(MOST))[:-1], "400 malformed_request"),
+    "unsigned": (lambda: bytes(BODY_BYTES), "401 signature_missing"),
+}
+WITHOUT_A_COLLECTOR = """
+import gc, runpy, sys
+gc.disable()
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without_a_collector() -> list[str]:
+    """Return the command of a server that has no cyclic garbage collector."""
+    interpreter, *rest = COMMAND
+    assert interpreter == sys.executable
+    script = next(number for number, each in enumerate(rest) if each.endswith(".py"))
+    return [interpreter, *rest[:script], "-c", WITHOUT_A_COLLECTOR, *rest[script:]]
+
+
+@pytest.fixture(scope="module")
+def collectorless(start_shared_server):
+    return start_shared_server(command=without_a_collector(), **MANY)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_no_circle_keeps_a_refused_body(collectorless, name):
+    if platform.libc_ver()[0] != "glibc":
+        not_run("needs glibc, which gives memory back if it is told to")
+    make, wants = REFUSALS[name]
+    user, body = registered(collectorless), make()
+
+    def refuse(times: int) -> int:
+        for _ in range(times):
+            proofs = (
+                () if name == "unsigned" else raw.signed(collectorless, user.credentials, "POST", "/api/backup", body)
+            )
+            request = raw.request("POST", "/api/backup", body, (*proofs, "Content-Type: application/json"))
+            assert outcome(raw.send(collectorless, request)) == wants
+        return resident(collectorless)
+
+    first = refuse(3)
+    assert refuse(8) < first + SMALLEST
