@@ -3,6 +3,7 @@
 `tox run -e siege` lays the whole siege. Here, the server is in a box of 256 MB if one can be made.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from bench.attacks import ATTACKS, Attack
 from bench.box import Box, NoBox, box
+from bench.process import ROOT
 from bench.siege import NotRun, lay
 from contract_tests.suite.outcomes import not_run
 
@@ -49,3 +51,8 @@ def test_the_siege_is_in_a_box_of_256_mb(tmp_path: Path):
 def test_each_attack_has_a_name_of_its_own():
     names = [attack.name for attack in ATTACKS]
     assert len(set(names)) == len(names)
+
+
+def test_the_readme_tells_of_each_attack():
+    readme = (ROOT / "README.md").read_text()
+    assert [attack.name for attack in ATTACKS] == re.findall(r"^\| ([\w /,]+) \| \d+ \| 0 \|", readme, re.MULTILINE)
