@@ -149,19 +149,22 @@ class Channel(waitress.channel.HTTPChannel):
     """
 
     server: "Listener"
-    request: RequestParser | None
-    requests: list[RequestParser]
     current_outbuf_count: int
-    total_outbufs_len: int
+
+    # Other threads look at a connection as soon as waitress' `__init__` has registered it.
+    request: RequestParser | None = None
+    requests: list[RequestParser] = []  # noqa: RUF012 - each connection gets its own
+    total_outbufs_len: int = 0
+    address = ""  # that of the last request, or else of the connection
+    is_served = False  # a request is in a lane
+    waits_since: float | None = None  # since when, if no thread has taken it yet
+    is_lingering = False  # the last answer was sent; what still arrives is discarded
+    discarded = 0  # bytes
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.requests_lock = threading.RLock()
-        self.is_served = False  # a request is in a lane
-        self.waits_since: float | None = None  # since when, if no thread has taken it yet
-        self.is_lingering = False  # the last answer was sent; what still arrives is discarded
-        self.discarded = 0  # bytes
-        self.address = self.connection_address  # or that of the last request, if a proxy sends it
+        self.address = self.connection_address
         self.answered_at = self.moved_at = time.monotonic()  # moved_at: when bytes last came or went
         self.wait(bounds.HEAD_SECONDS)
 

@@ -31,7 +31,7 @@ from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull,
 from server.dbm_store import DbmReader, DbmStore
 from server.guessing import Guessing
 from server.http_parser import RequestParser
-from server.http_server import WaitressLog
+from server.http_server import Channel, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import AddressLimit, Events, Limit, keyed_hash
 from server.log import Log, log
@@ -608,6 +608,13 @@ def test_a_line_is_written_whole_or_not_at_all(monkeypatch, error):
     else:
         events = [json.loads(line) for line in written.splitlines()]
         assert [event.get("number") or event["lines"] for event in events] == [10, 1, 3, 15]
+
+
+def test_a_connection_can_be_asked_while_it_is_being_made():
+    """waitress registers a connection before it is complete. Other threads may look at it from then on."""
+    connection = Channel.__new__(Channel)
+    assert connection.is_idle
+    assert (connection.current, connection.address, connection.total_outbufs_len) == (None, "", 0)
 
 
 # ---- The head of a request -----------------------------------------------------------------------------------------
