@@ -20,6 +20,7 @@ import yaml
 
 from clients.python import backup_client
 from contract_tests.target import openapi, raw
+from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, SPEC
 from contract_tests.target.process import ServerProcess
 from server_tests.this_server import problems
@@ -399,9 +400,13 @@ def play(row: Row, operation: openapi.Operation, servers: Callable[..., ServerPr
     row.sent(call)
     scene.server.fault = row.fault
     try:
+        if row.fault and operation.path == "/health":  # its state is a few seconds old
+            assert eventually(lambda: raw.send(scene.server, call.request()).status != 200)
         return send_late(scene.server, call) if row.late else raw.send(scene.server, call.request())
     finally:
         scene.server.fault = None
+        if row.fault and operation.path == "/health":
+            assert eventually(lambda: raw.send(scene.server, call.request()).status == 200)
 
 
 def send_late(server: ServerProcess, call: Call) -> raw.Answer:
