@@ -69,16 +69,6 @@ def body_is_checked_before_the_path() -> None:
             self.code = code
 
 
-@breaks("order.answers")
-def late_body_is_told_before_a_long_one() -> None:
-    """Of a chunked body that is too long and too late, the lateness is told."""
-
-    @instead_of(backup_server, "receive")
-    def receive(real: Any, server: Server, request: Request) -> bytes:
-        server.check_time(request)
-        return real(server, request)
-
-
 @breaks("backup.body")
 def framing_of_chunks_counts() -> None:
     """A body in many small chunks is too large, however small it is."""
