@@ -220,18 +220,24 @@ class Channel(waitress.channel.HTTPChannel):
                 return
         self.handle_close()
 
+    def handle_expt(self) -> None:
+        self.handle_close()  # urgent data (TCP), which HTTP does not have: the main thread would never rest
+
     def received(self, data: bytes) -> bool:
         with self.requests_lock:
             if self.will_close or self.close_when_flushed:
                 return False
             while data and len(self.requests) < bounds.REQUESTS_AHEAD:
                 if self.request is None:
+                    data = data.lstrip(b"\r\n")  # empty lines before a request (RFC 9112 section 2.2), at once
+                    if not data:
+                        break
                     self.request = RequestParser(self.adj)
                     self.wait(bounds.HEAD_SECONDS)
                 request = self.request
                 had_head = request.headers_finished
                 data = data[request.received(data) :]
-                if request.headers_finished and not had_head and not request.error:
+                if request.headers_finished and not had_head and not (request.error or request.empty):
                     self._look_at_head(request)
                 if request.completed:
                     self.request = None
@@ -619,7 +625,7 @@ class HttpServer:
         started = time.monotonic()
         while self._listener.active_channels and (waited := time.monotonic() - started) < bounds.DRAIN_SECONDS:
             for channel in self._listener.channels():
-                is_arriving = channel.request is not None and not channel.requests
+                is_arriving = channel.request is not None and not (channel.requests or channel.total_outbufs_len)
                 if channel.is_idle and not is_arriving or is_arriving and waited > bounds.DRAIN_INCOMPLETE_SECONDS:
                     channel.handle_close()
             self._poll(0.05)

@@ -187,6 +187,14 @@ def test_whoever_reads_nothing_is_not_waited_for(impatient):
         assert eventually(lambda: sockets(impatient) <= before, 5)
 
 
+def test_urgent_data_ends_a_connection(start_server):
+    server = start_server()
+    with raw.connected(server) as connection:
+        connection.send(b"x", socket.MSG_OOB)
+        assert eventually(lambda: not is_open(connection), 3)
+    assert len([line for line in server.log() if line["event"] != "request"]) < 5
+
+
 # ---- Refused bodies ------------------------------------------------------------------------------------------------
 
 REFUSED = {  # what is sent, and the answer
@@ -262,7 +270,7 @@ def test_a_large_body_waits_beside_the_database(start_server):
         assert eventually(lambda: len(unnamed()) == 1)
         connection.sendall(body[-1:])
         assert answer_of(server, connection) == "201"
-    assert unnamed() == []
+    assert eventually(lambda: unnamed() == [])
     assert user.fetch_backup().json()["size"] == MOST
     with raw.connected(server) as connection:
         connection.sendall(upload_head(server, user, body) + body[:-1])
