@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import bounds, clock, records
+from server import bounds, clock, lanes, records
 from server.accounts import (
     Account,
     Damaged,
@@ -48,7 +48,6 @@ from server.accounts import (
     Version,
     nothing,
 )
-from server.lanes import Lane
 from server.log import log
 
 FILE_FORMAT = b"2"
@@ -239,12 +238,12 @@ class DbmStore(DbmReader, Store):
             raise StorageUnavailable("another server has it open: stop that one first") from None
         except OSError as error:
             raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
-        self._writer = Lane("writer", 1, 1)
+        self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
         try:
             self._last_write.result()  # however long it takes: SQLite may have to recover
         except StorageUnavailable:
-            self._writer.stop()
+            lanes.stop(self._writer)
             self._lock_file.close()
             raise
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
@@ -281,7 +280,7 @@ class DbmStore(DbmReader, Store):
             # SQLite recovers the file when it is next opened. The lock goes with the process, and with it the write.
             log(event="storage_error", reason="the file could not be closed")
             return
-        self._writer.stop()
+        lanes.stop(self._writer)
         self._lock_file.close()
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ This module and `http_server` are the only ones that know waitress. They use wha
 Therefore, `waitress==` is pinned exactly. Read the source of the new version before you move the pin.
 """
 
+import contextlib
 import io
 import ipaddress
 import re
@@ -76,7 +77,8 @@ class Body:
         return self._file
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # on a full disk, it cannot write what it still has
+            self._file.close()
 
 
 class Busy(waitress.utilities.Error):
@@ -94,6 +96,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
     repeated: Set[str] = frozenset()
     address = ""  # the client's
     is_wanted = False  # the app has proven the head, and asks for the body
+    most = 0  # how many bytes of it
 
     def received(self, data: bytes) -> int:
         is_body = self.body_rcv is not None
@@ -115,7 +118,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
             self.expect_continue = False  # the error is the answer
             if is_body:
                 self.end_body(self.error.code)
-        elif is_body and len(self.body_rcv) >= self.adj.max_request_body_size:
+        elif is_body and len(self.body_rcv) > (self.most if self.is_wanted else self.adj.max_request_body_size - 1):
             self.end_body(413)
         return consumed
 
@@ -137,10 +140,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         return is_waiting and clock.monotonic() - self.arrived > seconds * 1000
 
     @property
-    def user(self) -> str | None:
-        """What says whose request it is. Nobody has proven it yet."""
-        credentials: str | None = self.headers.get("AUTHORIZATION")
-        return credentials
+    def user(self) -> str:
+        """What says whose request it is: the credentials, without the scheme, which has several spellings."""
+        credentials: str = self.headers.get("AUTHORIZATION", "")
+        return credentials.rpartition(" ")[2]
 
     @property
     def body(self) -> Body | None:

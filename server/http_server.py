@@ -5,7 +5,7 @@ A request goes this way:
 1. The main thread reads its head. If the head is complete, it asks a lane to run the app, and reads no further.
 2. The app answers from the head, or reads the body. If it reads a body that may not be read yet, that run ends there
    without an answer. So the app proves a request by its head, and nobody without an account makes the server keep a
-   byte of a body.
+   body. What comes in one piece with the head, some kB, is in memory until the head is judged.
 3. If there is room for the body, the main thread reads it. Then the app runs again, in a lane for requests that may
    change something, and answers.
 4. The main thread sends what the client has not yet read of the answer. If the connection ends with it, the main
@@ -33,9 +33,8 @@ import waitress.task
 import waitress.utilities
 from waitress import wasyncore
 
-from server import bounds, process
+from server import bounds, lanes, process
 from server.http_parser import RequestParser
-from server.lanes import Lane
 from server.log import log
 
 LAST_LINES_SECONDS = 0.2  # how long a second signal, which ends the server at once, leaves to the log
@@ -90,14 +89,20 @@ class Arrival:
 
 
 class BodyWanted(BaseException):
-    """Ends a run of the app that reads a body before it may. No `except Exception` of the app catches it."""
+    """Ends a run of the app that reads a body before it may. No `except Exception` of the app catches it.
+
+    `most` is how many bytes the app wants, or -1 for all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
 
 
 class UnreadBody:
     """A body that may not be read yet."""
 
-    def read(self, *_: Any) -> bytes:
-        raise BodyWanted
+    def read(self, most: int = -1) -> bytes:
+        raise BodyWanted(most)
 
 
 class AppTask(waitress.task.WSGITask):
@@ -211,14 +216,19 @@ class Channel(waitress.channel.HTTPChannel):
 
     def handle_read(self) -> None:
         self.moved_at = time.monotonic()
-        if not self.is_lingering:
-            super().handle_read()
+        request = self.request
+        is_cheap = self.is_lingering or (request is not None and request.is_wanted and not request.chunked)
+        try:
+            data = self.recv(bounds.READ_BYTES if is_cheap else bounds.PARSED_BYTES)  # closes a connection that ended
+        except OSError:
+            self.handle_close()
             return
-        with contextlib.suppress(OSError):
-            self.discarded += len(self.recv(self.adj.recv_bytes))
-            if self.discarded <= bounds.LINGER_BYTES:
-                return
-        self.handle_close()
+        if not self.is_lingering:
+            self.received(data)
+            return
+        self.discarded += len(data)
+        if self.discarded > bounds.LINGER_BYTES:
+            self.handle_close()
 
     def handle_expt(self) -> None:
         self.handle_close()  # urgent data (TCP), which HTTP does not have: the main thread would never rest
@@ -295,8 +305,8 @@ class Channel(waitress.channel.HTTPChannel):
                 task.service()
                 with self.outbuf_lock:
                     self._flush_exception(self._flush_some, do_close=False)
-        except BodyWanted:
-            self._receive_body(request)
+        except BodyWanted as wanted:
+            self._receive_body(request, wanted.most)
             return
         except waitress.channel.ClientDisconnected:
             pass
@@ -310,8 +320,9 @@ class Channel(waitress.channel.HTTPChannel):
             task.close_on_finish = True
         self._finish(request, task.close_on_finish)
 
-    def _receive_body(self, request: RequestParser) -> None:
+    def _receive_body(self, request: RequestParser, most: int) -> None:
         """Receive the rest of a body that the app asks for, or refuse the request if there is no room."""
+        request.most = most if most >= 0 else self.adj.max_request_body_size - 1
         try:
             if not self.server.make_room(self, request):
                 request.refuse()
@@ -355,7 +366,9 @@ class Channel(waitress.channel.HTTPChannel):
 
     def handle_write(self) -> None:
         self._flush_exception(self._flush_some_if_lockable)
-        if self.will_close:  # the connection is broken
+        if not self.connected:  # it broke, and is closed
+            return
+        if self.will_close:  # it is broken
             self.handle_close()
         elif self.close_when_flushed and not self.total_outbufs_len:
             self._linger()
@@ -396,6 +409,8 @@ class Channel(waitress.channel.HTTPChannel):
 
     def _end_body(self, request: RequestParser) -> None:
         with self.requests_lock:
+            if self.request is not request or self.is_served:  # a thread has it meanwhile
+                return
             request.end_body(408)
             self.requests.append(request)
             self.request = None
@@ -441,12 +456,11 @@ class Listener(waitress.server.TcpWSGIServer):
         if body is None or request.completed:  # it came with the head
             request.is_wanted = True
             return True
+        body.expected = min(body.expected, request.most)
         with self._room:
             others = [each.current for each in self.channels() if each is not channel]
             kept = [(each.user, each.body) for each in others if each and each.is_wanted]
-            alike = [
-                (user, each.expected) for user, each in kept if each is not None and each.is_large == body.is_large
-            ]
+            alike = [(user, its.expected) for user, its in kept if its is not None and its.is_large == body.is_large]
             most = bounds.BODIES_ON_DISK if body.is_large else bounds.BODIES_IN_MEMORY
             if sum(size for _, size in alike) + body.expected > most:
                 return False
@@ -501,9 +515,9 @@ class Lanes:
     def __init__(self, at_once: Set[str]) -> None:
         self._at_once = at_once
         self._now: deque[Channel] = deque()  # requests that the main thread serves
-        self._reads = Lane("reads", *bounds.READS)
-        self._writes = Lane("writes", *bounds.WRITES)
-        self._large_writes = Lane("large writes", *bounds.LARGE_WRITES)
+        self._reads = lanes.Lane("reads", *bounds.READS)
+        self._writes = lanes.Lane("writes", *bounds.WRITES)
+        self._large_writes = lanes.Lane("large writes", *bounds.LARGE_WRITES)
 
     def add_task(self, channel: Channel) -> None:
         """Have the first request of a connection served."""
@@ -514,7 +528,7 @@ class Lanes:
             request.refuse()
         self._now.append(channel)
 
-    def _lane(self, request: RequestParser) -> Lane:
+    def _lane(self, request: RequestParser) -> lanes.Lane:
         if not request.is_wanted or request.body_fault:
             return self._reads
         return self._large_writes if request.body and request.body.is_large else self._writes
@@ -526,8 +540,7 @@ class Lanes:
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 0) -> None:
         """End the threads."""
-        for lane in (self._reads, self._writes, self._large_writes):
-            lane.stop()
+        lanes.stop(self._reads, self._writes, self._large_writes)
 
 
 class WaitressLog(logging.Handler):
@@ -567,7 +580,6 @@ class HttpServer:
         logging.getLogger("waitress").propagate = False
         adjustments = waitress.adjustments.Adjustments(
             ident="",
-            recv_bytes=65_536,
             send_bytes=bounds.SMALL_ANSWER_BYTES,  # so that head and body of a small answer are sent in one step
             outbuf_overflow=1 << 40,  # an answer is never written to /tmp: `has_room` bounds it
             max_request_header_size=limits.header_bytes + 1,
@@ -620,13 +632,16 @@ class HttpServer:
     def _drain(self) -> None:
         """Stop listening, and answer what has arrived, within the bounds of time."""
         self._poll(0)  # accept what has arrived already
+        self._listener.accepting = False
         self._poll(0)  # and read it
         wasyncore.dispatcher.close(self._listener)
         started = time.monotonic()
         while self._listener.active_channels and (waited := time.monotonic() - started) < bounds.DRAIN_SECONDS:
             for channel in self._listener.channels():
-                is_arriving = channel.request is not None and not (channel.requests or channel.total_outbufs_len)
-                if channel.is_idle and not is_arriving or is_arriving and waited > bounds.DRAIN_INCOMPLETE_SECONDS:
+                is_answered = channel.requests or channel.total_outbufs_len
+                # A refused body is still discarded for a while, so that its sender sees the answer.
+                is_arriving = channel.request or channel.close_when_flushed or channel.is_lingering
+                if not is_answered and (not is_arriving or waited > bounds.DRAIN_INCOMPLETE_SECONDS):
                     channel.handle_close()
             self._poll(0.05)
             self._look()

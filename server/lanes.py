@@ -1,14 +1,23 @@
 """Lanes: queues with threads of their own, so that what waits in one does not hold up what is in another."""
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from server.log import log
 
-STOP_SECONDS = 5  # how long `stop` waits for a thread
+STOP_SECONDS = 5  # how long `stop` waits for all threads together
 
 Work = Callable[[], None]
+
+
+def stop(*lanes: "Lane") -> None:
+    """End the threads of these lanes after the work that they have. A thread that is stuck is left behind."""
+    deadline = time.monotonic() + STOP_SECONDS
+    threads = [thread for lane in lanes for thread in lane.end()]
+    for thread in threads:  # a thread that has ended releases its connection to the store
+        thread.join(max(0, deadline - time.monotonic()))
 
 
 class Lane:
@@ -28,12 +37,11 @@ class Lane:
         self._queue.put(work)
         return True
 
-    def stop(self) -> None:
-        """End the threads after the work that they have. A thread that is stuck is left behind."""
+    def end(self) -> list[threading.Thread]:
+        """Let the threads end after the work that they have. Return them."""
         for _ in self._threads:
             self._queue.put(None)
-        for thread in self._threads:  # a thread that has ended releases its connection to the store
-            thread.join(STOP_SECONDS)
+        return self._threads
 
     def _run(self) -> None:
         while work := self._queue.get():
