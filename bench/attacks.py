@@ -4,6 +4,7 @@ An attack runs in a process of its own and ends by itself. It returns what it sa
 """
 
 import contextlib
+import dataclasses
 import itertools
 import secrets
 import select
@@ -268,6 +269,24 @@ def many_requests(target: Target) -> Seen:
     return seen_by(result)
 
 
+# ---- All of them -------------------------------------------------------------------------------------------
+
+
+def in_turn(target: Target) -> Seen:
+    """Run each attack that needs nothing special, one after the other, again and again, on the same server."""
+    seen = Seen()
+    attacks = [attack for attack in ATTACKS if attack.scaled and attack.is_plain]
+    deadline = time.monotonic() + target.seconds
+    for attack in itertools.cycle(attacks):
+        left = deadline - time.monotonic()
+        if left < 1:
+            return seen
+        seconds = min(left, attack.whole.seconds, max(2, target.seconds / len(attacks)))
+        attack.run(dataclasses.replace(target, count=attack.whole.count, seconds=seconds))
+        seen[attack.name] += 1
+    raise AssertionError("a cycle has no end")
+
+
 # ---- The table ---------------------------------------------------------------------------------------------
 
 DRAIN = 25  # seconds that a stop may take while honest uploads are in progress
@@ -300,6 +319,11 @@ class Attack:
     reads_log: bool = True
     limits: str = ""  # what a shell runs before the server
     tmp_bytes: int = 0  # if it is not 0, the server's temporary directory is a file system of this size
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the server and the honest client are as ever, so that another attack may go before."""
+        return self.reads_log and not self.limits and not self.tmp_bytes and self.operations == EVERYTHING
 
 
 ATTACKS = (
@@ -340,6 +364,10 @@ ATTACKS = (
     ),
     Attack(
         *("32 store and fetch", "32 clients, 5 MiB", crowd_stores_and_fetches, Size(32, 45), Size(32, 4)),
+        most_stop_seconds=DRAIN,
+    ),
+    Attack(
+        *("one after the other", "the attacks above in turn, on one server", in_turn, Size(1, 60), None),
         most_stop_seconds=DRAIN,
     ),
 )
