@@ -821,7 +821,10 @@ def register_user(server: Server, request: Request, user: Credentials) -> Respon
             detail = "This userId is registered with another storageKey: use its password, or another username."
             raise Problem("username_taken", detail)
         if isinstance(held.record, Deleted):
-            free_at = held.record.deleted_at + server.spec.limits["deletedUserSeconds"] * 1000
+            deleted_at = held.record.deleted_at
+            if deleted_at > moment:  # the clock ran ahead then: nobody has to wait until it is that late
+                held.delete(deleted_at := moment)
+            free_at = deleted_at + server.spec.limits["deletedUserSeconds"] * 1000
             if free_at > moment:
                 detail = "This userId can be registered again after Retry-After seconds."
                 raise Problem("recently_deleted", detail, math.ceil((free_at - moment) / 1000))

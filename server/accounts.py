@@ -137,6 +137,8 @@ class HeldAccount(ABC):
     def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
         """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
+        If the account is deleted already, only its userId is reserved from another moment on.
+
         It asks for no space of its own, so it should work on a full disk, too. Raise StorageUnavailable.
         """
 

@@ -8,6 +8,9 @@ keep growing. After a crash, the only thing to clean up is a deletion that was c
 One thread writes, through the only writing connection. This also avoids SQLite's WAL-reset bug. Each other thread
 reads through a connection of its own.
 
+If the disk fails during a commit, SQLite reports it, but the whole commit may be in the write-ahead log: after a crash,
+it would take effect, although the client was told that it did not. Therefore, another write overwrites it at once.
+
 Changes take turns. If the disk stalls, whoever waits for a turn or for a write gives up in time, but the turn does not
 pass on before the write has ended. So the next change sees what it did, even if nobody waited for it.
 """
@@ -50,6 +53,7 @@ from server.accounts import (
 )
 from server.log import log
 
+PROBE = b"probe"  # the key of a value that means nothing
 FILE_FORMAT = b"2"
 FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
@@ -226,10 +230,12 @@ class DbmStore(DbmReader, Store):
         self._reserved_milliseconds = reserved_seconds * 1000
         self._stopping = threading.Event()
         self._changing = threading.Lock()  # the turn; see `_turn`
+        self._has_failed_commit = False
         self._counted = threading.Event()
         self._seen: set[str] = set()  # while counting: the users that are in the counts already
         self._counts = Counts()
-        self._deleted: list[tuple[int, str]] = []  # a heap of (when to forget, userId)
+        # A heap of (when to forget, by the monotonic clock, which nobody sets; userId; the time in the record).
+        self._deleted: list[tuple[int, str, int]] = []
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
@@ -363,9 +369,24 @@ class DbmStore(DbmReader, Store):
 
     def _put_row(self, user_id: str, before: Row | None, after: Row) -> None:
         """Replace a record. This is the commit of a change. When this returns, it is on disk."""
-        with self._database() as database:
-            database[user_key(user_id)] = after.to_bytes(user_id)
+        try:
+            with self._database() as database:
+                database[user_key(user_id)] = after.to_bytes(user_id)
+        except StorageError:
+            self._has_failed_commit = True
+            self._overwrite_failed_commit()
+            raise
         self._count(user_id, before.record if before else None, after.record)
+
+    def _overwrite_failed_commit(self) -> None:
+        """Write something else where the write-ahead log has a commit that failed. If this fails, do so again later.
+
+        The next write goes to the same place in the log. It does so in the memory of the system, too, so that it helps
+        against a crash of the server even if the disk still does not sync.
+        """
+        with contextlib.suppress(StorageError), self._database() as database:
+            database[PROBE] = b""
+            self._has_failed_commit = False
 
     def _erase_blobs(self, user_id: str, row: Row) -> None:
         """Delete the blobs of a deleted user, including one that a crash may have left in the next slot."""
@@ -377,7 +398,9 @@ class DbmStore(DbmReader, Store):
             del database[blob_key(user_id, slot)]
 
     def _forget_later(self, user_id: str, record: Deleted) -> None:
-        heapq.heappush(self._deleted, (record.deleted_at + self._reserved_milliseconds, user_id))
+        reserved = record.deleted_at + self._reserved_milliseconds - clock.now()
+        left = min(max(reserved, 0), self._reserved_milliseconds)  # a stamp may be in the future
+        heapq.heappush(self._deleted, (clock.monotonic() + left, user_id, record.deleted_at))
 
     # Housekeeping runs in the background. It counts, finishes deletions that a crash cut short, and forgets deleted
     # users.
@@ -394,7 +417,11 @@ class DbmStore(DbmReader, Store):
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._counted.is_set():
                     self._end_counting()
-                elif self._deleted and self._deleted[0][0] <= clock.now():
+                elif self._has_failed_commit:
+                    with self._turn():
+                        self._write(self._overwrite_failed_commit)
+                    self._stopping.wait(5)
+                elif self._deleted and self._deleted[0][0] <= clock.monotonic():
                     self._forget_next()
                 else:
                     self._stopping.wait(1)
@@ -432,15 +459,14 @@ class DbmStore(DbmReader, Store):
     def _forget_next(self) -> None:
         self._erase_in_turns(self._deleted[0][1])
         with self._turn():
-            moment, user_id = heapq.heappop(self._deleted)
+            first = _, user_id, deleted_at = heapq.heappop(self._deleted)
             try:
                 row = self._row(user_id)
                 # Since then, the account may have been registered again, and even deleted again.
-                if row and isinstance(row.record, Deleted):
-                    if row.record.deleted_at + self._reserved_milliseconds <= clock.now():
-                        self._write(functools.partial(self._forget, user_id, row))
+                if row and row.record == Deleted(deleted_at):
+                    self._write(functools.partial(self._forget, user_id, row))
             except (StorageFull, StorageUnavailable):  # try again later
-                heapq.heappush(self._deleted, (moment, user_id))
+                heapq.heappush(self._deleted, first)
                 raise
 
     def _forget(self, user_id: str, row: Row) -> None:
@@ -493,7 +519,8 @@ class HeldRow(HeldAccount):
         self.is_deleted = True
 
     def _delete(self, deleted: Deleted, on_commit: Callable[[], None]) -> None:
-        before = self._living()
+        before = self._row
+        assert before, "only what exists can be deleted"
         after = Row(deleted, slots_used=before.slots_used)
         try:
             self._store._put_row(self._user_id, before, after)

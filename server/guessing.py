@@ -1,7 +1,7 @@
 """Limits on guessing storage keys: per account, per client address, and per pair of the two.
 
 An address is known to an account for a while after right credentials came from it. Everything lives in memory, and its
-size is bounded. Times are Unix milliseconds. Waits are whole seconds.
+size is bounded. Times are milliseconds of the monotonic clock. Waits are whole seconds.
 """
 
 import ipaddress
@@ -89,7 +89,7 @@ class Guessing:
         false, the address has no advantage from being known.
         """
         with self._lock:
-            return self._wait(Source.of(user_id, address, may_be_known), clock.now())
+            return self._wait(Source.of(user_id, address, may_be_known), clock.monotonic())
 
     def count(self, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
         """Count wrong credentials, and return None. If a limit is reached, count nothing, and return how long to wait.
@@ -98,7 +98,7 @@ class Guessing:
         """
         source = Source.of(user_id, address, may_be_known)
         with self._lock:
-            moment = clock.now()  # read under the lock, or an event that is counted meanwhile would seem to come later
+            moment = clock.monotonic()  # under the lock, or an event that is counted meanwhile would seem to come later
             if wait := self._wait(source, moment):
                 return wait
             for events, key in self._counting(source, moment):
@@ -109,7 +109,7 @@ class Guessing:
         """Note that right credentials for this userId came from this address. Return whether it was not known."""
         source = Source.of(user_id, address)
         with self._lock:
-            moment = clock.now()
+            moment = clock.monotonic()
             is_new = not self._is_known(source, moment)
             self._known.add(source.account, source.address, moment)
             return is_new

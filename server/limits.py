@@ -1,4 +1,8 @@
-"""Rate limits with sliding windows. Times are Unix milliseconds. Waits are whole seconds."""
+"""Rate limits with sliding windows. Waits are whole seconds.
+
+Times are milliseconds of one clock. What is in memory goes by the monotonic clock, so that nobody who sets the clock
+lifts a limit or prolongs it. What is stored goes by Unix time.
+"""
 
 import hashlib
 import math
@@ -151,13 +155,13 @@ class AddressLimit:
     def wait(self, address: str) -> int:
         """Return how many seconds this address must wait for its next event. 0 means that it need not wait."""
         with self._lock:
-            return self._wait(keyed_hash(address), clock.now())
+            return self._wait(keyed_hash(address), clock.monotonic())
 
     def count(self, address: str) -> int:
         """Count one event and return 0. If the quota is spent, count nothing, and return the seconds to wait."""
         key = keyed_hash(address)
         with self._lock:
-            moment = clock.now()  # read under the lock, or an event that is counted meanwhile would seem to come later
+            moment = clock.monotonic()  # under the lock, or an event that is counted meanwhile would seem to come later
             if seconds := self._wait(key, moment):
                 return seconds
             self._events.add(key, moment)

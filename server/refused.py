@@ -8,7 +8,10 @@ from server.recent import Recent
 
 
 class RefusedUploads:
-    """Remembers signatures for as long as they live. They are in memory, and their number is bounded."""
+    """Remembers signatures for as long as they live. They are in memory, and their number is bounded.
+
+    This goes by Unix time, as the signatures do: if somebody sets the clock back, a signature lives again.
+    """
 
     MOST_OF_AN_ACCOUNT = 20
     MOST = 10_000

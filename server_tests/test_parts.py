@@ -49,8 +49,13 @@ PAGE = 4096  # bytes of SQLite's pages
 
 @pytest.fixture
 def at(monkeypatch):
-    """`at(milliseconds)` sets the clock."""
-    return lambda moment: monkeypatch.setattr(clock, "now", lambda: moment)
+    """`at(milliseconds)` sets the clocks."""
+
+    def set_clocks(moment: int) -> None:
+        for name in ("now", "monotonic"):
+            monkeypatch.setattr(clock, name, lambda: moment)
+
+    return set_clocks
 
 
 def test_a_limit_tells_the_seconds_to_wait(at):
@@ -274,12 +279,12 @@ def test_a_quota_holds_when_requests_race(monkeypatch):
     """A thread may lose time between reading the clock and counting, so that others count meanwhile."""
     times = itertools.count(1_000)
 
-    def now() -> int:
+    def monotonic() -> int:
         moment = next(times)
         time.sleep(0 if moment % 2 else 0.01)
         return moment
 
-    monkeypatch.setattr(clock, "now", now)
+    monkeypatch.setattr(clock, "monotonic", monotonic)
     limit = AddressLimit(Limit("attempts", 5, 3600))
     with ThreadPoolExecutor(8) as pool:
         counted = list(pool.map(lambda _: limit.count("a"), range(24)))

@@ -8,6 +8,7 @@ import functools
 import random
 import shutil
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,6 +178,63 @@ def test_a_deleted_userid_is_forgotten_after_901_seconds(start_server, restarted
     assert back.delete_user().status_code == 204  # this reserves the name again
     server.move_clock(RESERVED - 1)
     assert outcome(back.register_user()) == "409 recently_deleted"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_ran_ahead_reserves_no_userid_for_longer(start_server, restarted):
+    """A deletion that is stamped a month ahead reserves the userId for 901 seconds, too."""
+    server = start_server(frozen=1_795_510_800, **MANY)
+    gone, back = server.client(), server.client()
+    for user in (gone, back):
+        assert user.register_user().status_code == 201
+    server.move_clock(30 * 86_400)
+    for user in (gone, back):
+        assert user.delete_user().status_code == 204
+    server.move_clock(-30 * 86_400)
+    if restarted:
+        gone.base_url = back.base_url = server.restart().base_url
+    answer = back.register_user()
+    assert (outcome(answer), answer.headers["Retry-After"]) == ("409 recently_deleted", str(RESERVED))
+    server.move_clock(RESERVED - 1)
+    assert outcome(back.register_user()) == "409 recently_deleted"
+    server.move_clock(1)
+    assert back.register_user().status_code == 201
+    if restarted:
+        assert eventually(lambda: keys(server.database, gone.credentials[0]) == 0)
+
+
+# ---- A disk that fails -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def failing(server: ServerProcess, call: str, when: str) -> Iterator[None]:
+    """Let the system call `call` of each of the server's threads fail with EIO: the first one, or each ("1+")."""
+    if not shutil.which("strace"):
+        pytest.skip("not run: there is no strace")
+    command = ["strace", "-qq", "-f", "-o", "/dev/null", "-p", str(server.process.pid), "-e", f"trace={call}"]
+    inject = f"inject={call}:error=EIO:when={when}"
+    with subprocess.Popen([*command, "-e", inject], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            traced = f"/proc/{server.process.pid}/status"
+            if not eventually(lambda: "TracerPid:\t0" not in Path(traced).read_text() or process.poll() is not None):
+                pytest.skip("not run: strace does not come to trace")
+            if process.poll() is not None:
+                pytest.skip(f"not run: {process.stderr.read().strip()}")
+            time.sleep(0.2)  # until it has all threads
+            yield
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("when", ["1", "1+"])
+def test_a_commit_that_failed_does_not_come_back(server, user, when):
+    """A deletion is refused because the disk does not sync. After a crash, the account still has its backup."""
+    assert user.store_backup(b"a backup").status_code == 201
+    with failing(server, "fdatasync", when):
+        assert outcome(user.delete_user()) == "503 unavailable"
+        server.kill()
+    user.base_url = server.start().base_url
+    assert outcome(user.fetch_backup()) == "200"
 
 
 # ---- A disk that stalls ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from backup_server import Request, Response, Server
 from server import bounds
 from server.accounts import Account, StorageUnavailable
-from server.dbm_store import DbmReader, DbmStore, Row
+from server.dbm_store import DbmReader, DbmStore, HeldRow, Row
 from server.health import Watch
 from server_tests.broken.fault import breaks, instead_of, instead_of_handler
 
@@ -67,6 +67,25 @@ def restart_forgets_the_limits() -> None:
         if found and isinstance(found.record, Account) and user_id not in served:
             return dataclasses.replace(found, record=dataclasses.replace(found.record, uploads=()))
         return found
+
+
+@breaks(test="server_tests/test_store.py::test_a_commit_that_failed_does_not_come_back")
+def failed_commit_comes_back() -> None:
+    """A deletion that the disk did not sync stays in the write-ahead log, and takes effect after a crash."""
+
+    @instead_of(DbmStore, "_overwrite_failed_commit")
+    def overwrite(real: Any, store: Any) -> None:
+        pass
+
+
+@breaks(test="server_tests/test_store.py::test_a_clock_that_ran_ahead_reserves_no_userid_for_longer")
+def clock_that_ran_ahead_reserves_a_userid() -> None:
+    """A userId that was deleted while the clock was a month ahead stays reserved for a month."""
+
+    @instead_of(HeldRow, "delete")
+    def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+        if isinstance(held.record, Account):
+            real(held, *arguments, **options)
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------

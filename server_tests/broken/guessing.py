@@ -123,7 +123,7 @@ def address_that_became_known_first_is_forgotten() -> None:
 
     @instead_of(Guessing, "remember")
     def remember(real: Any, self: Guessing, user_id: str, address: str) -> bool:
-        if self._is_known(Source.of(user_id, address), clock.now()):
+        if self._is_known(Source.of(user_id, address), clock.monotonic()):
             return False
         is_new: bool = real(self, user_id, address)
         return is_new
