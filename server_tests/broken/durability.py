@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import dbm.sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +87,16 @@ def clock_that_ran_ahead_reserves_a_userid() -> None:
     def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
         if isinstance(held.record, Account):
             real(held, *arguments, **options)
+
+
+@breaks(test="server_tests/test_power_cuts.py::test_a_power_cut_at_any_moment")
+def commits_are_not_synced() -> None:
+    """The last changes are in the memory of the system only: a power cut takes them."""
+
+    @instead_of(dbm.sqlite3._Database, "__init__")
+    def open_database(real: Any, database: Any, *arguments: Any, **options: Any) -> None:
+        real(database, *arguments, **options)
+        database._cx.execute("PRAGMA synchronous = NORMAL")
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------
