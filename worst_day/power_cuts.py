@@ -22,16 +22,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clients.python.backup_client import BackupClient
 from contract_tests.target.openapi import LIMITS
 from contract_tests.target.process import COMMAND, ServerProcess
 from server.accounts import Account, Store
 from server.dbm_store import DbmStore
+from worst_day.progress import Progress
 
 KEEP = 2  # versions of an account, so that slots are soon used again
-SETTINGS = {"KEEP_VERSIONS": f"{KEEP},0,0,0", "BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000, "DEBUG": 0}
+SETTINGS: dict[str, Any] = {
+    "KEEP_VERSIONS": f"{KEEP},0,0,0",
+    "BACKUPS_PER_HOUR": 1000,
+    "BACKUPS_PER_DAY": 1000,
+    "DEBUG": 0,
+}
 MOST_LOST = 20  # after that, it is clear
 STRACE_SECONDS = 30  # until strace has written what it saw
 CALLS = "openat,pwrite64,ftruncate,fallocate,fdatasync,fsync,unlink,rename,sendto"
@@ -355,13 +361,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="how many users live and are deleted (%(default)s)")
     parser.add_argument("--blob-bytes", type=int, default=60_000, help="of each backup (%(default)s)")
     arguments = parser.parse_args()
-    last = [0.0]
-
-    def say(text: str) -> None:
-        if time.monotonic() - last[0] > 2:
-            last[0] = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
+    say = Progress()
     shared_memory = Path("/dev/shm")
     directory = shared_memory if shared_memory.is_dir() else None
     with tempfile.TemporaryDirectory(dir=directory) as folder:
