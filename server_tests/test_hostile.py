@@ -1,9 +1,22 @@
 """Hostile requests get no 5xx, do not hang, and change nothing of others. The whole: `python -m worst_day.hostile`."""
 
-import sys
-
-from bench.process import ROOT
 from worst_day.hostile import COMMAND, Outcome, attack
+
+# The server, with JSON that cannot be read without an error that nobody foresaw.
+STARTED_BROKEN = """
+import sys, backup_server
+from server import i_json
+
+real = i_json.decode
+
+def decode(text):
+    if text.startswith(b"[["):
+        raise RecursionError
+    return real(text)
+
+i_json.decode = decode
+sys.exit(backup_server.main([]))
+"""
 
 
 def send(tmp_path, command=COMMAND) -> Outcome:
@@ -17,8 +30,7 @@ def test_hostile_requests(tmp_path):
     assert {"200", "400", "401", "404", "405", "409", "413", "415", "422"} <= outcome.statuses.keys()
 
 
-def test_an_answer_of_500_is_found(tmp_path):
-    fault = tmp_path / "fault"
-    fault.write_text("internal_error")
-    launcher = [sys.executable, "-P", str(ROOT / "server_tests" / "launcher.py")]
-    assert send(tmp_path, [*launcher, "--fault", str(fault)]).wrong
+def test_a_server_that_breaks_is_found(tmp_path):
+    """Deep nesting is an error that nobody foresaw."""
+    command = [*COMMAND[:1], "-c", STARTED_BROKEN]
+    assert send(tmp_path, command).wrong
