@@ -55,6 +55,7 @@ class Ledger:
     deleted: list[User] = field(default_factory=list)
     acknowledged: Counter[str] = field(default_factory=Counter)
     cut_off: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)  # by 503 or 507
     compared: int = 0  # versions, byte for byte
     lost: list[str] = field(default_factory=list)
 
@@ -68,14 +69,21 @@ class Phone:
         self._uploads = 0
         self._asked: tuple[str, User, Account | None] | None = None  # a request without an answer, and what it leads to
 
-    def live(self, address: Address) -> None:
-        """Send one request after the other, until the connection breaks."""
+    def live(self, address: Address, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Send one request after the other, until it is over, or the connection breaks."""
+        if self._asked:
+            self._ledger.cut_off[self._asked[0]] += 1
         with contextlib.suppress(OSError, ValueError), connect(address, "127.0.0.1", PATIENCE) as connection:
             self.settle(Reader(self._ledger, self._signer, address))
-            while True:
+            while not is_over():
                 name, request, account, after = self._next()
                 self._asked = name, account.user, after
                 answer, body = exchange(connection, request, PATIENCE)
+                if answer.status in (503, 507):
+                    self._ledger.refused[f"{name} {answer.status}"] += 1
+                    self.settle(Reader(self._ledger, self._signer, address))
+                    time.sleep(0.01)
+                    continue
                 if answer.status not in request.right:
                     self._ledger.lost.append(f"{name}: {answer.status} {body[:200].decode()}")
                     self._account, self._asked = None, None
@@ -126,7 +134,6 @@ class Phone:
                 self._ledger.lost += [] if reader.has(before) else ["an account is not as it was acknowledged"]
             return
         name, user, after = self._asked
-        self._ledger.cut_off[name] += 1
         if after and reader.has(after):
             self._keep(user, after)
         elif before and reader.has(before):
