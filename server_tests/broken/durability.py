@@ -9,7 +9,7 @@ from typing import Any
 
 from backup_server import Request, Response, Server
 from server import bounds
-from server.accounts import Account, StorageUnavailable
+from server.accounts import Account, StorageError, StorageUnavailable
 from server.dbm_store import DbmReader, DbmStore, HeldRow, Row
 from server.health import Watch
 from server_tests.broken.fault import breaks, instead_of, instead_of_handler
@@ -97,6 +97,16 @@ def commits_are_not_synced() -> None:
     def open_database(real: Any, database: Any, *arguments: Any, **options: Any) -> None:
         real(database, *arguments, **options)
         database._cx.execute("PRAGMA synchronous = NORMAL")
+
+
+@breaks(test="server_tests/test_disks.py::test_a_disk_that_is_full_or_fails")
+def errors_of_the_disk_are_passed_over() -> None:
+    """A change that is not on disk is acknowledged."""
+
+    @instead_of(DbmStore, "_put_row")
+    def put_row(real: Any, *arguments: Any) -> None:
+        with contextlib.suppress(StorageError):
+            real(*arguments)
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------
