@@ -40,7 +40,7 @@ import jsonschema
 import pybase64
 import yaml
 
-from server import clock, i_json, memory, process, reference_page
+from server import bounds, clock, i_json, memory, process, reference_page
 from server.accounts import (
     Account,
     DamagedData,
@@ -1328,9 +1328,6 @@ def serve(settings: Settings, spec: Spec) -> None:
         http.run(operations=len(spec.operations))
 
 
-LAST_LINES_SECONDS = 1  # how long the end of the process waits for whoever reads the log
-
-
 def main(argv: list[str] | None = None) -> int:
     """Serve until stopped. Return the exit code: 0 after a stop, 2 if the server cannot start."""
     parser = argparse.ArgumentParser(
@@ -1352,7 +1349,7 @@ def main(argv: list[str] | None = None) -> int:
             os.write(2, f"backup_server: {error}\n".encode(errors="backslashreplace"))
         return 2
     finally:
-        log.finish(LAST_LINES_SECONDS)
+        log.finish(bounds.STOP_LOG_SECONDS)
         process.ignore_signals()
 
 

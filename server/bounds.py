@@ -58,3 +58,5 @@ UNREAD_ANSWERS_OF_AN_ADDRESS = 8 * MIB  # one backup of the largest size is alwa
 # Beyond the bound, lines are lost and counted.
 
 LOG_BYTES = 2_500_000  # of lines that nobody has read yet: about 10,000 requests
+STOP_LOG_SECONDS = 1  # how long a stop waits for whoever reads the last lines
+ABORT_LOG_SECONDS = 0.2  # the same, after a second signal, which ends the server at once

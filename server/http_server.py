@@ -37,7 +37,6 @@ from server import bounds, lanes, process
 from server.http_parser import RequestParser
 from server.log import log
 
-LAST_LINES_SECONDS = 0.2  # how long a second signal, which ends the server at once, leaves to the log
 LOOK_SECONDS = 0.5  # how often to look for what has kept the server waiting too long
 
 WsgiApp = Callable[..., Any]
@@ -81,7 +80,6 @@ class Arrival:
 
     at: int
     started: int
-    is_chunked: bool
     body_fault: int | None
     repeated: Set[str]
     address: str
@@ -112,8 +110,8 @@ class AppTask(waitress.task.WSGITask):
         environ: dict[str, Any] = super().get_environment()
         request = self.request
         environ[ARRIVAL] = Arrival(
-            *(request.arrived_at, request.arrived, request.chunked, request.body_fault, request.repeated),
-            *(request.address, self.channel.has_room),
+            *(request.arrived_at, request.arrived, request.body_fault, request.repeated, request.address),
+            self.channel.has_room,
         )
         if not request.may_be_read:
             environ["wsgi.input"] = UnreadBody()
@@ -607,7 +605,7 @@ class HttpServer:
             stopping.set()
             self._listener.pull_trigger()
 
-        process.stop_once(stop, functools.partial(log.finish, LAST_LINES_SECONDS))
+        process.stop_once(stop, functools.partial(log.finish, bounds.ABORT_LOG_SECONDS))
         log(event="serving", url=self.url, **serving)
         next_look = 0.0
         while not stopping.is_set():

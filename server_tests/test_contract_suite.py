@@ -305,8 +305,8 @@ def test_what_was_not_given_is_not_run_and_not_passed(suite, start_server):
 @pytest.mark.parametrize("absent", ["listBackupVersions", "getAdminStats"])
 def test_a_target_without_an_operation(start_server, tmp_path, absent):
     """The target leaves it out of its /openapi.json. Tests that need it are skipped, and all others run."""
-    text = SERVER.read_text().replace("\nif __name__", f'\ndel HANDLERS["{absent}"]\n\nif __name__')
-    copy_server(tmp_path).write_text(text)
+    server_text, main, end = SERVER.read_text().rpartition("\nif __name__")
+    copy_server(tmp_path).write_text(f'{server_text}\ndel HANDLERS["{absent}"]\n{main}{end}')
     document = (SERVER.parent / "openapi.yaml").read_text()
     path = {"listBackupVersions": "/api/backup/versions", "getAdminStats": "/admin/stats"}[absent]
     without = re.sub(rf"\n  {path}:\n.*?\n(?=\n  /)", "\n", document, count=1, flags=re.DOTALL)

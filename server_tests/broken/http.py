@@ -289,7 +289,11 @@ def needless_body_is_ignored() -> None:
 @breaks("http.no-body")
 def needless_body_is_ignored_if_it_is_chunked() -> None:
     """Only Content-Length tells of a body."""
-    check_content_if(lambda request: request.operation.body is not None or not request.arrival.is_chunked)
+
+    @instead_of(http_server.AppTask, "get_environment")
+    def get_environment(real: Any, task: Any) -> Any:
+        environ = real(task)
+        return environ | {"CONTENT_LENGTH": "0"} if task.request.chunked else environ
 
 
 # --- The time of a request --------------------------------------------------------------------------------------------
