@@ -214,6 +214,25 @@ def never_read(target: Target) -> Seen:
     return held_connections(target, head("GET", "/openapi.yaml", {}) * 200)
 
 
+def tiny_chunks(target: Target) -> Seen:
+    """Send chunks of a byte each, as many as the socket takes, again and again."""
+    first = head("POST", "/api/backup", {"Transfer-Encoding": "chunked"})
+    return held_again_and_again(target, first + b"1\r\nx\r\n" * 11_000)
+
+
+def empty_lines(target: Target) -> Seen:
+    """Send empty lines before a head that never comes."""
+    return held_again_and_again(target, b"\r\n" * 32_768)
+
+
+def held_again_and_again(target: Target, first: bytes) -> Seen:
+    """Hold so many connections, and open others as often as the time allows."""
+    seen = Seen()
+    for _ in target.until_over():
+        seen += held_connections(dataclasses.replace(target, seconds=1), first)
+    return seen
+
+
 # ---- Honest crowds -----------------------------------------------------------------------------------------
 
 
@@ -344,6 +363,8 @@ ATTACKS = (
     Attack("idle", "connections that send nothing", idle, Size(1100, 15), Size(1100, 2)),
     Attack("slow heads", "heads that arrive a byte every 5 s", slow_heads, Size(1100, 30), Size(1100, 2)),
     Attack("slow bodies", "bodies that arrive a byte every 5 s", slow_bodies, Size(1100, 30), None),
+    Attack("tiny chunks", "64 kB of one-byte chunks each, unsigned", tiny_chunks, Size(48, 15), Size(48, 2)),
+    Attack("empty lines", "64 kB of empty lines each", empty_lines, Size(250, 15), Size(250, 2)),
     Attack("never read", "clients that never read their answers", never_read, Size(1100, 30), Size(1100, 2)),
     Attack(
         *("crowd stores", "clients that store 5 MiB at once", crowd_stores, Size(32, 30), Size(32, 4)),

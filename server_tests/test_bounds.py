@@ -255,6 +255,24 @@ def test_nobody_without_an_account_makes_the_server_keep_a_body(start_server):
         assert resident(server) < before + BODY_BYTES
 
 
+@pytest.mark.parametrize("lines", [(), ("Expect: 100-continue",)])
+def test_a_body_that_no_operation_takes_is_not_kept(start_server, lines):
+    """Its length is not known, so the server asks for it to see whether it is empty. It keeps none of it."""
+    server = start_server()
+    before = resident(server)
+    head = raw.request("GET", "/health", headers=("Transfer-Encoding: chunked", *lines))
+    part = b"%x\r\n%s\r\n" % (64 * bounds.KIB, bytes(64 * bounds.KIB))
+    with raw.connected(server) as connection:
+        connection.sendall(head)
+        if lines:
+            assert is_asked_for(connection)
+        for _ in range(40):
+            connection.sendall(part)
+        assert not [each for each in descriptors(server) if "(deleted)" in each]
+        assert answer_of(server, connection) == "400 malformed_request"
+    assert resident(server) < before + 2 * bounds.MIB
+
+
 def test_a_large_body_waits_beside_the_database(start_server):
     """It never waits in the temporary directory, which does not even exist here."""
     server = start_server(TMPDIR="/nowhere", **MANY)
@@ -413,7 +431,12 @@ def test_room_for_answers(start_server, bound):
 
 
 @pytest.mark.parametrize(
-    ("changed", "at_once"), [({"WRITES": "1,2"}, 1), ({"WRITES": "1,9", "QUEUE_SECONDS": 1, "DISK_SECONDS": 4}, 0)]
+    ("changed", "at_once"),
+    [
+        ({"WRITES": "1,2"}, 1),
+        ({"LARGE_WRITES": "1,2", "SMALL_BODY_BYTES": 10}, 1),
+        ({"WRITES": "1,9", "QUEUE_SECONDS": 1, "DISK_SECONDS": 4}, 0),
+    ],
 )
 def test_uploads_that_wait_hold_up_nothing_else(start_server, changed, at_once):
     """One upload waits for the disk, and the others for their turn in a lane. Past a bound, they get a 503."""
@@ -438,6 +461,27 @@ def test_uploads_that_wait_hold_up_nothing_else(start_server, changed, at_once):
         assert answer_of(server, waiting[0]) == "201"
 
 
+def test_reads_that_wait(start_server, tmp_path):
+    """One read waits for the disk, and one for its turn. The others get a 503, at once."""
+    stall = tmp_path / "stall"
+    server = start_server(command=[*bounded(READS="1,1"), "--stall", str(stall)], **MANY)
+    users = [registered(server) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        stall.touch()
+        waiting = []
+        for user in users:
+            headers = raw.signed(server, user.credentials, "GET", "/api/backup/versions")
+            waiting.append(stack.enter_context(raw.connected(server)))
+            waiting[-1].sendall(raw.request("GET", "/api/backup/versions", headers=headers))
+            time.sleep(0.2)
+        for connection in waiting[2:]:
+            answer = raw.receive(server, connection, "GET", "/api/backup/versions")
+            assert outcome(answer) == "503 unavailable" and answer.headers["Retry-After"]
+        stall.unlink()
+        for connection in waiting[:2]:
+            assert outcome(raw.receive(server, connection, "GET", "/api/backup/versions")) == "200"
+
+
 # ---- The stop ------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +495,18 @@ def test_a_request_that_is_half_there_does_not_hold_up_a_stop(start_server):
         assert answer_of(server, refused) == "401 signature_missing"
         server.process.terminate()
         assert server.process.wait(5) == 0
+
+
+def test_whoever_sends_a_refused_body_sees_the_answer_during_a_stop(start_server):
+    server = start_server()
+    with raw.connected(server) as connection:
+        request = raw.request("POST", "/api/backup", bytes(BODY_BYTES))
+        connection.sendall(request[:BODY_BYTES])
+        server.process.terminate()
+        time.sleep(0.3)
+        connection.sendall(request[BODY_BYTES:])
+        assert answer_of(server, connection) == "401 signature_missing"
+    assert server.process.wait(10) == 0
 
 
 def test_whoever_reads_nothing_does_not_hold_up_a_stop_for_long(start_server):
