@@ -25,7 +25,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt"]
+LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "audit.txt"]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
