@@ -301,7 +301,7 @@ def test_plain_tox_checks_everything_there_is_to_check():
 def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
     environments = {name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")}
     documents = [path.read_text() for path in [*ROOT.glob("*.md"), ROOT / "pyproject.toml", *REQUIREMENTS.glob("*.in")]]
-    assert {name for text in documents for name in re.findall(r"tox run -e (\w+)", text)} <= environments
+    assert {name for text in documents for name in re.findall(r"tox run -e ([\w-]+)", text)} <= environments
     assert set(re.split(r"[,\s]+", TOX["tox"]["env_list"])) <= environments
     assert all(TOX[f"testenv:{name}"].get("description") for name in environments)
 
