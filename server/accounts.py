@@ -86,12 +86,16 @@ class DamagedData(Damaged):
 
 @dataclass(frozen=True)
 class Stats:
-    """The number of accounts, of accounts with a backup, and of versions, and the size of the database."""
+    """The number of accounts, of accounts with a backup, and of versions, and the size of the database.
+
+    `damaged` is how many damaged accounts, versions and keys are known.
+    """
 
     users: int
     backups: int
     versions: int
     database_bytes: int
+    damaged: int = 0
 
 
 def nothing() -> None:

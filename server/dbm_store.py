@@ -3,7 +3,10 @@
 `user/{userId}` holds a record. Every change replaces the whole record with one put, which is the commit of the change.
 `blob/{userId}/{slot}` holds the bytes of a version. An upload overwrites a slot that the record does not name, then
 replaces the record. So each change happens completely or not at all, an upload deletes nothing, and the file does not
-keep growing. After a crash, the only thing to clean up is a deletion that was cut short. The next start finishes it.
+keep growing. `server/housekeeping.py` cleans up behind it: it erases what was deleted or dropped.
+
+Slot 0 of an account exists as long as the account lives. So if a record is missing, but its slot 0 is not, the record
+did not go by itself: a damaged index is not taken for an account that does not exist.
 
 One thread writes, through the only writing connection. This also avoids SQLite's WAL-reset bug. Each other thread
 reads through a connection of its own.
@@ -25,12 +28,16 @@ import heapq
 import itertools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
+import time
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +66,18 @@ FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a r
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
+DAY = 86_400_000  # milliseconds
+# The contract gives 10 minutes after a deletion, and 7 days after a version was dropped.
+ERASE_DROPPED_AFTER = 6 * DAY
+ROUND_EVERY = DAY // 2
+VERIFIED_EVERY = 7  # days: a part of the accounts each day
+VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
+MOST_DAMAGE = 10_000  # so much is remembered
+EMPTY_LOG_AFTER = 5  # seconds after an erasure: the log still has what was erased; some erasures share the cost
+USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
+OTHER_KEY = re.compile(rb"blob/[0-9a-f]{64}/[0-9]+|format|probe")
+TABLE = "SELECT rowid, key FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
+INDEX = "SELECT rowid FROM Dict INDEXED BY sqlite_autoindex_Dict_1 WHERE key = ?"
 
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
 
@@ -71,26 +90,33 @@ def sqlite_code(error: Exception) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """A record as this store keeps it, with the slot of each version and the number of slots ever used."""
+    """A record as this store keeps it, with the slot of each version and the number of slots ever used.
+
+    `dropped` has the slots of dropped versions whose bytes are still there, with the times when they were dropped (Unix
+    milliseconds), in this order. It is None in a record of a former version, which does not know.
+    """
 
     record: Record
     slots: tuple[int, ...] = ()
     slots_used: int = 0
+    dropped: tuple[tuple[int, int], ...] | None = ()
 
     def to_bytes(self, user_id: str) -> bytes:
         """Return the bytes to store."""
-        return records.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used)
+        members = {} if self.dropped is None else {"dropped": self.dropped}
+        return records.to_bytes(user_id, self.record, slots=self.slots, slotsUsed=self.slots_used, **members)
 
     @classmethod
     def from_bytes(cls, user_id: str, stored: bytes) -> "Row":
         """Return the row that the stored bytes contain, in either format. Raise Damaged."""
         if not stored.startswith(b"{"):
             record, members = records.from_bytes(user_id, stored)
-            return cls(record, tuple(members["slots"]), members["slotsUsed"])
+            dropped = tuple((slot, moment) for slot, moment in members["dropped"]) if "dropped" in members else None
+            return cls(record, tuple(members["slots"]), members["slotsUsed"], dropped)
         try:  # the former format
             value = json.loads(stored)
             slots = tuple(version["slot"] for version in value.get("versions", ()))
-            return cls(records.record_of(value), slots, value["slots"])
+            return cls(records.record_of(value), slots, value["slots"], None)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Damaged("a record of the former format cannot be read") from None
 
@@ -98,6 +124,24 @@ class Row:
     def versions(self) -> tuple[Version, ...]:
         """The kept versions, oldest first."""
         return self.record.versions if isinstance(self.record, Account) else ()
+
+    @property
+    def unnamed(self) -> Iterator[int]:
+        """The slots that the record does not name, and the next one, where a crash may have left an upload."""
+        return (slot for slot in range(self.slots_used + 1) if slot not in self.slots)
+
+    def next_slot(self) -> int:
+        """Return the slot for the next version: that of the version that was dropped first, or an empty one."""
+        return self.dropped[0][0] if self.dropped else next(self.unnamed)
+
+    def dropped_with(self, account: Account, slot: int) -> tuple[tuple[int, int], ...] | None:
+        """Return `dropped` for when the account is replaced, and its latest version is in this slot."""
+        if self.dropped is None:
+            return None
+        moment = account.versions[-1].stored_at
+        slots = dict(zip(self.versions, self.slots, strict=True))
+        now = [(slots[version], moment) for version in self.versions if version not in account.versions]
+        return (*(each for each in self.dropped if each[0] != slot), *now)
 
     def slot(self, version: Version) -> int | None:
         """Return the slot of a version, or None if the account does not have it."""
@@ -118,15 +162,19 @@ class DbmReader(StoreReader):
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[Any]:
-        """Give this thread's connection. Turn its errors into StorageFull or StorageUnavailable."""
+        """Give this thread's connection. Turn its errors into StorageFull, Damaged or StorageUnavailable."""
         try:
             if not hasattr(self._local, "database"):
                 self._local.database = dbm.sqlite3.open(self.path, "r")
             yield self._local.database
         except ERRORS as error:
             log(event="storage_error", sqliteCode=sqlite_code(error))
-            is_full = sqlite_code(error) == sqlite3.SQLITE_FULL
-            raise (StorageFull() if is_full else StorageUnavailable(str(error))) from None
+            match sqlite_code(error):
+                case sqlite3.SQLITE_FULL:
+                    raise StorageFull from None
+                case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                    raise Damaged(str(error)) from None
+            raise StorageUnavailable(str(error)) from None
 
     def check(self) -> None:
         with self._database() as database:
@@ -153,8 +201,8 @@ class DbmReader(StoreReader):
     def user_ids(self) -> Iterator[str]:
         with self._database() as database:
             for key in database:
-                if key.startswith(b"user/"):
-                    yield key[5:].decode()
+                if match := USER_KEY.fullmatch(key):
+                    yield match[1].decode()
 
     def close(self) -> None:
         if hasattr(self._local, "database"):
@@ -163,6 +211,11 @@ class DbmReader(StoreReader):
     def _row(self, user_id: str) -> Row | None:
         with self._database() as database:
             stored = database.get(user_key(user_id))
+            # A registration may have come in between, so look again.
+            if stored is None and database.get(blob_key(user_id, 0)) is not None:
+                stored = database.get(user_key(user_id))
+                if stored is None:
+                    raise Damaged("a record is missing, but its first slot is there")
         return None if stored is None else read_row(user_id, stored)
 
     def _blob(self, user_id: str, slot: int) -> bytes | None:
@@ -236,6 +289,11 @@ class DbmStore(DbmReader, Store):
         self._counts = Counts()
         # A heap of (when to forget, by the monotonic clock, which nobody sets; userId; the time in the record).
         self._deleted: list[tuple[int, str, int]] = []
+        self._empty_log_at: float | None = None  # by the monotonic clock; something was erased, and is in the log
+        self._unerased: deque[str] = deque()  # deleted users whose blobs could not be erased yet
+        self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
+        self._next_round = clock.monotonic()
+        self._damaged: dict[str, str] = {}  # what is damaged, by user or key: "record", "backup", "index" or "key"
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
@@ -268,6 +326,8 @@ class DbmStore(DbmReader, Store):
                 )
             if journal_mode != "wal" or synchronous < 2:
                 raise StorageUnavailable(NOT_SYNCED)
+            with contextlib.suppress(StorageUnavailable):  # if the disk is full, it has to wait
+                self._empty_log()  # a crash may have left there what was erased since
             # The last step: a server that knows only the former format can no longer open the file.
             if database[b"format"] == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
@@ -295,8 +355,10 @@ class DbmStore(DbmReader, Store):
             held = HeldRow(self, user_id, self._row(user_id))
             yield held
         if held.is_deleted:
-            with contextlib.suppress(StorageError):  # it is logged, and repeated when the userId is forgotten
+            try:
                 self._erase_in_turns(user_id)
+            except StorageError:  # it is logged
+                self._unerased.append(user_id)
 
     def _erase_in_turns(self, user_id: str) -> None:
         """Delete the blobs of a deleted user, each in a turn of its own. Together, they can take many seconds."""
@@ -312,7 +374,8 @@ class DbmStore(DbmReader, Store):
         if not self._counted.wait(2):
             raise StorageUnavailable("the accounts are still being counted", retry_after=1)
         files = [self.path, Path(f"{self.path}-wal")]
-        return Stats(*self._counts, sum(file.stat().st_size for file in files if file.exists()))
+        size = sum(file.stat().st_size for file in files if file.exists())
+        return Stats(*self._counts, size, len(self._damaged))
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -396,24 +459,47 @@ class DbmStore(DbmReader, Store):
     def _erase_blob(self, user_id: str, slot: int) -> None:
         with self._database() as database, contextlib.suppress(KeyError):
             del database[blob_key(user_id, slot)]
+        self._empty_log_soon()
+
+    def _erase_dropped(self, user_id: str, row: Row, slots: list[int]) -> None:
+        """Make slots of a living account empty, and forget that they had something."""
+        with self._database() as database:
+            for slot in slots:
+                database[blob_key(user_id, slot)] = b""
+        left = tuple(each for each in row.dropped or () if each[0] not in slots)
+        self._put_row(user_id, row, replace(row, dropped=left))
+        self._empty_log_soon()
+
+    def _empty_log_soon(self) -> None:
+        if self._empty_log_at is None:
+            self._empty_log_at = time.monotonic() + EMPTY_LOG_AFTER
+
+    def _empty_log(self) -> None:
+        """Move what is in the write-ahead log to the file, and cut the log off: it still has what was erased."""
+        address = f"{self.path.absolute().as_uri()}?mode=rw"
+        try:
+            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as connection:
+                ((is_busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise StorageUnavailable(str(error)) from None
+        self._empty_log_at = time.monotonic() + EMPTY_LOG_AFTER if is_busy else None  # somebody is reading it
 
     def _forget_later(self, user_id: str, record: Deleted) -> None:
         reserved = record.deleted_at + self._reserved_milliseconds - clock.now()
         left = min(max(reserved, 0), self._reserved_milliseconds)  # a stamp may be in the future
         heapq.heappush(self._deleted, (clock.monotonic() + left, user_id, record.deleted_at))
 
-    # Housekeeping runs in the background. It counts, finishes deletions that a crash cut short, and forgets deleted
-    # users.
+    # Housekeeping runs in the background. At the start, it counts, and finishes deletions that a crash cut short. Then
+    # it forgets deleted users, and makes rounds: it visits each account to erase what was dropped and to find damage.
 
     def _keep_house(self) -> None:
         users: list[str] | None = None  # still to count
         while not self._stopping.is_set():
             try:
                 if users is None:
-                    users = list(self.user_ids())  # through a connection of this thread, so no writer waits for it
+                    users = self._users()
                 elif users:
-                    self._visit(users[-1])
-                    users.pop()
+                    self._visit(users.pop())
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._counted.is_set():
                     self._end_counting()
@@ -421,28 +507,116 @@ class DbmStore(DbmReader, Store):
                     with self._turn():
                         self._write(self._overwrite_failed_commit)
                     self._stopping.wait(5)
+                elif self._unerased:
+                    self._erase_in_turns(self._unerased[0])
+                    self._unerased.popleft()
                 elif self._deleted and self._deleted[0][0] <= clock.monotonic():
                     self._forget_next()
+                elif self._empty_log_at is not None and self._empty_log_at <= time.monotonic():
+                    with self._turn():
+                        self._write(self._empty_log)
+                elif user_id := next(self._round, None):
+                    self._look_after(user_id)
+                elif self._next_round <= clock.monotonic():
+                    self._next_round = clock.monotonic() + ROUND_EVERY
+                    self._round = self._walk()
+                    self._empty_log_soon()
                 else:
                     self._stopping.wait(1)
             except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
                 self._stopping.wait(5)
-            except Exception as error:  # skip a record that cannot be read, so that the others get their turn
+            except Exception as error:  # whatever it is, the next step may succeed
                 log.error(error)
                 self._stopping.wait(1)
-                if users:
-                    users.pop()
+
+    def _users(self) -> list[str]:
+        """Return all userIds, through a connection of this thread, so that no writer waits for it."""
+        try:
+            return list(self.user_ids())
+        except Damaged:
+            self._note_damage("the index", "index")
+            return list(self._walk())
 
     def _visit(self, user_id: str) -> None:
-        if isinstance(self.find(user_id), Deleted):
-            self._erase_in_turns(user_id)
-        with self._turn():
-            if user_id in self._seen:  # a change since the start has counted it
+        try:
+            if isinstance(self.find(user_id), Deleted):
+                self._erase_in_turns(user_id)
+            with self._turn():
+                if user_id in self._seen:  # a change since the start has counted it
+                    return
+                row = self._row(user_id)
+                if row and isinstance(row.record, Deleted):
+                    self._forget_later(user_id, row.record)
+                self._count(user_id, None, row.record if row else None)
+        except Damaged:
+            self._note_damage(user_id, "record")
+
+    def _walk(self) -> Iterator[str]:
+        """Yield all userIds in the table. On the way, compare the table with its index."""
+        last = -1
+        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        while True:
+            try:
+                with contextlib.closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
+                    connection.execute("BEGIN")  # so that both are of one moment
+                    rows = connection.execute(TABLE, (last,)).fetchall()
+                    wrong = [key for rowid, key in rows if connection.execute(INDEX, (key,)).fetchone() != (rowid,)]
+            except sqlite3.Error:  # the file is damaged, and where it goes on is not known
+                self._note_damage("the table", "index")
                 return
+            if not rows:
+                return
+            for key in wrong:
+                self._note_damage(repr(key), "index")
+            last = rows[-1][0]
+            for _, key in rows:
+                user = USER_KEY.fullmatch(key) if isinstance(key, bytes) else None
+                if user:
+                    yield user[1].decode()
+                elif not (isinstance(key, bytes) and OTHER_KEY.fullmatch(key)):
+                    self._note_damage(repr(key), "key")
+            self._stopping.wait(0.001)
+
+    def _look_after(self, user_id: str) -> None:
+        """Erase what a user dropped a while ago. Verify everything of a part of the users each day."""
+        before = self._damaged.pop(user_id, None)
+        try:
             row = self._row(user_id)
-            if row and isinstance(row.record, Deleted):
-                self._forget_later(user_id, row.record)
-            self._count(user_id, None, row.record if row else None)
+            if row and self._to_erase(user_id, row):
+                with self._turn():
+                    row = self._row(user_id)
+                    if row and (slots := self._to_erase(user_id, row)):
+                        self._write(functools.partial(self._erase_dropped, user_id, row, slots))
+            if zlib.crc32(user_id.encode()) % VERIFIED_EVERY == clock.now() // DAY % VERIFIED_EVERY or before:
+                for version in row.versions if row else ():
+                    self.data(user_id, version)
+                    self._stopping.wait(version.size / VERIFIED_BYTES_A_SECOND)
+        except DamagedData:
+            self._note_damage(user_id, "backup")
+        except Damaged:
+            self._note_damage(user_id, "record")
+        self._stopping.wait(0.001)
+
+    def _to_erase(self, user_id: str, row: Row) -> list[int]:
+        """Return the slots of a living account that have to be erased: with dropped versions, or left by a crash."""
+        if not isinstance(row.record, Account):
+            return []
+        now = clock.now()
+        if row.dropped is None:  # a record of a former version
+            moment = row.record.latest.stored_at if row.record.latest else 0
+            dropped = dict.fromkeys(row.unnamed, moment)
+        else:
+            dropped = dict(row.dropped)
+        return [
+            slot
+            for slot in row.unnamed
+            if (not now - ERASE_DROPPED_AFTER < dropped[slot] <= now if slot in dropped else self._blob(user_id, slot))
+        ]
+
+    def _note_damage(self, what: str, kind: str) -> None:
+        if what not in self._damaged and len(self._damaged) < MOST_DAMAGE:
+            self._damaged[what] = kind
+            log(event="damage", kind=kind, damaged=len(self._damaged))
 
     def _count(self, user_id: str, before: Record | None, after: Record | None) -> None:
         if not self._counted.is_set() and user_id not in self._seen:
@@ -473,6 +647,7 @@ class DbmStore(DbmReader, Store):
         self._erase_blobs(user_id, row)
         with self._database() as database:
             del database[user_key(user_id)]
+        self._empty_log_soon()
 
 
 class HeldRow(HeldAccount):
@@ -485,22 +660,25 @@ class HeldRow(HeldAccount):
 
     def create(self, account: Account) -> None:
         self._store._check_space(0)
-        self._store._write(functools.partial(self._create, Row(account)))
+        self._store._write(functools.partial(self._create, Row(account, slots_used=1)))
 
     def _create(self, after: Row) -> None:
         if self._row:  # the row of a deleted user
             self._store._erase_blobs(self._user_id, self._row)
         self._store._put_row(self._user_id, self._row, after)
+        # The sign that there is an account. It comes last, or a crash could leave it without a record.
+        self._store._put_blob(self._user_id, 0, b"")
 
     def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
         self._store._check_space(len(data))
         before = self._living()
-        slot = next(slot for slot in range(len(before.slots) + 1) if slot not in before.slots)
+        slot = before.next_slot()
         slots = dict(zip(before.versions, before.slots, strict=True)) | {account.versions[-1]: slot}
         after = Row(
             account,
             slots=tuple(slots[version] for version in account.versions),
             slots_used=max(before.slots_used, slot + 1),
+            dropped=before.dropped_with(account, slot),
         )
         self._store._write(functools.partial(self._append, after, slot, data, on_commit))
 
@@ -527,6 +705,7 @@ class HeldRow(HeldAccount):
         except StorageFull as error:  # a deletion needs no lasting space, so a retry may work soon
             raise StorageUnavailable(str(error)) from None
         on_commit()
+        self._store._empty_log_soon()  # the log has the digest of the key
         self._store._forget_later(self._user_id, deleted)
 
     def _living(self) -> Row:

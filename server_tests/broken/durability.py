@@ -12,7 +12,7 @@ from server import bounds
 from server.accounts import Account, StorageError, StorageUnavailable
 from server.dbm_store import DbmReader, DbmStore, HeldRow, Row
 from server.health import Watch
-from server_tests.broken.fault import breaks, instead_of, instead_of_handler
+from server_tests.broken.fault import breaks, change, instead_of, instead_of_handler
 
 
 @breaks("durability.acknowledged")
@@ -107,6 +107,21 @@ def errors_of_the_disk_are_passed_over() -> None:
     def put_row(real: Any, *arguments: Any) -> None:
         with contextlib.suppress(StorageError):
             real(*arguments)
+
+
+ERASED = "server_tests/test_erased.py::test_nothing_is_left_of_what_was_deleted_or_dropped"
+
+
+@breaks(test=ERASED)
+def log_keeps_what_was_erased() -> None:
+    """SQLite writes over the write-ahead log when it needs the space, which can take weeks."""
+    change(DbmStore, "_empty_log", lambda store: None)
+
+
+@breaks(test=ERASED)
+def dropped_versions_stay_until_they_are_overwritten() -> None:
+    """Whoever stores no more leaves the last dropped versions there for ever."""
+    change(DbmStore, "_to_erase", lambda *_: [])
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------
