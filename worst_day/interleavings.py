@@ -1,0 +1,528 @@
+"""Every interleaving of two clients, a stranger and the clock, on one account, up to some number of steps.
+
+A step is one of these:
+
+- A client registers, stores a new version, changes the storage key, or deletes. The answer arrives; or it is lost; or
+  the request itself is kept from the server, and the client takes it for a lost answer.
+- A client repeats an upload whose answer was lost: the same bytes, freshly signed. A client signs in again: it gets the
+  key in force, and fetches. The second client stores the bytes of an older version again.
+- The stranger has captured all of these requests. They deliver one of them, at once, or first its head and in a later
+  step its end. In between, the server has compared the credentials, but it holds nothing yet.
+- The server restarts.
+- Time passes: 1, 300, 301, 600 or 901 seconds, or a day.
+
+The second client's clock is 300 seconds ahead, as far as the server allows. The limits are small (2 uploads an hour,
+3 a day), so that a history can reach them. It begins without an account, or with one that stored a version 55 minutes
+ago. Requests and answers are real (see `small_server.py`), and each answer is compared with the model.
+
+In each step, these rules of openapi.yaml must hold:
+
+- No lost update. An upload replaces the latest version only if it was made from it, and each answer tells the truth.
+- No resurrection. After a deletion, no request that was sent before it changes anything, whatever has become of it, and
+  whether there is a new account or not.
+- No replay that takes effect. A request that was accepted, or that was refused with 409 `version_conflict` or with 429,
+  changes nothing when it comes again.
+- A request whose signature has run out changes nothing.
+
+These exceptions are in the document, so they break no rule:
+
+- A request that the server has not seen yet is no replay, however late it comes ("Lost answers").
+- A request that was refused for any other reason is not remembered, and may act later ("Replays"). So a deletion that
+  is refused after the account is gone may delete a new account ("Deleting the account": wait with a registration).
+- A restart forgets the refused uploads ("Replays").
+
+Two more are not in the document. `--strict` does without them, and shows the histories:
+
+- A refusal is remembered for 900 seconds. A request that was signed 300 seconds ahead, whose head comes 600 seconds
+  later and whose end comes 300 seconds after that, acts in the very second after.
+- The signature of an upload that was acknowledged as a retry, with 200, is not spent. If somebody stores the bytes of
+  its base again, it stores another version.
+"""
+
+import argparse
+import contextlib
+import marshal
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from server.accounts import Account, Deleted
+from server.log import log
+from worst_day.small_server import (
+    KEY_DIGESTS,
+    NUMBERS,
+    FileShelf,
+    MemoryShelf,
+    Node,
+    Request,
+    Result,
+    Shelf,
+    SmallServer,
+    number_of_latest,
+    signed,
+    spec,
+)
+
+START = 1_795_510_800_000
+SECOND, HOUR, DAY = 1000, 3600, 86_400
+STEPS = (1, 300, 301, 600, 901, DAY)  # seconds
+ALMOST_AN_HOUR = 3300
+DRIFTS = (0, 300)  # how many seconds each client's clock is ahead
+SKEW = 300  # how many seconds after its signature a request may arrive
+FORGOTTEN = 901  # seconds after which it no longer matters that something was held back or deleted
+DEPTHS = {"memory": 6, "file": 4}  # what takes some minutes on one core
+
+# What has become of a request, from the least to the most that it says.
+NEW, OTHER, RETRY, REFUSED, ACCEPTED = range(5)
+BECAME = ("never seen", "refused, not remembered", "acknowledged as a retry", "refused for good", "accepted")
+
+
+class Client(NamedTuple):
+    """What a client knows: the key, the content that it made its log from, and an upload that is not answered."""
+
+    key: int = 0
+    base: int | None = None
+    unanswered: tuple[int | None, int] | None = None  # its base and its content
+
+
+class Captured(NamedTuple):
+    """A request that the stranger has."""
+
+    request: Request
+    became: int = NEW
+    since: int = 0  # when it was refused for good
+    is_old: bool = False  # it was sent before an account was deleted
+
+
+class Begun(NamedTuple):
+    """A request whose head has arrived."""
+
+    captured: Captured
+    arrived: int
+    seen: Account | None  # the account that its credentials were right for
+
+
+class State(NamedTuple):
+    """Everything that the future depends on."""
+
+    now: int
+    node: Node
+    clients: tuple[Client, Client]
+    captured: tuple[Captured, ...] = ()
+    begun: Begun | None = None
+
+
+class Step(NamedTuple):
+    """A step, for people: who did what, and what came of it."""
+
+    who: str
+    what: str
+    outcome: str = ""
+    seconds: int = 0
+
+
+class Next(NamedTuple):
+    """A step, the state after it, and what it broke, if anything."""
+
+    step: Step
+    state: State
+    broken: str | None = None
+
+
+# --- What happens next ------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """The account's life: which steps a state has, and what they break."""
+
+    def __init__(self, small: SmallServer, is_strict: bool = False) -> None:
+        self._server, self._is_strict = small, is_strict
+
+    def starts(self) -> Iterator[State]:
+        """Yield the states in which a history begins."""
+        empty = State(START, self._server.empty(), (Client(), Client()))
+        yield empty
+        state, first = empty, START // SECOND
+        for request in (signed("registerUser", 0, None, None, first), signed("storeBackup", 0, None, 0, first)):
+            result, _ = self._deliver(state, Captured(request))
+            if result.fault:  # a server that fails so early: the search finds it at its first step
+                return
+            state = state._replace(node=result.node)
+        yield State(START + ALMOST_AN_HOUR * SECOND, state.node, (Client(0, 0), Client(0, 0)))
+
+    def steps(self, state: State) -> Iterator[Next]:
+        """Yield each step that may come next."""
+        for index in range(2):
+            yield from self._client_steps(state, index)
+        yield from self._stranger_steps(state)
+        if state.node.refused:
+            yield self._restart(state)
+        for seconds in STEPS:
+            yield self._wait(state, seconds)
+
+    def _client_steps(self, state: State, index: int) -> Iterator[Next]:
+        client, record = state.clients[index], state.node.record
+        created = state.now // SECOND + DRIFTS[index]
+        fresh = unused(state)
+        if not isinstance(record, Account):
+            yield from self._send(state, index, signed("registerUser", client.key, None, None, created))
+        elif self._knows_less(client, record):
+            yield self._sign_in(state, index, record)
+        yield from self._send(state, index, signed("storeBackup", client.key, client.base, fresh, created))
+        yield from self._send(state, index, signed("changeStorageKey", client.key, client.base, fresh, created))
+        yield from self._send(state, index, signed("deleteUser", client.key, None, None, created))
+        if client.unanswered:
+            repeat = signed("storeBackup", client.key, *client.unanswered, created)
+            yield self._answered(state, index, repeat, "repeats")
+        if index == 1 and isinstance(record, Account) and len(record.versions) > 1:
+            latest, older = number_of_latest(record), NUMBERS[record.versions[-2].sha256]
+            if latest == client.base:
+                again = signed("storeBackup", client.key, latest, older, created)
+                yield self._answered(state, index, again, "stores an older version again:")
+
+    def _knows_less(self, client: Client, record: Account) -> bool:
+        right = Client(KEY_DIGESTS.index(record.key_sha256), number_of_latest(record))
+        return client != right
+
+    def _sign_in(self, state: State, index: int, record: Account) -> Next:
+        """The person types the password that is in force. Then the client fetches."""
+        key = KEY_DIGESTS.index(record.key_sha256)
+        request = signed("fetchBackup", key, None, None, state.now // SECOND + DRIFTS[index])
+        result = self._server.deliver(state.node, request, state.now)
+        broken = result.fault or ("a fetch has changed the account" if result.has_changed else None)
+        step = Step("AB"[index], "signs in and fetches", result.outcome)
+        return Next(step, with_client(state, index, Client(key, number_of_latest(record))), broken)
+
+    def _send(self, state: State, index: int, request: Request) -> Iterator[Next]:
+        """Send a request in each of three ways: it is answered; the answer is lost; it does not reach the server."""
+        answered = self._answered(state, index, request, "sends")
+        yield answered
+        client = state.clients[index]
+        if request.operation == "storeBackup":
+            assert request.content is not None
+            client = client._replace(unanswered=(request.base, request.content))
+        lost = with_client(answered.state, index, client)
+        if lost != answered.state:
+            step = answered.step._replace(what=f"sends {name(request)}, and the answer is lost")
+            yield Next(step, lost, answered.broken)
+        if not any(each.request is request for each in state.captured):
+            kept = state._replace(captured=with_captured(state.captured, Captured(request)))
+            yield Next(
+                Step("AB"[index], f"sends {name(request)}, and it is kept back"), with_client(kept, index, client)
+            )
+
+    def _answered(self, state: State, index: int, request: Request, verb: str) -> Next:
+        captured = next((each for each in state.captured if each.request is request), Captured(request))
+        result, after, broken = self._arrive(state, captured)
+        return Next(
+            Step("AB"[index], f"{verb} {name(request)}", result.outcome),
+            with_client(after, index, told(state.clients[index], request, result.outcome)),
+            broken,
+        )
+
+    def _stranger_steps(self, state: State) -> Iterator[Next]:
+        for captured in state.captured:
+            result, after, broken = self._arrive(state, captured)
+            yield Next(Step("stranger", f"delivers {name(captured.request)}", result.outcome), after, broken)
+            if not state.begun:
+                record = state.node.record
+                is_right = isinstance(record, Account) and record.key_sha256 == KEY_DIGESTS[captured.request.key]
+                seen = record if isinstance(record, Account) and is_right else None
+                if captured.request.operation == "registerUser":
+                    seen = None  # its credentials are not compared before the account is held
+                step = Step("stranger", f"delivers the head of {name(captured.request)}")
+                yield Next(step, state._replace(begun=Begun(captured, state.now, seen)))
+        if begun := state.begun:
+            result, after, broken = self._arrive(state._replace(begun=None), begun.captured, begun.arrived, begun.seen)
+            yield Next(
+                Step("stranger", f"delivers the end of {name(begun.captured.request)}", result.outcome), after, broken
+            )
+
+    def _restart(self, state: State) -> Next:
+        def forgotten(captured: Captured) -> Captured:
+            return captured._replace(became=OTHER, since=0) if captured.became == REFUSED else captured
+
+        # The connections end, and a request whose head has arrived comes to nothing.
+        after = State(
+            state.now, self._server.restarted(state.node), state.clients, tuple(map(forgotten, state.captured))
+        )
+        return Next(Step("server", "restarts"), after)
+
+    def _wait(self, state: State, seconds: int) -> Next:
+        now = state.now + seconds * SECOND
+        node, living, broken = self._server.later(state.node, now), [], None
+        for captured in state.captured:
+            if now // SECOND - captured.request.created <= SKEW:
+                living.append(captured)
+                continue
+            result = self._server.deliver(node, captured.request, now)
+            if result.fault or result.has_changed or result.outcome != "401 signature_expired":
+                broken = result.fault or f"{name(captured.request)} has run out, but the answer is {result.outcome}"
+        begun = state.begun if state.begun and now - state.begun.arrived <= FORGOTTEN * SECOND else None
+        after = State(now, node, state.clients, tuple(living), begun)
+        return Next(Step("clock", f"{seconds:,} seconds pass", seconds=seconds), after, broken)
+
+    def _arrive(
+        self, state: State, captured: Captured, arrived: int | None = None, seen: Account | None = None
+    ) -> tuple[Result, State, str | None]:
+        """Let a request arrive. Return its result, the state after it, and what it broke."""
+        result, became = self._deliver(state, captured, arrived, seen)
+        broken = result.fault or (self._replayed(state, captured) if result.has_changed else None)
+        others = state.captured
+        begun = state.begun
+        if begun and begun.captured.request is captured.request:
+            begun = begun._replace(captured=became)
+        # The request may have run out, if only its end has arrived now.
+        if state.now // SECOND - captured.request.created <= SKEW:
+            others = with_captured(others, became)
+        if result.has_changed and isinstance(result.node.record, Deleted):
+            others = tuple(each._replace(is_old=True) for each in others)
+            begun = begun and begun._replace(captured=begun.captured._replace(is_old=True))
+        return result, state._replace(node=result.node, captured=others, begun=begun), broken
+
+    def _deliver(
+        self, state: State, captured: Captured, arrived: int | None = None, seen: Account | None = None
+    ) -> tuple[Result, Captured]:
+        """Deliver a request. Return its result, and what has become of it now."""
+        result = self._server.deliver(state.node, captured.request, state.now, arrived, seen)
+        outcome, operation = result.outcome, captured.request.operation
+        if operation == "storeBackup" and outcome == "200":
+            became = RETRY
+        elif outcome[0] == "2":
+            became = ACCEPTED
+        elif outcome in ("409 version_conflict", "429 rate_limited"):
+            became = REFUSED
+        else:
+            became = OTHER
+        if became <= captured.became:
+            return result, captured
+        return result, captured._replace(became=became, since=state.now if became == REFUSED else 0)
+
+    def _replayed(self, state: State, captured: Captured) -> str | None:
+        """Say which rule it breaks that this request has changed the account. Return None if it may."""
+        if captured.is_old:
+            return "RESURRECTION: a request from before the deletion has changed the account"
+        if captured.became == ACCEPTED:
+            return "REPLAY: a request that was accepted before has changed the account again"
+        is_forgotten = state.now - captured.since >= 900 * SECOND  # see above
+        if captured.became == REFUSED and (self._is_strict or not is_forgotten):
+            return "REPLAY: an upload that was refused for good has changed the account"
+        if captured.became == RETRY and self._is_strict:
+            return "REPLAY: an upload that was acknowledged as a retry has changed the account"
+        return None
+
+
+def told(client: Client, request: Request, outcome: str) -> Client:
+    """Return what a client knows after an answer to its request."""
+    if request.operation in ("registerUser", "deleteUser"):
+        return Client(client.key) if outcome[0] == "2" else client
+    if outcome[0] == "2":
+        return Client(request.new_key, request.content)
+    return client._replace(unanswered=None) if outcome == "409 version_conflict" else client
+
+
+def with_client(state: State, index: int, client: Client) -> State:
+    first, second = state.clients
+    return state._replace(clients=(client, second) if index == 0 else (first, client))
+
+
+def with_captured(captured: tuple[Captured, ...], one: Captured) -> tuple[Captured, ...]:
+    """Return the captured requests with this one, in an order that does not depend on the time of the day."""
+    others = [each for each in captured if each.request is not one.request]
+    return tuple(sorted([*others, one], key=lambda each: (each.request.created, str(each.request.shape))))
+
+
+def unused(state: State) -> int:
+    """Return the smallest number of a content that nobody knows any more."""
+    used: set[int | None] = set()
+    if isinstance(state.node.record, Account):
+        used.update(NUMBERS[version.sha256] for version in state.node.record.versions)
+    for client in state.clients:
+        used.add(client.base)
+        used.update(client.unanswered or ())
+    for each in (*state.captured, *([state.begun.captured] if state.begun else [])):
+        used.update((each.request.base, each.request.content))
+    return next(number for number in range(len(NUMBERS)) if number not in used)
+
+
+def name(request: Request) -> str:
+    """Return what a request asks for, for people."""
+    text = f"{request.operation}(key {request.key}"
+    if request.content is not None:
+        text += f", content {request.content} made from {'nothing' if request.base is None else request.base}"
+    return text + ")"
+
+
+# --- Equal futures ----------------------------------------------------------------------------------------------------
+
+
+def essence(state: State) -> bytes:
+    """Return what the future of a state depends on: two states with the same one have the same future.
+
+    Times become ages, and ages that make no difference become equal. The number of a version makes none.
+    """
+    second = state.now // SECOND
+    requests = [*state.captured, *([state.begun.captured] if state.begun else [])]
+    places = {each.request.signature: place for place, each in enumerate(requests)}
+    record = state.node.record
+    if isinstance(record, Account):
+        uploads = [
+            # No history has so many steps that hours add up to a day.
+            (min(second - upload.moment // SECOND, HOUR), upload.changes_key, places.get(upload.signature, -1))
+            for upload in record.uploads
+            if second - upload.moment // SECOND < DAY or upload.signature in places
+        ]
+        kept = [NUMBERS[version.sha256] for version in record.versions]
+        stored: Any = (record.key_sha256 == KEY_DIGESTS[0], kept, uploads)
+    elif isinstance(record, Deleted):
+        age = second - record.deleted_at // SECOND
+        stored = age if age < spec().limits["deletedUserSeconds"] else None
+    else:
+        stored = None
+    whole = (
+        stored,
+        [(places[signature], second - at // SECOND) for signature, at in state.node.refused if signature in places],
+        [tuple(client) for client in state.clients],
+        [
+            (
+                *each.request.shape,
+                second - each.request.created,
+                each.became,
+                each.since and second - each.since // SECOND,
+                each.is_old,
+            )
+            for each in requests
+        ],
+        state.begun and (min(second - state.begun.arrived // SECOND, SKEW + 1), state.begun.seen is not None),
+    )
+    return blake2b(marshal.dumps(whole, 2), digest_size=12).digest()
+
+
+# --- The search -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """What a search has seen. `history` has the steps of the shortest history that breaks a rule."""
+
+    states: list[int] = field(default_factory=list)  # new ones by depth
+    steps: int = 0
+    calls: int = 0
+    seconds: float = 0
+    is_complete: bool = True  # the last depth, too
+    broken: str | None = None
+    history: list[Step] = field(default_factory=list)
+
+
+def explore(life: Life, depth: int, seconds: float = float("inf"), progress: Any = None) -> Found:
+    """Search breadth first, down to a depth or until the time is over. Stop at the first rule that breaks."""
+    found, started = Found(), time.monotonic()
+    seen: set[bytes] = set()
+    parents, how = array("l"), list[Step]()
+    shared: dict[Step, Step] = {}  # equal steps are one object, or the histories would not fit into memory
+    level: list[tuple[int, State]] = []
+
+    def add(parent: int, step: Step, state: State, to: list[tuple[int, State]]) -> None:
+        key = essence(state)
+        if key not in seen:
+            seen.add(key)
+            to.append((len(how), state))
+            parents.append(parent)
+            how.append(shared.setdefault(step, step))
+
+    def history(at: int) -> list[Step]:
+        return [] if at < 0 else [*history(parents[at]), how[at]]
+
+    for start in life.starts():
+        what = "there is an account with one version" if start.node.record else "there is no account"
+        add(-1, Step("start", what), start, level)
+    found.states.append(len(level))
+    while len(found.states) <= depth and found.is_complete and not found.broken:
+        following: list[tuple[int, State]] = []
+        for count, (at, state) in enumerate(level):
+            if count % 256 == 0 and time.monotonic() - started > seconds:
+                found.is_complete = False
+                break
+            for step, after, broken in life.steps(state):
+                found.steps += 1
+                if broken:
+                    found.broken, found.history = broken, [*history(at), step]
+                    break
+                if after is not state:
+                    add(at, step, after, following)
+            if found.broken:
+                break
+        found.states.append(len(following))
+        level = following
+        found.seconds = time.monotonic() - started
+        if progress:
+            progress(found)
+    return found
+
+
+@contextlib.contextmanager
+def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iterator[tuple[Life, SmallServer]]:
+    """Give a life on a server whose store is in "memory" or in a "file"."""
+    with contextlib.ExitStack() as stack:
+        if place == "file":
+            in_memory = Path("/dev/shm")
+            directory = tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None)
+            shelf: Shelf = FileShelf(Path(stack.enter_context(directory)), spec().limits["deletedUserSeconds"])
+        else:
+            shelf = MemoryShelf()
+        small = SmallServer(shelf, has_model)
+        stack.callback(small.close)
+        yield Life(small, is_strict), small
+
+
+def told_history(found: Found) -> Iterator[str]:
+    """Yield the lines that tell the history that broke a rule."""
+    second = 0
+    for number, step in enumerate(found.history):
+        second += step.seconds
+        outcome = f" -> {step.outcome}" if step.outcome else ""
+        yield f"{number:3}. {second:7,} s  {step.who}: {step.what}{outcome}"
+    yield f"     {found.broken}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m worst_day.interleavings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--depth", type=int, metavar="N", help=f"how many steps a history has ({DEPTHS})")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many seconds")
+    parser.add_argument("--on", choices=("memory", "file"), default="memory", help="which store to use (memory)")
+    parser.add_argument("--strict", action="store_true", help="without the exceptions that the document does not have")
+    arguments = parser.parse_args(argv)
+    depth = DEPTHS[arguments.on] if arguments.depth is None else arguments.depth
+    log.__class__.__call__ = lambda *_, **__: None  # type: ignore[method-assign]
+
+    try:
+        with life_on(arguments.on, arguments.strict) as (life, small):
+
+            def progress(found: Found) -> None:
+                line = f"depth {len(found.states) - 1}: {found.states[-1]:,} new states"
+                print(
+                    f"{line}, {found.steps:,} steps, {small.calls:,} requests, {found.seconds:.0f} s", file=sys.stderr
+                )
+
+            found = explore(life, depth, arguments.seconds, progress)
+            found.calls = small.calls
+    except Exception as error:
+        print(f"could not run: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"{found}")
+    print(*told_history(found), sep="\n") if found.broken else None
+    return int(bool(found.broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
