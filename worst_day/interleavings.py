@@ -41,22 +41,22 @@ Two more are not in the document. `--strict` does without them, and shows the hi
 
 import argparse
 import contextlib
+import gc
 import marshal
+import sqlite3
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server.accounts import Account, Deleted
-from server.log import log
+import backup_server
+from server.accounts import Account, Deleted, StorageError
 from worst_day.small_server import (
-    KEY_DIGESTS,
-    NUMBERS,
     FileShelf,
     MemoryShelf,
     Node,
@@ -64,16 +64,15 @@ from worst_day.small_server import (
     Result,
     Shelf,
     SmallServer,
-    number_of_latest,
     signed,
     spec,
 )
 
 START = 1_795_510_800_000
 SECOND, HOUR, DAY = 1000, 3600, 86_400
-STEPS = (1, 300, 301, 600, 901, DAY)  # seconds
+STEPS = (1, 300, 600, 901, DAY)  # seconds
 ALMOST_AN_HOUR = 3300
-DRIFTS = (0, 300)  # how many seconds each client's clock is ahead
+AHEAD = 300  # how many seconds the clients' clocks are ahead
 SKEW = 300  # how many seconds after its signature a request may arrive
 FORGOTTEN = 901  # seconds after which it no longer matters that something was held back or deleted
 DEPTHS = {"memory": 6, "file": 4}  # what takes some minutes on one core
@@ -144,17 +143,24 @@ class Life:
     def __init__(self, small: SmallServer, is_strict: bool = False) -> None:
         self._server, self._is_strict = small, is_strict
 
+    @property
+    def requests(self) -> int:
+        """How many requests the server has answered. It answers the same one in the same state only once."""
+        return self._server.calls
+
     def starts(self) -> Iterator[State]:
         """Yield the states in which a history begins."""
         empty = State(START, self._server.empty(), (Client(), Client()))
         yield empty
         state, first = empty, START // SECOND
-        for request in (signed("registerUser", 0, None, None, first), signed("storeBackup", 0, None, 0, first)):
+        for request in (
+            signed("registerUser", 0, None, None, first),
+            signed("storeBackup", 0, None, 0, first),
+            signed("storeBackup", 0, 0, 1, first),
+        ):
             result, _ = self._deliver(state, Captured(request))
-            if result.fault:  # a server that fails so early: the search finds it at its first step
-                return
             state = state._replace(node=result.node)
-        yield State(START + ALMOST_AN_HOUR * SECOND, state.node, (Client(0, 0), Client(0, 0)))
+        yield State(START + ALMOST_AN_HOUR * SECOND, state.node, (Client(0, 1), Client(0, 1)))
 
     def steps(self, state: State) -> Iterator[Next]:
         """Yield each step that may come next."""
@@ -167,62 +173,52 @@ class Life:
             yield self._wait(state, seconds)
 
     def _client_steps(self, state: State, index: int) -> Iterator[Next]:
-        client, record = state.clients[index], state.node.record
-        created = state.now // SECOND + DRIFTS[index]
-        fresh = unused(state)
-        if not isinstance(record, Account):
+        client, now = state.clients[index], state.node.summary
+        created, fresh = state.now // SECOND + AHEAD, unused(state)
+        if now.key is None:
             yield from self._send(state, index, signed("registerUser", client.key, None, None, created))
-        elif self._knows_less(client, record):
-            yield self._sign_in(state, index, record)
+        elif client != (now.key, now.latest, None):
+            yield self._sign_in(state, index, Client(now.key, now.latest), created)
         yield from self._send(state, index, signed("storeBackup", client.key, client.base, fresh, created))
         yield from self._send(state, index, signed("changeStorageKey", client.key, client.base, fresh, created))
         yield from self._send(state, index, signed("deleteUser", client.key, None, None, created))
         if client.unanswered:
             repeat = signed("storeBackup", client.key, *client.unanswered, created)
             yield self._answered(state, index, repeat, "repeats")
-        if index == 1 and isinstance(record, Account) and len(record.versions) > 1:
-            latest, older = number_of_latest(record), NUMBERS[record.versions[-2].sha256]
-            if latest == client.base:
-                again = signed("storeBackup", client.key, latest, older, created)
-                yield self._answered(state, index, again, "stores an older version again:")
+        if now.contents and len(now.contents) > 1 and client.base == now.latest:
+            again = signed("storeBackup", client.key, now.latest, now.contents[1], created)
+            yield self._answered(state, index, again, "stores an older version again:")
 
-    def _knows_less(self, client: Client, record: Account) -> bool:
-        right = Client(KEY_DIGESTS.index(record.key_sha256), number_of_latest(record))
-        return client != right
-
-    def _sign_in(self, state: State, index: int, record: Account) -> Next:
+    def _sign_in(self, state: State, index: int, client: Client, created: int) -> Next:
         """The person types the password that is in force. Then the client fetches."""
-        key = KEY_DIGESTS.index(record.key_sha256)
-        request = signed("fetchBackup", key, None, None, state.now // SECOND + DRIFTS[index])
+        request = signed("fetchBackup", client.key, None, None, created)
         result = self._server.deliver(state.node, request, state.now)
         broken = result.fault or ("a fetch has changed the account" if result.has_changed else None)
         step = Step("AB"[index], "signs in and fetches", result.outcome)
-        return Next(step, with_client(state, index, Client(key, number_of_latest(record))), broken)
+        return Next(step, with_client(state, index, client), broken)
 
     def _send(self, state: State, index: int, request: Request) -> Iterator[Next]:
-        """Send a request in each of three ways: it is answered; the answer is lost; it does not reach the server."""
-        answered = self._answered(state, index, request, "sends")
-        yield answered
+        """Send a request in each of two ways: the answer arrives, or the request is kept from the server.
+
+        If its answer is lost, it is kept first, and then the stranger delivers it.
+        """
+        yield self._answered(state, index, request, "sends")
+        if any(each.request is request for each in state.captured):
+            return
         client = state.clients[index]
         if request.operation == "storeBackup":
             assert request.content is not None
             client = client._replace(unanswered=(request.base, request.content))
-        lost = with_client(answered.state, index, client)
-        if lost != answered.state:
-            step = answered.step._replace(what=f"sends {name(request)}, and the answer is lost")
-            yield Next(step, lost, answered.broken)
-        if not any(each.request is request for each in state.captured):
-            kept = state._replace(captured=with_captured(state.captured, Captured(request)))
-            yield Next(
-                Step("AB"[index], f"sends {name(request)}, and it is kept back"), with_client(kept, index, client)
-            )
+        after = state._replace(captured=with_captured(state.captured, Captured(request)))
+        step = Step("AB"[index], f"sends {name(request)}, which is kept back")
+        yield Next(step, with_client(after, index, client))
 
     def _answered(self, state: State, index: int, request: Request, verb: str) -> Next:
         captured = next((each for each in state.captured if each.request is request), Captured(request))
         result, after, broken = self._arrive(state, captured)
         return Next(
             Step("AB"[index], f"{verb} {name(request)}", result.outcome),
-            with_client(after, index, told(state.clients[index], request, result.outcome)),
+            with_client(after, index, knowing(state.clients[index], request, result.outcome)),
             broken,
         )
 
@@ -231,11 +227,10 @@ class Life:
             result, after, broken = self._arrive(state, captured)
             yield Next(Step("stranger", f"delivers {name(captured.request)}", result.outcome), after, broken)
             if not state.begun:
-                record = state.node.record
-                is_right = isinstance(record, Account) and record.key_sha256 == KEY_DIGESTS[captured.request.key]
-                seen = record if isinstance(record, Account) and is_right else None
-                if captured.request.operation == "registerUser":
-                    seen = None  # its credentials are not compared before the account is held
+                record, request, seen = state.node.record, captured.request, None
+                # The credentials of a registration are not compared before the account is held.
+                if isinstance(record, Account) and request.operation != "registerUser":
+                    seen = record if state.node.summary.key == request.key else None
                 step = Step("stranger", f"delivers the head of {name(captured.request)}")
                 yield Next(step, state._replace(begun=Begun(captured, state.now, seen)))
         if begun := state.begun:
@@ -318,7 +313,7 @@ class Life:
         return None
 
 
-def told(client: Client, request: Request, outcome: str) -> Client:
+def knowing(client: Client, request: Request, outcome: str) -> Client:
     """Return what a client knows after an answer to its request."""
     if request.operation in ("registerUser", "deleteUser"):
         return Client(client.key) if outcome[0] == "2" else client
@@ -333,22 +328,27 @@ def with_client(state: State, index: int, client: Client) -> State:
 
 
 def with_captured(captured: tuple[Captured, ...], one: Captured) -> tuple[Captured, ...]:
-    """Return the captured requests with this one, in an order that does not depend on the time of the day."""
-    others = [each for each in captured if each.request is not one.request]
-    return tuple(sorted([*others, one], key=lambda each: (each.request.created, str(each.request.shape))))
+    """Return the captured requests with this one."""
+    request = one.request
+    if any(each.request is request for each in captured):
+        return tuple(one if each.request is request else each for each in captured)
+    return (*captured, one)
 
 
 def unused(state: State) -> int:
     """Return the smallest number of a content that nobody knows any more."""
-    used: set[int | None] = set()
-    if isinstance(state.node.record, Account):
-        used.update(NUMBERS[version.sha256] for version in state.node.record.versions)
+    used: set[int | None] = set(state.node.summary.contents or ())
     for client in state.clients:
         used.add(client.base)
         used.update(client.unanswered or ())
-    for each in (*state.captured, *([state.begun.captured] if state.begun else [])):
+    for each in state.captured:
         used.update((each.request.base, each.request.content))
-    return next(number for number in range(len(NUMBERS)) if number not in used)
+    if state.begun:
+        used.update((state.begun.captured.request.base, state.begun.captured.request.content))
+    number = 0
+    while number in used:
+        number += 1
+    return number
 
 
 def name(request: Request) -> str:
@@ -365,109 +365,182 @@ def name(request: Request) -> str:
 def essence(state: State) -> bytes:
     """Return what the future of a state depends on: two states with the same one have the same future.
 
-    Times become ages, and ages that make no difference become equal. The number of a version makes none.
+    Times become ages, and ages that make no difference become equal. The number of a version makes none, and neither
+    does which of the clients is which, which of the keys is which, and which number a content has.
     """
-    second = state.now // SECOND
-    requests = [*state.captured, *([state.begun.captured] if state.begun else [])]
-    places = {each.request.signature: place for place, each in enumerate(requests)}
-    record = state.node.record
-    if isinstance(record, Account):
-        uploads = [
-            # No history has so many steps that hours add up to a day.
-            (min(second - upload.moment // SECOND, HOUR), upload.changes_key, places.get(upload.signature, -1))
-            for upload in record.uploads
-            if second - upload.moment // SECOND < DAY or upload.signature in places
-        ]
-        kept = [NUMBERS[version.sha256] for version in record.versions]
-        stored: Any = (record.key_sha256 == KEY_DIGESTS[0], kept, uploads)
-    elif isinstance(record, Deleted):
-        age = second - record.deleted_at // SECOND
-        stored = age if age < spec().limits["deletedUserSeconds"] else None
+    first, second = state.clients
+    rank, other = rank_of(first, state), rank_of(second, state)
+    if rank == other and first != second:
+        whole = min(described(state, first, second), described(state, second, first))
+    elif rank <= other:
+        whole = described(state, first, second)
     else:
-        stored = None
+        whole = described(state, second, first)
+    return blake2b(whole, digest_size=12).digest()
+
+
+def rank_of(client: Client, state: State) -> int:
+    """Return what tells most clients apart, so that their order need not be tried both ways."""
+    summary = state.node.summary
+    base = 2 if client.base is None else client.base == summary.latest
+    return base + 3 * (client.unanswered is None) + 6 * (client.key == summary.key)
+
+
+def described(state: State, *clients: Client) -> bytes:
+    """Return the essence of a state, with its clients in this order."""
+    second, summary, begun = state.now // SECOND, state.node.summary, state.begun
+    numbers: dict[int | None, int] = {None: -1}  # a new number for each content, in the order in which they are met
+    stored: Any = None
+    zero = clients[0].key if summary.key is None else summary.key  # the key that becomes key 0
+    if summary.contents is not None:
+        stored = [numbers.setdefault(each, len(numbers)) for each in summary.contents]
+    elif summary.deleted is not None and second - summary.deleted < FORGOTTEN:
+        stored = second - summary.deleted
+    known = [
+        (
+            client.key ^ zero,
+            numbers.setdefault(client.base, len(numbers)),
+            client.unanswered
+            and (
+                numbers.setdefault(client.unanswered[0], len(numbers)),
+                numbers.setdefault(client.unanswered[1], len(numbers)),
+            ),
+        )
+        for client in clients
+    ]
+
+    def order(captured: Captured) -> tuple[Any, ...]:
+        request = captured.request
+        return request.created, request.operation, request.key ^ zero, numbers.get(request.content, 99)
+
+    requests = sorted(state.captured, key=order)
+    if begun:
+        requests.append(begun.captured)
+    places = {each.request.signature: place for place, each in enumerate(requests)}
     whole = (
         stored,
+        known,
+        [
+            # No history has so many steps that hours add up to a day.
+            (min(second - at, HOUR), changes_key, places.get(signature, -1))
+            for at, changes_key, signature in summary.uploads
+            if second - at < DAY or signature in places
+        ],
         [(places[signature], second - at // SECOND) for signature, at in state.node.refused if signature in places],
-        [tuple(client) for client in state.clients],
         [
             (
-                *each.request.shape,
                 second - each.request.created,
+                each.request.operation,
+                each.request.key ^ zero,
+                numbers.setdefault(each.request.base, len(numbers)),
+                numbers.setdefault(each.request.content, len(numbers)),
                 each.became,
-                each.since and second - each.since // SECOND,
+                second - each.since // SECOND if each.since else -1,
                 each.is_old,
             )
             for each in requests
         ],
-        state.begun and (min(second - state.begun.arrived // SECOND, SKEW + 1), state.begun.seen is not None),
+        begun and (min(second - begun.arrived // SECOND, SKEW + 1), begun.seen is not None),
     )
-    return blake2b(marshal.dumps(whole, 2), digest_size=12).digest()
+    return marshal.dumps(whole, 2)
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
 
 
+class Level(NamedTuple):
+    """What a search has seen down to a depth: all states, steps and requests, and how long it took."""
+
+    states: int
+    steps: int
+    requests: int
+    seconds: float
+
+
 @dataclass
 class Found:
-    """What a search has seen. `history` has the steps of the shortest history that breaks a rule."""
+    """What a search has seen, by depth. `history` has the steps of a shortest history that breaks a rule."""
 
-    states: list[int] = field(default_factory=list)  # new ones by depth
-    steps: int = 0
-    calls: int = 0
-    seconds: float = 0
+    levels: list[Level] = field(default_factory=list)
     is_complete: bool = True  # the last depth, too
     broken: str | None = None
     history: list[Step] = field(default_factory=list)
 
 
-def explore(life: Life, depth: int, seconds: float = float("inf"), progress: Any = None) -> Found:
-    """Search breadth first, down to a depth or until the time is over. Stop at the first rule that breaks."""
-    found, started = Found(), time.monotonic()
-    seen: set[bytes] = set()
-    parents, how = array("l"), list[Step]()
-    shared: dict[Step, Step] = {}  # equal steps are one object, or the histories would not fit into memory
-    level: list[tuple[int, State]] = []
+class Search:
+    """A breadth-first search through the states of a life."""
 
-    def add(parent: int, step: Step, state: State, to: list[tuple[int, State]]) -> None:
-        key = essence(state)
-        if key not in seen:
-            seen.add(key)
-            to.append((len(how), state))
-            parents.append(parent)
-            how.append(shared.setdefault(step, step))
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._seen: set[bytes] = set()
+        # For each state that was seen: the one from which it was reached, and how.
+        self._parents, self._how = array("l"), list[Step]()
+        self._shared: dict[Step, Step] = {}  # equal steps are one object, or they would not fit into memory
+        self._steps = 0
 
-    def history(at: int) -> list[Step]:
-        return [] if at < 0 else [*history(parents[at]), how[at]]
+    def run(self, depth: int, seconds: float, progress: Callable[[Found], None]) -> Found:
+        """Search down to a depth, or until the time is over. Stop at the first rule that breaks."""
+        found, started = Found(), time.monotonic()
+        level: list[tuple[int, State]] = []
+        for start in self._life.starts():
+            what = "there is an account with two versions" if start.node.record else "there is no account"
+            self._add(-1, Step("start", what), start, level)
+        while True:
+            numbers = len(self._seen), self._steps, self._life.requests, time.monotonic() - started
+            found.levels.append(Level(*numbers))
+            progress(found)
+            if len(found.levels) > depth or not found.is_complete or found.broken:
+                return found
+            level = self._next(level, len(found.levels) < depth, started + seconds, found)
 
-    for start in life.starts():
-        what = "there is an account with one version" if start.node.record else "there is no account"
-        add(-1, Step("start", what), start, level)
-    found.states.append(len(level))
-    while len(found.states) <= depth and found.is_complete and not found.broken:
+    def _next(
+        self, level: list[tuple[int, State]], goes_on: bool, ends: float, found: Found
+    ) -> list[tuple[int, State]]:
+        """Return the new states after those of a level, each with its number; none if the search does not go on."""
         following: list[tuple[int, State]] = []
-        for count, (at, state) in enumerate(level):
-            if count % 256 == 0 and time.monotonic() - started > seconds:
+        for at, state in level:
+            if time.monotonic() > ends:
                 found.is_complete = False
                 break
-            for step, after, broken in life.steps(state):
-                found.steps += 1
+            for step, after, broken in self._life.steps(state):
+                self._steps += 1
                 if broken:
-                    found.broken, found.history = broken, [*history(at), step]
-                    break
+                    found.broken, found.history = broken, [*self._history(at), step]
+                    return following
                 if after is not state:
-                    add(at, step, after, following)
-            if found.broken:
-                break
-        found.states.append(len(following))
-        level = following
-        found.seconds = time.monotonic() - started
-        if progress:
-            progress(found)
-    return found
+                    self._add(at, step, after, following if goes_on else None)
+        return following
+
+    def _add(self, parent: int, step: Step, state: State, to: list[tuple[int, State]] | None) -> None:
+        key = essence(state)
+        if key not in self._seen:
+            self._seen.add(key)
+            if to is not None:
+                to.append((len(self._how), state))
+                self._parents.append(parent)
+                self._how.append(self._shared.setdefault(step, step))
+
+    def _history(self, at: int) -> list[Step]:
+        history: list[Step] = []
+        while at >= 0:
+            history.insert(0, self._how[at])
+            at = self._parents[at]
+        return history
+
+
+def explore(
+    life: Life, depth: int, seconds: float = float("inf"), progress: Callable[[Found], None] = lambda found: None
+) -> Found:
+    """Search breadth first, down to a depth or until the time is over. Stop at the first rule that breaks."""
+    gc.disable()  # it would look at millions of states again and again, and nothing here needs it
+    try:
+        return Search(life).run(depth, seconds, progress)
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
-def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iterator[tuple[Life, SmallServer]]:
+def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iterator[Life]:
     """Give a life on a server whose store is in "memory" or in a "file"."""
     with contextlib.ExitStack() as stack:
         if place == "file":
@@ -478,17 +551,16 @@ def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iter
             shelf = MemoryShelf()
         small = SmallServer(shelf, has_model)
         stack.callback(small.close)
-        yield Life(small, is_strict), small
+        yield Life(small, is_strict)
 
 
-def told_history(found: Found) -> Iterator[str]:
-    """Yield the lines that tell the history that broke a rule."""
+def told(history: list[Step]) -> Iterator[str]:
+    """Yield the lines that tell a history."""
     second = 0
-    for number, step in enumerate(found.history):
+    for number, step in enumerate(history):
         second += step.seconds
         outcome = f" -> {step.outcome}" if step.outcome else ""
-        yield f"{number:3}. {second:7,} s  {step.who}: {step.what}{outcome}"
-    yield f"     {found.broken}"
+        yield f"{number:3} {second:8,} s  {step.who}: {step.what}{outcome}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -503,25 +575,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="without the exceptions that the document does not have")
     arguments = parser.parse_args(argv)
     depth = DEPTHS[arguments.on] if arguments.depth is None else arguments.depth
-    log.__class__.__call__ = lambda *_, **__: None  # type: ignore[method-assign]
+
+    def progress(found: Found) -> None:
+        level = found.levels[-1]
+        text = f"depth {len(found.levels) - 1}: {level.states:,} states, {level.steps:,} steps, {level.seconds:.0f} s"
+        print(text, file=sys.stderr, flush=True)
 
     try:
-        with life_on(arguments.on, arguments.strict) as (life, small):
-
-            def progress(found: Found) -> None:
-                line = f"depth {len(found.states) - 1}: {found.states[-1]:,} new states"
-                print(
-                    f"{line}, {found.steps:,} steps, {small.calls:,} requests, {found.seconds:.0f} s", file=sys.stderr
-                )
-
+        with life_on(arguments.on, arguments.strict) as life:
             found = explore(life, depth, arguments.seconds, progress)
-            found.calls = small.calls
-    except Exception as error:
-        print(f"could not run: {type(error).__name__}: {error}", file=sys.stderr)
+    except (OSError, backup_server.StartupError, StorageError, sqlite3.Error) as error:
+        print(f"interleavings: could not run: {error}", file=sys.stderr)
         return 2
-    print(f"{found}")
-    print(*told_history(found), sep="\n") if found.broken else None
+    print(*table(found), sep="\n")
     return int(bool(found.broken))
+
+
+def table(found: Found) -> Iterator[str]:
+    """Yield the lines of the report."""
+    yield f"{'depth':>5} {'states':>12} {'steps':>12} {'requests':>10} {'seconds':>8}"
+    for depth, level in enumerate(found.levels):
+        note = "" if depth < len(found.levels) - 1 or found.is_complete else "  (in part: the time was over)"
+        yield f"{depth:5} {level.states:12,} {level.steps:12,} {level.requests:10,} {level.seconds:8.1f}{note}"
+    if found.broken:
+        yield f"BROKEN: {found.broken}. This is a shortest history:"
+        yield from told(found.history)
+    else:
+        yield "Held: no lost update, no resurrection, no replay that takes effect, and each answer is the model's."
 
 
 if __name__ == "__main__":

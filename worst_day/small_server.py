@@ -8,6 +8,9 @@ model (contract_tests/generated/model.py), and each answer is compared with the 
 Times are Unix milliseconds, except `created`, which is in Unix seconds.
 """
 
+from __future__ import annotations
+
+import base64
 import contextlib
 import functools
 import hashlib
@@ -30,6 +33,7 @@ from server.accounts import Account, Deleted, Record, Store
 from server.dbm_store import DbmStore
 from server.health import Watch
 from server.http_server import ARRIVAL, Arrival
+from server.limits import Limit
 from server.refused import RefusedUploads
 from server_tests.memory_store import MemoryStore
 
@@ -48,8 +52,8 @@ PATHS = {
 # Small limits, so that a short history reaches them. Of the versions, only the latest two are kept, whatever the date.
 ENVIRON = {
     "APP_SECRET_KEY": SECRET,
-    "BACKUPS_PER_HOUR": "2",
-    "BACKUPS_PER_DAY": "3",
+    "BACKUPS_PER_HOUR": "3",
+    "BACKUPS_PER_DAY": "4",
     "KEY_CHANGES_PER_HOUR": "1",
     "KEY_CHANGES_PER_DAY": "2",
     "KEEP_VERSIONS": "2,0,0,0",
@@ -105,7 +109,7 @@ def signed(operation: str, key: int, base: int | None, content: int | None, crea
     method, path = PATHS[operation]
     value: dict[str, str] = {}
     if content is not None:
-        value["data"] = backup_server.base64.b64encode(Small.content(content)).decode()
+        value["data"] = base64.b64encode(Small.content(content)).decode()
     if base is not None:
         value["baseSha256"] = Small.digest(base)
     new_key = KEYS[1 - key] if operation == "changeStorageKey" else None
@@ -138,12 +142,41 @@ def signed(operation: str, key: int, base: int | None, content: int | None, crea
 # --- States and stores ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What matters of a record, in small numbers. Times are in Unix seconds."""
+
+    key: int | None = None  # None if there is no account
+    contents: tuple[int, ...] | None = None  # of the kept versions, newest first
+    uploads: tuple[tuple[int, bool, str], ...] = ()  # when, whether it changed the key, and the signature
+    deleted: int | None = None
+
+    @property
+    def latest(self) -> int | None:
+        """The latest content."""
+        return self.contents[0] if self.contents else None
+
+    @classmethod
+    def of(cls, record: Record | None) -> Summary:
+        """Summarize a record."""
+        if isinstance(record, Deleted):
+            return cls(deleted=record.deleted_at // 1000)
+        if record is None:
+            return cls()
+        return cls(
+            KEY_DIGESTS.index(record.key_sha256),
+            tuple(NUMBERS[version.sha256] for version in reversed(record.versions)),
+            tuple((each.moment // 1000, each.changes_key, each.signature) for each in record.uploads),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A state of the server: what is in the store, which signatures of uploads were refused when, and the model."""
 
     number: int
     record: Record | None
+    summary: Summary
     stored: Any = field(repr=False)  # what the shelf needs to get this state back
     refused: tuple[tuple[str, int], ...] = field(repr=False)
     model: Model = field(repr=False)
@@ -162,6 +195,7 @@ class Shelf(ABC):
     def load(self, stored: Any) -> None:
         """Give the store this content."""
 
+    @abstractmethod
     def keep_house(self) -> None:
         """Do what the store does by itself as time passes."""
 
@@ -185,6 +219,9 @@ class MemoryShelf(Shelf):
         record, data = stored
         self.store._records = {} if record is None else {USER: record}
         self.store._data = dict(data)
+
+    def keep_house(self) -> None:
+        pass
 
     def close(self) -> None:
         self.store.close()
@@ -247,7 +284,7 @@ class NoGuessing:
 class NoLimit:
     """In place of the limit on registrations."""
 
-    limit = backup_server.Limit("registrations from this address", 1_000_000, 3600)
+    limit = Limit("registrations from this address", 1_000_000, 3600)
 
     def wait(self, *_: Any) -> int:
         return 0
@@ -371,7 +408,7 @@ class SmallServer:
         has_changed = record != node.record
         fault = fault or misstep(node.record, record, request, outcome) or self._damage(record)
         if request.operation == "fetchBackup" and outcome == "200":
-            data = backup_server.base64.b64decode(json.loads(response.body)["data"])
+            data = base64.b64decode(json.loads(response.body)["data"])
             latest = record.latest if isinstance(record, Account) else None
             if latest is None or hashlib.sha256(data).hexdigest() != latest.sha256:
                 fault = fault or "a fetch got other bytes than those of the latest version"
@@ -392,7 +429,8 @@ class SmallServer:
         node = self._nodes.get((stored, refused))
         if node is None:
             self._shelf.load(stored)
-            node = Node(len(self._nodes), self._shelf.store.find(USER), stored, refused, after)
+            record = self._shelf.store.find(USER)
+            node = Node(len(self._nodes), record, Summary.of(record), stored, refused, after)
             self._nodes[stored, refused] = node
         return node
 
