@@ -48,7 +48,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -167,8 +167,9 @@ class Life:
         for index in range(2):
             yield from self._client_steps(state, index)
         yield from self._stranger_steps(state)
-        if state.node.refused:
-            yield self._restart(state)
+        signatures = {each.request.signature for each in requests_of(state)}
+        if any(signature in signatures for signature, _ in state.node.refused):
+            yield self._restart(state)  # otherwise, it makes no difference
         for seconds in STEPS:
             yield self._wait(state, seconds)
 
@@ -341,14 +342,17 @@ def unused(state: State) -> int:
     for client in state.clients:
         used.add(client.base)
         used.update(client.unanswered or ())
-    for each in state.captured:
+    for each in requests_of(state):
         used.update((each.request.base, each.request.content))
-    if state.begun:
-        used.update((state.begun.captured.request.base, state.begun.captured.request.content))
     number = 0
     while number in used:
         number += 1
     return number
+
+
+def requests_of(state: State) -> Sequence[Captured]:
+    """Return the requests that may still arrive, and the one whose head has."""
+    return [*state.captured, state.begun.captured] if state.begun else state.captured
 
 
 def name(request: Request) -> str:
@@ -410,8 +414,10 @@ def described(state: State, *clients: Client) -> bytes:
     ]
 
     def order(captured: Captured) -> tuple[Any, ...]:
-        request = captured.request
-        return request.created, request.operation, request.key ^ zero, numbers.get(request.content, 99)
+        request, *known = captured
+        base, content = numbers.get(request.base, 99), numbers.get(request.content, 99)
+        is_begun = begun is not None and begun.captured.request is request
+        return request.created, request.operation, request.key ^ zero, base, content, is_begun, *known
 
     requests = sorted(state.captured, key=order)
     if begun:
@@ -426,7 +432,9 @@ def described(state: State, *clients: Client) -> bytes:
             for at, changes_key, signature in summary.uploads
             if second - at < DAY or signature in places
         ],
-        [(places[signature], second - at // SECOND) for signature, at in state.node.refused if signature in places],
+        sorted(
+            (places[signature], second - at // SECOND) for signature, at in state.node.refused if signature in places
+        ),
         [
             (
                 second - each.request.created,
