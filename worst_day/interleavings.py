@@ -2,41 +2,50 @@
 
 A step is one of these:
 
-- A client registers, stores a new version, changes the storage key, or deletes. The answer arrives; or it is lost; or
-  the request itself is kept from the server, and the client takes it for a lost answer.
-- A client repeats an upload whose answer was lost: the same bytes, freshly signed. A client signs in again: it gets the
-  key in force, and fetches. The second client stores the bytes of an older version again.
-- The stranger has captured all of these requests. They deliver one of them, at once, or first its head and in a later
-  step its end. In between, the server has compared the credentials, but it holds nothing yet.
-- The server restarts.
-- Time passes: 1, 300, 301, 600 or 901 seconds, or a day.
+- A client registers, stores a new version, changes the storage key, or deletes. Either it gets the answer, or the
+  request is kept from the server and the client gets none. If the stranger then delivers it, only its answer is lost.
+- A client repeats an upload that got no answer: the same bytes, freshly signed. A client signs in again: it gets the
+  key in force, and fetches. A client stores the bytes of the version before the latest again.
+- The stranger, who has every request of these that was ever sent, delivers one: at once, or first its head and in a
+  later step its end. In between, the server has compared the credentials, but it does not hold the account yet.
+- The server restarts, and its memory is empty.
+- Time passes: 1, 300, 600 or 901 seconds, or a day.
 
-The second client's clock is 300 seconds ahead, as far as the server allows. The limits are small (2 uploads an hour,
-3 a day), so that a history can reach them. It begins without an account, or with one that stored a version 55 minutes
-ago. Requests and answers are real (see `small_server.py`), and each answer is compared with the model.
+The search is breadth first, through states: the store, the server's memory, what each client knows, the requests that
+the stranger can still use, and how old everything is. Of states with equal futures, it looks at one.
 
-In each step, these rules of openapi.yaml must hold:
+The clients' clocks are 300 seconds ahead, as far as the server allows, because such requests live longest: 600 seconds
+until their head has arrived, and 300 more until their end. The limits are small (3 uploads an hour and 5 a day; 1 and 2
+changes of the key), so that a history reaches them. It begins without an account, or with one whose two versions are 55
+minutes old.
 
-- No lost update. An upload replaces the latest version only if it was made from it, and each answer tells the truth.
-- No resurrection. After a deletion, no request that was sent before it changes anything, whatever has become of it, and
-  whether there is a new account or not.
-- No replay that takes effect. A request that was accepted, or that was refused with 409 `version_conflict` or with 429,
-  changes nothing when it comes again.
-- A request whose signature has run out changes nothing.
+Requests and answers are real: `small_server.py` has the app and its handlers, with the store of the tests in memory or
+the server's own in a file. Each answer is compared with the model of the contract. These rules of openapi.yaml are
+checked in each step, whatever the model says:
+
+- No lost update. An upload replaces the latest version only if it was made from it, and each answer tells the truth. So
+  no acknowledged version is ever gone, unless one that was made from it is there, or the account was deleted.
+- No resurrection. After a deletion, nothing that was sent before it changes anything, whatever has become of it, and
+  whether the userId is free or has a new account.
+- No replay that takes effect. A request that was accepted, or an upload that was refused with 409 `version_conflict` or
+  with 429, changes nothing when it comes again.
+- A request whose signature has run out, or whose key is not in force when the account is held, changes nothing.
 
 These exceptions are in the document, so they break no rule:
 
 - A request that the server has not seen yet is no replay, however late it comes ("Lost answers").
-- A request that was refused for any other reason is not remembered, and may act later ("Replays"). So a deletion that
-  is refused after the account is gone may delete a new account ("Deleting the account": wait with a registration).
-- A restart forgets the refused uploads ("Replays").
+- A request that was refused for another reason is not remembered, and may act later ("Replays"). So a deletion that
+  comes after another one may delete a new account: hence the wait before a registration ("Deleting the account").
+- A restart forgets which uploads were refused ("Replays").
 
-Two more are not in the document. `--strict` does without them, and shows the histories:
+Two more exceptions are not in the document. With `--strict` they break the rule about replays:
 
-- A refusal is remembered for 900 seconds. A request that was signed 300 seconds ahead, whose head comes 600 seconds
-  later and whose end comes 300 seconds after that, acts in the very second after.
+- A refusal is remembered for 900 seconds. The end of a request may still arrive in the second after that, if it was
+  signed 300 seconds ahead, its head came 600 seconds after the refusal and its end 300 seconds after its head.
 - The signature of an upload that was acknowledged as a retry, with 200, is not spent. If somebody stores the bytes of
-  its base again, it stores another version.
+  its base once more, so that its base is the latest version again, the upload stores another version.
+
+What is left out: the limits on guessing and on registrations, which act on addresses, and the failures of a disk.
 """
 
 import argparse
@@ -75,7 +84,7 @@ ALMOST_AN_HOUR = 3300
 AHEAD = 300  # how many seconds the clients' clocks are ahead
 SKEW = 300  # how many seconds after its signature a request may arrive
 FORGOTTEN = 901  # seconds after which it no longer matters that something was held back or deleted
-DEPTHS = {"memory": 6, "file": 4}  # what takes some minutes on one core
+DEPTHS = {"memory": 6, "file": 5}  # what takes some minutes on one core
 
 # What has become of a request, from the least to the most that it says.
 NEW, OTHER, RETRY, REFUSED, ACCEPTED = range(5)
@@ -124,6 +133,9 @@ class Step(NamedTuple):
     what: str
     outcome: str = ""
     seconds: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.what}" + (f" -> {self.outcome}" if self.outcome else "")
 
 
 class Next(NamedTuple):
@@ -567,17 +579,17 @@ def told(history: list[Step]) -> Iterator[str]:
     second = 0
     for number, step in enumerate(history):
         second += step.seconds
-        outcome = f" -> {step.outcome}" if step.outcome else ""
-        yield f"{number:3} {second:8,} s  {step.who}: {step.what}{outcome}"
+        yield f"{number:3} {second:8,} s  {step}"
 
 
 def main(argv: list[str] | None = None) -> int:
+    defaults = " or ".join(f"{depth} on {place}" for place, depth in DEPTHS.items())
     parser = argparse.ArgumentParser(
         prog="python -m worst_day.interleavings",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--depth", type=int, metavar="N", help=f"how many steps a history has ({DEPTHS})")
+    parser.add_argument("--depth", type=int, metavar="N", help=f"how many steps a history has ({defaults})")
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many seconds")
     parser.add_argument("--on", choices=("memory", "file"), default="memory", help="which store to use (memory)")
     parser.add_argument("--strict", action="store_true", help="without the exceptions that the document does not have")

@@ -1,9 +1,13 @@
 """A server without sockets, whose whole state can be put down and taken up again, and whose clock stands still.
 
 It has one userId, so few things can happen to it. Everything that decides is the real thing: the app with its routes
-and proofs, the handlers, the memory of refused uploads, and the store. Only the limits on guessing and on
-registrations are left out: they never act on a state this small. Beside each state of the server goes the state of the
-model (contract_tests/generated/model.py), and each answer is compared with the model's.
+and proofs, the handlers, the memory of refused uploads, and the store. Only the limits on guessing and on registrations
+are left out. Beside each state of the server goes the state of the model (contract_tests/generated/model.py), and each
+answer is compared with the model's.
+
+Nothing runs at once here. What matters of two requests at once is that one may change the account after the other's
+credentials were compared, and before it holds the account. Therefore, a request can be given the account that its
+credentials were compared with.
 
 Times are Unix milliseconds, except `created`, which is in Unix seconds.
 """
@@ -30,7 +34,7 @@ from contract_tests.generated.model import Call, Memory, Model, copied
 from contract_tests.generated.model import Settings as ModelSettings
 from contract_tests.target.openapi import LIMITS
 from server import clock
-from server.accounts import Account, Deleted, Record, Store
+from server.accounts import Account, Damaged, Deleted, Record, Store
 from server.dbm_store import DbmStore
 from server.health import Watch
 from server.http_server import ARRIVAL, Arrival
@@ -54,7 +58,7 @@ PATHS = {
 ENVIRON = {
     "APP_SECRET_KEY": SECRET,
     "BACKUPS_PER_HOUR": "3",
-    "BACKUPS_PER_DAY": "4",
+    "BACKUPS_PER_DAY": "5",
     "KEY_CHANGES_PER_HOUR": "1",
     "KEY_CHANGES_PER_DAY": "2",
     "KEEP_VERSIONS": "2,0,0,0",
@@ -454,7 +458,10 @@ class SmallServer:
 
     def _damage(self, record: Record | None) -> str | None:
         for version in record.versions if isinstance(record, Account) else ():
-            data = self._shelf.store.data(USER, version)
+            try:
+                data = self._shelf.store.data(USER, version)
+            except Damaged:
+                data = None
             if data is None or hashlib.sha256(data).hexdigest() != version.sha256:
                 return f"the bytes of version {version.number} are not those that were stored"
         return None
