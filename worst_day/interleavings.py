@@ -7,7 +7,8 @@ A step is one of these:
 - A client repeats an upload that got no answer: the same bytes, freshly signed. A client signs in again: it gets the
   key in force, and fetches. A client stores the bytes of the version before the latest again.
 - The stranger, who has every request of these that was ever sent, delivers one: at once, or first its head and in a
-  later step its end. In between, the server has compared the credentials, but it does not hold the account yet.
+  later step its end. In between, the server has compared the credentials, but it does not hold the account yet. Only
+  one request at a time is so far.
 - The server restarts, and its memory is empty.
 - Time passes: 1, 300, 600 or 901 seconds, or a day.
 
@@ -44,6 +45,11 @@ Two more exceptions are not in the document. With `--strict` they break the rule
   signed 300 seconds ahead, its head came 600 seconds after the refusal and its end 300 seconds after its head.
 - The signature of an upload that was acknowledged as a retry, with 200, is not spent. If somebody stores the bytes of
   its base once more, so that its base is the latest version again, the upload stores another version.
+
+The default depth takes about three minutes on one core. It was measured so:
+
+    in memory, 6 steps:  2,352,862 states, 5,701,505 steps, 304,933 requests to the server, 182 seconds, 0.6 GB
+    in a file, 5 steps:    223,289 states,   513,604 steps,  41,216 requests to the server,  43 seconds
 
 What is left out: the limits on guessing and on registrations, which act on addresses, and the failures of a disk.
 """
@@ -84,7 +90,7 @@ ALMOST_AN_HOUR = 3300
 AHEAD = 300  # how many seconds the clients' clocks are ahead
 SKEW = 300  # how many seconds after its signature a request may arrive
 FORGOTTEN = 901  # seconds after which it no longer matters that something was held back or deleted
-DEPTHS = {"memory": 6, "file": 5}  # what takes some minutes on one core
+DEPTHS = {"memory": 6, "file": 5}  # what takes at most some minutes on one core
 
 # What has become of a request, from the least to the most that it says.
 NEW, OTHER, RETRY, REFUSED, ACCEPTED = range(5)
@@ -589,7 +595,12 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--depth", type=int, metavar="N", help=f"how many steps a history has ({defaults})")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        metavar="N",
+        help=f"how many steps a history has ({defaults}); one more takes eleven times as long, and as much memory",
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many seconds")
     parser.add_argument("--on", choices=("memory", "file"), default="memory", help="which store to use (memory)")
     parser.add_argument("--strict", action="store_true", help="without the exceptions that the document does not have")
