@@ -431,12 +431,14 @@ class SmallServer:
             yield
 
     def _node(self, stored: Any, refused: tuple[tuple[str, int], ...], after: Model) -> Node:
-        node = self._nodes.get((stored, refused))
+        # The model's memory, too: a server that forgets what it should remember must not make the model forget it.
+        key = stored, refused, tuple(after.memory.refused.get(USER, {}).items())
+        node = self._nodes.get(key)
         if node is None:
             self._shelf.load(stored)
             record = self._shelf.store.find(USER)
             node = Node(len(self._nodes), record, Summary.of(record), stored, refused, after)
-            self._nodes[stored, refused] = node
+            self._nodes[key] = node
         return node
 
     def _compare(
