@@ -23,7 +23,7 @@ import json
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from unittest import mock
@@ -106,6 +106,21 @@ class Request:
     def new_key(self) -> int:
         """The key that is in force after this request."""
         return 1 - self.key if self.operation == "changeStorageKey" else self.key
+
+
+def arrival(at: int) -> Arrival:
+    """Return how a request arrived whose head came at this time. Nothing is unusual about it."""
+    ordinary: dict[str, Any] = {
+        "at": at,
+        "started": at,
+        "is_chunked": False,
+        "body_fault": None,
+        "repeated": frozenset(),
+        "address": ADDRESS,
+        "has_room": lambda _: True,
+    }
+    known = {each.name: ordinary[each.name] for each in fields(Arrival)}
+    return Arrival(**known)
 
 
 @functools.cache
@@ -398,8 +413,7 @@ class SmallServer:
             self.server.refused.add(USER, signature)
         self._now = now
         self._shelf.load(node.stored)
-        arrival = Arrival(arrived, arrived, False, None, frozenset(), ADDRESS, lambda _: True)
-        environ = request.environ | {ARRIVAL: arrival, "wsgi.input": io.BytesIO(request.body)}
+        environ = request.environ | {ARRIVAL: arrival(arrived), "wsgi.input": io.BytesIO(request.body)}
         with self._looking_at(seen):
             _, response = self._app._respond(environ)
         outcome = str(response.status)
