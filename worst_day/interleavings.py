@@ -58,6 +58,7 @@ import argparse
 import contextlib
 import gc
 import marshal
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -91,10 +92,11 @@ AHEAD = 300  # how many seconds the clients' clocks are ahead
 SKEW = 300  # how many seconds after its signature a request may arrive
 FORGOTTEN = 901  # seconds after which it no longer matters that something was held back or deleted
 DEPTHS = {"memory": 6, "file": 5}  # what takes at most some minutes on one core
+MEMORY, ROOM = Path("/dev/shm"), 256 * 1024 * 1024  # a directory in memory, and how many bytes are enough
 
 # What has become of a request, from the least to the most that it says.
+# Never seen; refused, not remembered; acknowledged as a retry; refused for good; accepted.
 NEW, OTHER, RETRY, REFUSED, ACCEPTED = range(5)
-BECAME = ("never seen", "refused, not remembered", "acknowledged as a retry", "refused for good", "accepted")
 
 
 class Client(NamedTuple):
@@ -570,8 +572,9 @@ def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iter
     """Give a life on a server whose store is in "memory" or in a "file"."""
     with contextlib.ExitStack() as stack:
         if place == "file":
-            in_memory = Path("/dev/shm")
-            directory = tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None)
+            # In memory if there is room, because each change is synced. A container often has little of it.
+            has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
+            directory = tempfile.TemporaryDirectory(dir=MEMORY if has_room else None)
             shelf: Shelf = FileShelf(Path(stack.enter_context(directory)), spec().limits["deletedUserSeconds"])
         else:
             shelf = MemoryShelf()
@@ -589,7 +592,7 @@ def told(history: list[Step]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = " or ".join(f"{depth} on {place}" for place, depth in DEPTHS.items())
+    defaults = " or ".join(f"{depth} with --on {place}" for place, depth in DEPTHS.items())
     parser = argparse.ArgumentParser(
         prog="python -m worst_day.interleavings",
         description=__doc__,

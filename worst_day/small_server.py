@@ -66,21 +66,10 @@ ENVIRON = {
 KEPT = 2
 
 
-class Small:
-    """The contents that clients store. They have small numbers, so that states with equal futures look equal."""
-
-    @staticmethod
-    @functools.cache
-    def content(number: int) -> bytes:
-        return b"content %d" % number
-
-    @staticmethod
-    @functools.cache
-    def digest(number: int) -> str:
-        return hashlib.sha256(Small.content(number)).hexdigest()
-
-
-NUMBERS = {Small.digest(number): number for number in range(100)}  # content by digest
+# What clients store. It has small numbers, so that states with equal futures look equal.
+CONTENTS = [b"content %d" % number for number in range(100)]
+DIGESTS = [hashlib.sha256(content).hexdigest() for content in CONTENTS]
+NUMBERS = {digest: number for number, digest in enumerate(DIGESTS)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +85,6 @@ class Request:
     environ: dict[str, Any] = field(repr=False)
     body: bytes = field(repr=False)
     call: Call = field(repr=False)
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Everything but the time."""
-        return self.operation, self.key, self.base, self.content
 
     @property
     def new_key(self) -> int:
@@ -119,8 +103,8 @@ def arrival(at: int) -> Arrival:
         "address": ADDRESS,
         "has_room": lambda _: True,
     }
-    known = {each.name: ordinary[each.name] for each in fields(Arrival)}
-    return Arrival(**known)
+    # By name, and only what the server asks for: it may come to need less.
+    return Arrival(**{each.name: ordinary[each.name] for each in fields(Arrival)})
 
 
 @functools.cache
@@ -129,9 +113,9 @@ def signed(operation: str, key: int, base: int | None, content: int | None, crea
     method, path = PATHS[operation]
     value: dict[str, str] = {}
     if content is not None:
-        value["data"] = base64.b64encode(Small.content(content)).decode()
+        value["data"] = base64.b64encode(CONTENTS[content]).decode()
     if base is not None:
-        value["baseSha256"] = Small.digest(base)
+        value["baseSha256"] = DIGESTS[base]
     new_key = KEYS[1 - key] if operation == "changeStorageKey" else None
     if new_key is not None:
         value["storageKey"] = new_key
@@ -152,8 +136,8 @@ def signed(operation: str, key: int, base: int | None, content: int | None, crea
         created=created,
         signature=headers["Signature"],
         address=ADDRESS,
-        blob=b"" if content is None else Small.content(content),
-        base=None if base is None else Small.digest(base),
+        blob=b"" if content is None else CONTENTS[content],
+        base=None if base is None else DIGESTS[base],
         new_key=new_key,
     )
     return Request(operation, key, base, content, created, headers["Signature"], environ, body, call)
