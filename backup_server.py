@@ -753,7 +753,9 @@ class Server:
             spec.limits["knownAddresses"],
         )
         # When a request arrives, its signature may be dated ahead. It acts until the body had its time.
-        self.refused = RefusedUploads(2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"])
+        # Its last second counts as well.
+        life = 2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"] + 1
+        self.refused = RefusedUploads(life)
 
     def check_time(self, request: Request) -> None:
         """Raise Problem request_timeout if more time has passed since the request's head than a request may take.
@@ -924,6 +926,7 @@ def store_next(
     rate_limit = functools.partial(server.rate_limit, request.operation.id)
     if latest and latest.sha256 == digest and not changes_key:
         held.mend(latest, data)
+        server.refused.add(user.user_id, signature)  # the next upload of the same bytes may be no retry
         return answer(200, receipt(latest), rate_limit(times, moment))
     # A signature is good for one version. A replay must have no effect, even if its base is the latest again.
     is_spent = any(upload.signature == signature for upload in account.uploads)

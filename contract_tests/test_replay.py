@@ -443,6 +443,20 @@ def test_a_refused_upload_stores_nothing_later(server, drift):
         replay_changes_nothing(user, captured, EXPIRED)
 
 
+@pytest.mark.requirement("replay.retry", "retry.receipt")
+def test_a_retry_stores_nothing_later(server):
+    """Somebody stores the bytes of the base once more, so that the base of the retry is the latest version again."""
+    user = User(server)
+    user.register()
+    user.store(b"A")
+    user.store(b"B", b"A")
+    server.move_clock(1)
+    captured = accepted(user.device.store_backup(b"B", sha256(b"A")))
+    server.move_clock(1)
+    user.store(b"A", b"B")
+    replay_changes_nothing(user, captured, STALE)
+
+
 @pytest.mark.requirement("replay.refused", "storeBackup.201")
 def test_what_was_refused_and_is_signed_afresh_is_stored(server):
     user = User(server)

@@ -73,7 +73,6 @@ ROUND_EVERY = DAY // 2
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
 MOST_DAMAGE = 10_000  # so much is remembered
-EMPTY_LOG_AFTER = 5  # seconds after an erasure: the log still has what was erased; some erasures share the cost
 USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
 OTHER_KEY = re.compile(rb"blob/[0-9a-f]{64}/[0-9]+|format|probe")
 TABLE = "SELECT rowid, key FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
@@ -472,7 +471,7 @@ class DbmStore(DbmReader, Store):
 
     def _empty_log_soon(self) -> None:
         if self._empty_log_at is None:
-            self._empty_log_at = time.monotonic() + EMPTY_LOG_AFTER
+            self._empty_log_at = time.monotonic() + bounds.EMPTY_LOG_SECONDS
 
     def _empty_log(self) -> None:
         """Move what is in the write-ahead log to the file, and cut the log off: it still has what was erased."""
@@ -482,7 +481,7 @@ class DbmStore(DbmReader, Store):
                 ((is_busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise StorageUnavailable(str(error)) from None
-        self._empty_log_at = time.monotonic() + EMPTY_LOG_AFTER if is_busy else None  # somebody is reading it
+        self._empty_log_at = time.monotonic() + bounds.EMPTY_LOG_SECONDS if is_busy else None  # somebody is reading it
 
     def _forget_later(self, user_id: str, record: Deleted) -> None:
         reserved = record.deleted_at + self._reserved_milliseconds - clock.now()

@@ -1,4 +1,4 @@
-"""The signatures of uploads that were refused. They store nothing later."""
+"""The signatures of uploads that were refused, or acknowledged as retries. They store nothing later."""
 
 import threading
 

@@ -5,7 +5,7 @@ from worst_day.erased import Outcome, live
 
 
 def search(tmp_path, *options: str) -> Outcome:
-    return live(tmp_path, 1, 4, lambda _: None, [*COMMAND, *options])
+    return live(tmp_path, 1, 5, lambda _: None, [*COMMAND, "--bound", "EMPTY_LOG_SECONDS=0.5", *options])
 
 
 def test_nothing_is_left_of_what_was_deleted_or_dropped(tmp_path):

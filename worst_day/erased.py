@@ -35,7 +35,7 @@ SETTINGS = {
 MINUTES_AFTER_DELETION = 10
 DAYS_AFTER_DROP = 7
 PIECE = 24  # bytes; so much of a backup is looked for, at its beginning, in its middle and at its end
-PATIENCE = 20  # seconds that the server has for its housekeeping, after the clock was moved
+PATIENCE = 15  # seconds that the server has for its housekeeping, after the clock was moved
 
 
 @dataclass
@@ -66,7 +66,12 @@ class Search:
         self._outcome, self._folder = outcome, folder
 
     def until_gone(self, what: str, gone: Sequence[bytes]) -> None:
-        """Wait until none of these pieces is in any file. Note those that are there when the time is over."""
+        """Wait until none of these pieces is in any file. Note those that are there when the time is over.
+
+        If something was found before, do not wait: it is clear.
+        """
+        if self._outcome.found:
+            return
         deadline = time.monotonic() + PATIENCE
         self._outcome.searched += len(gone)
         while left := self._look(gone):

@@ -28,8 +28,8 @@ checked in each step, whatever the model says:
   no acknowledged version is ever gone, unless one that was made from it is there, or the account was deleted.
 - No resurrection. After a deletion, nothing that was sent before it changes anything, whatever has become of it, and
   whether the userId is free or has a new account.
-- No replay that takes effect. A request that was accepted, or an upload that was refused with 409 `version_conflict` or
-  with 429, changes nothing when it comes again.
+- No replay that takes effect. A request that was accepted, also as a retry, or an upload that was refused with 409
+  `version_conflict` or with 429, changes nothing when it comes again.
 - A request whose signature has run out, or whose key is not in force when the account is held, changes nothing.
 
 These exceptions are in the document, so they break no rule:
@@ -37,14 +37,7 @@ These exceptions are in the document, so they break no rule:
 - A request that the server has not seen yet is no replay, however late it comes ("Lost answers").
 - A request that was refused for another reason is not remembered, and may act later ("Replays"). So a deletion that
   comes after another one may delete a new account: hence the wait before a registration ("Deleting the account").
-- A restart forgets which uploads were refused ("Replays").
-
-Two more exceptions are not in the document. With `--strict` they break the rule about replays:
-
-- A refusal is remembered for 900 seconds. The end of a request may still arrive in the second after that, if it was
-  signed 300 seconds ahead, its head came 600 seconds after the refusal and its end 300 seconds after its head.
-- The signature of an upload that was acknowledged as a retry, with 200, is not spent. If somebody stores the bytes of
-  its base once more, so that its base is the latest version again, the upload stores another version.
+- A restart forgets which uploads were refused, or were retries ("Replays").
 
 The default depth takes about three minutes on one core. It was measured so:
 
@@ -112,7 +105,6 @@ class Captured(NamedTuple):
 
     request: Request
     became: int = NEW
-    since: int = 0  # when it was refused for good
     is_old: bool = False  # it was sent before an account was deleted
 
 
@@ -160,8 +152,8 @@ class Next(NamedTuple):
 class Life:
     """The account's life: which steps a state has, and what they break."""
 
-    def __init__(self, small: SmallServer, is_strict: bool = False) -> None:
-        self._server, self._is_strict = small, is_strict
+    def __init__(self, small: SmallServer) -> None:
+        self._server = small
 
     @property
     def requests(self) -> int:
@@ -262,7 +254,7 @@ class Life:
 
     def _restart(self, state: State) -> Next:
         def forgotten(captured: Captured) -> Captured:
-            return captured._replace(became=OTHER, since=0) if captured.became == REFUSED else captured
+            return captured._replace(became=OTHER) if captured.became in (REFUSED, RETRY) else captured
 
         # The connections end, and a request whose head has arrived comes to nothing.
         after = State(
@@ -318,7 +310,7 @@ class Life:
             became = OTHER
         if became <= captured.became:
             return result, captured
-        return result, captured._replace(became=became, since=state.now if became == REFUSED else 0)
+        return result, captured._replace(became=became)
 
     def _replayed(self, state: State, captured: Captured) -> str | None:
         """Say which rule it breaks that this request has changed the account. Return None if it may."""
@@ -326,10 +318,9 @@ class Life:
             return "RESURRECTION: a request from before the deletion has changed the account"
         if captured.became == ACCEPTED:
             return "REPLAY: a request that was accepted before has changed the account again"
-        is_forgotten = state.now - captured.since >= 900 * SECOND  # see above
-        if captured.became == REFUSED and (self._is_strict or not is_forgotten):
+        if captured.became == REFUSED:
             return "REPLAY: an upload that was refused for good has changed the account"
-        if captured.became == RETRY and self._is_strict:
+        if captured.became == RETRY:
             return "REPLAY: an upload that was acknowledged as a retry has changed the account"
         return None
 
@@ -463,7 +454,6 @@ def described(state: State, *clients: Client) -> bytes:
                 numbers.setdefault(each.request.base, len(numbers)),
                 numbers.setdefault(each.request.content, len(numbers)),
                 each.became,
-                second - each.since // SECOND if each.since else -1,
                 each.is_old,
             )
             for each in requests
@@ -568,7 +558,7 @@ def explore(
 
 
 @contextlib.contextmanager
-def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iterator[Life]:
+def life_on(place: str, has_model: bool = True) -> Iterator[Life]:
     """Give a life on a server whose store is in "memory" or in a "file"."""
     with contextlib.ExitStack() as stack:
         if place == "file":
@@ -580,7 +570,7 @@ def life_on(place: str, is_strict: bool = False, has_model: bool = True) -> Iter
             shelf = MemoryShelf()
         small = SmallServer(shelf, has_model)
         stack.callback(small.close)
-        yield Life(small, is_strict)
+        yield Life(small)
 
 
 def told(history: list[Step]) -> Iterator[str]:
@@ -606,7 +596,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N", help="stop after so many seconds")
     parser.add_argument("--on", choices=("memory", "file"), default="memory", help="which store to use (memory)")
-    parser.add_argument("--strict", action="store_true", help="without the exceptions that the document does not have")
     arguments = parser.parse_args(argv)
     depth = DEPTHS[arguments.on] if arguments.depth is None else arguments.depth
 
@@ -616,7 +605,7 @@ def main(argv: list[str] | None = None) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        with life_on(arguments.on, arguments.strict) as life:
+        with life_on(arguments.on) as life:
             found = explore(life, depth, arguments.seconds, progress)
     except (OSError, backup_server.StartupError, StorageError, sqlite3.Error) as error:
         print(f"interleavings: could not run: {error}", file=sys.stderr)

@@ -328,7 +328,7 @@ class SmallServer:
         self.server.guessing = cast(Any, NoGuessing())
         self.server.registrations = cast(Any, NoLimit())
         limits = spec().limits
-        self._refused_seconds = 2 * limits["signatureSkewSeconds"] + limits["requestBodySeconds"]
+        self._refused_seconds = 2 * limits["signatureSkewSeconds"] + limits["requestBodySeconds"] + 1
         self._app = backup_server.App(self.server, {})
         self._now = 0
         self._nodes: dict[Any, Node] = {}

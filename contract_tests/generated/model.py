@@ -21,7 +21,7 @@ RESERVED = LIMITS["deletedUserSeconds"] * SECOND  # how long a deleted userId st
 KNOWN = LIMITS["knownAddressDays"] * DAY  # how long an address is known to an account
 MOST_KNOWN = LIMITS["knownAddresses"]  # how many addresses are known to an account at most
 ATTEMPTS = LIMITS["newAddressAttempts"]  # how many failures of an address that is not known are always compared, a day
-SIGNATURE_LIFE = (2 * SKEW + LIMITS["requestBodySeconds"]) * SECOND
+SIGNATURE_LIFE = (2 * SKEW + LIMITS["requestBodySeconds"] + 1) * SECOND  # its last second counts as well
 REFUSED = 20  # how many signatures of refused uploads are remembered of an account
 DEFAULTS = SPEC["x-configurable-limits"]
 
@@ -200,6 +200,7 @@ class Model:
         if call.new_key == account.key:
             return Answer("422 validation_failed")
         if latest and latest.blob == call.blob and call.new_key is None:  # a retry
+            remember(refused, call.signature, now)
             return Answer("200", latest.receipt() | self.rate_limit(account, call.operation, now))
         is_refused = call.signature in refused and now - refused[call.signature] < SIGNATURE_LIFE
         if call.base != (latest and latest.sha256) or call.signature in account.spent or is_refused:

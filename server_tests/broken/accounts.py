@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -240,6 +241,16 @@ def signature_may_be_used_again() -> None:
     @instead_of(backup_server, "store_version")
     def store_version(real: Any, server: Server, request: Request, signature: str, *arguments: Any) -> Response:
         return real(server, request, secrets.token_hex(), *arguments)
+
+
+@breaks("replay.retry")
+def retry_comes_back() -> None:
+    """An upload that was acknowledged as a retry is stored from the network when its base is the latest again."""
+
+    @instead_of(RefusedUploads, "add")
+    def add(real: Any, refused: RefusedUploads, user_id: str, signature: str) -> None:
+        if sys.exception():  # it is refused, and no retry
+            real(refused, user_id, signature)
 
 
 @breaks("replay.refused")
