@@ -43,6 +43,7 @@ import yaml
 from server import bounds, clock, i_json, memory, process, reference_page
 from server.accounts import (
     Account,
+    Damaged,
     DamagedData,
     Deleted,
     HeldAccount,
@@ -220,6 +221,7 @@ PROBLEMS = {  # code: (status, title); each row has an example in openapi.yaml
     "rate_limited": (429, "Too many requests"),
     "headers_too_large": (431, "The request headers are too large"),
     "internal_error": (500, "The server failed"),
+    "account_damaged": (500, "This account is damaged"),
     "backup_damaged": (500, "This version is damaged"),
     "unavailable": (503, "The server cannot serve now"),
     "storage_full": (507, "The storage is full"),
@@ -284,6 +286,9 @@ def problem_of(error: Exception) -> Problem:
             detail = "The database cannot be read or written now: repeat after Retry-After seconds."
             return Problem("unavailable", detail, error.retry_after)
     log.error(error)
+    if isinstance(error, Damaged):
+        detail = "What is stored of this account has changed by itself: only the operator can help."
+        return Problem("account_damaged", detail)
     return Problem("internal_error", INTERNAL_ERROR)
 
 

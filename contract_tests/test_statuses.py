@@ -18,6 +18,7 @@ from contract_tests.target.calls import eventually, outcome, sha256
 LATEST = b"the latest version"
 BASE = sha256(LATEST)
 OPERATIONS = sorted(openapi.OPERATIONS)
+USER_OPERATIONS = sorted(each.id for each in openapi.OPERATIONS.values() if each.signed)
 NOT_TOLD = ("Traceback", "ZeroDivisionError", "on purpose", "sqlite", ".py")  # no answer may contain these
 
 
@@ -262,6 +263,31 @@ def test_a_damaged_version(start_server):
     assert outcome(user.fetch_backup_version(2)) == "500 backup_damaged"
 
 
+@pytest.mark.requirement("account.damaged", *(f"{each}.500" for each in USER_OPERATIONS))
+def test_a_damaged_account(start_server):
+    server = start_server()
+    user, other = server.client(), server.client()
+    for each in (user, other):
+        each.register_user()
+        each.store_backup(LATEST)
+    server.damage_account(user.credentials[0])
+    user.base_url = other.base_url = server.base_url
+    stranger = server.client((user.credentials[0], secrets.token_hex(32)))
+    for each in (user, stranger):
+        answers = [
+            each.register_user(),
+            each.fetch_backup(),
+            each.fetch_backup_version(1),
+            each.list_backup_versions(),
+            each.store_backup(b"anew", BASE),
+            each.change_storage_key(secrets.token_hex(32), b"anew", BASE),
+            each.delete_user(),
+        ]
+        assert {outcome(answer) for answer in answers} == {"500 account_damaged"}
+    assert backup_bytes(other.fetch_backup()) == LATEST
+    assert outcome(other.store_backup(b"anew", BASE)) == "201"
+
+
 @pytest.mark.requirement("retry.mends")
 def test_a_retry_mends_a_damaged_version(start_server):
     server = start_server()
@@ -314,6 +340,13 @@ def test_each_problem_once(start_server):
         user.base_url = server.base_url
         return user.fetch_backup()
 
+    def of_damaged_account() -> Any:
+        hurt = server.client()
+        hurt.register_user()
+        server.damage_account(hurt.credentials[0])
+        hurt.base_url = user.base_url = server.base_url
+        return hurt.fetch_backup()
+
     def too_often() -> Any:
         user.store_backup(b"the second", BASE)
         return user.store_backup(b"the third", sha256(b"the second"))
@@ -348,6 +381,7 @@ def test_each_problem_once(start_server):
         "internal_error": lambda: under("internal_error", user.fetch_backup),
         "unavailable": lambda: under("unavailable", user.fetch_backup),
         "storage_full": lambda: under("storage_full", lambda: server.client().register_user()),
+        "account_damaged": of_damaged_account,
         "backup_damaged": of_damaged,
         "rate_limited": too_often,
     }

@@ -34,7 +34,11 @@ def main() -> int:
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
+    parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
     arguments = parser.parse_args()
+    if arguments.damage_account:
+        damage_account(Path(os.environ["DATABASE_PATH"]), arguments.damage_account.read_bytes())
+        return 0
     if arguments.damage:
         damage(Path(os.environ["DATABASE_PATH"]), arguments.damage.read_bytes())
         return 0
@@ -199,6 +203,14 @@ def damage(database: Path, blob: bytes) -> None:
         ((key, value),) = connection.execute("SELECT key, value FROM Dict WHERE instr(value, ?)", (blob,)).fetchall()
         value = value.replace(blob, blob[:-1] + bytes([blob[-1] ^ 1]))
         connection.execute("UPDATE Dict SET value = ? WHERE key = ?", (value, key))
+
+
+def damage_account(database: Path, user_id: bytes) -> None:
+    """Flip a bit in the middle of an account's record."""
+    with contextlib.closing(dbm.sqlite3.open(database, "w")) as file:
+        value = bytearray(file[b"user/" + user_id])
+        value[len(value) // 2] ^= 1
+        file[b"user/" + user_id] = bytes(value)
 
 
 if __name__ == "__main__":

@@ -847,7 +847,7 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, the wrong one)
         "false",
     ),
     "full storage is a lost answer": (
-        "!['backup_damaged', 'storage_full'].includes(error.code)",
+        "!['account_damaged', 'backup_damaged', 'storage_full'].includes(error.code)",
         "true",
     ),
     "each success is taken": (

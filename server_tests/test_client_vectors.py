@@ -562,6 +562,7 @@ def test_an_answer_about_another_version() -> None:
         (403, "app_outdated", False),
         (408, "request_timeout", False),
         (500, "backup_damaged", False),
+        (500, "account_damaged", False),
         (500, "internal_error", True),
         (503, "unavailable", True),
         (503, "of_a_later_version", True),

@@ -5,6 +5,7 @@ import dbm.sqlite3
 import hashlib
 import json
 import random
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
         stranger.register_user(),
         stranger.fetch_backup(),
     ]
-    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(500, "internal_error")}
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(500, "account_damaged")}
 
     def damaged() -> int:
         return sum(line.get("error") == "Damaged" for line in server.log())
@@ -60,6 +61,52 @@ def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
     assert eventually(lambda: damaged() >= len(answers))
     assert other.fetch_backup().json()["sha256"] == digest
     assert other.store_backup(OTHER_BLOB, digest).status_code == 201
+
+
+# What a flipped bit in a key does: of the record's key in the table or in its index, or of a blob's.
+PLACES = {
+    f"of {kind} in the {part}": (key, part == "index")
+    for kind, key in {"a record": "user/{}", "a blob": "blob/{}/0"}.items()
+    for part in ("table", "index")
+}
+
+
+@pytest.mark.parametrize("bit", [0, 5, 7])
+@pytest.mark.parametrize("where", [0, 4, 5, 40])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_flipped_bit_in_a_key_is_no_absence(start_server, place, where, bit):
+    """Nobody is told that an account does not exist, nobody can register it anew, and the others are served."""
+    server = start_server()
+    user, other = server.client(), server.client()
+    for each in (user, other):
+        assert each.register_user().status_code == 201
+        assert each.store_backup(BLOB).status_code == 201
+    server.stop()
+    key, is_index = PLACES[place]
+    flip_a_bit_of_a_key(server.database, key.format(user.credentials[0]).encode(), is_index, where, bit)
+    server.start()
+    user.base_url = other.base_url = server.base_url
+    stranger = server.client((user.credentials[0], secrets.token_hex(32)))
+    answers = [user.fetch_backup(), user.list_backup_versions(), user.register_user(), stranger.register_user()]
+    codes = [answer.json().get("code", answer.status_code) for answer in answers]
+    allowed = [{200, "account_damaged", "backup_damaged"}] * 3 + [{"username_taken", "account_damaged"}]
+    assert all(code in each for code, each in zip(codes, allowed, strict=True)), codes
+    assert user.store_backup(OTHER_BLOB, hashlib.sha256(BLOB).hexdigest()).status_code in (201, 500)
+    assert other.store_backup(OTHER_BLOB, hashlib.sha256(BLOB).hexdigest()).status_code == 201
+    assert eventually(lambda: other.get_admin_stats(server.admin_key).json().get("damaged", 0) >= 1)
+    assert other.delete_user().status_code == 204  # housekeeping goes on
+    assert any(line["event"] == "damage" for line in server.log())
+
+
+def flip_a_bit_of_a_key(database: Path, key: bytes, is_index: bool, where: int, bit: int) -> None:
+    """Flip a bit of a key in the file itself. SQLite has it twice: in the table, before its value, and in the index."""
+    content = bytearray(database.read_bytes())
+    with contextlib.closing(dbm.sqlite3.open(database, "r")) as file:
+        value = file[key]
+    places = [match.start() for match in re.finditer(re.escape(key), content)]
+    (at,) = (at for at in places if content.startswith(value[:20], at + len(key)) != is_index)
+    content[at + where] ^= 1 << bit
+    database.write_bytes(content)
 
 
 def former(record: dict[str, Any]) -> bytes:

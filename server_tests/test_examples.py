@@ -161,6 +161,11 @@ def damaged(scene: Scene) -> None:
     scene.server.damage(blob)
 
 
+def damaged_record(scene: Scene) -> None:
+    registered(scene)
+    scene.server.damage_account(scene.credentials[0])
+
+
 # ---- How the request differs from the documented one ---------------------------------------------------------
 
 
@@ -348,6 +353,7 @@ ROWS: dict[str, Row | None] = {  # by operation, status and name of the example;
     "getAdminStats 500 internal_error": UNREACHABLE,
     "getOpenapiYaml 500 internal_error": UNREACHABLE,
     "getOpenapiJson 500 internal_error": UNREACHABLE,
+    "* 500 account_damaged": Row(damaged_record),
     "* 500 backup_damaged": Row(damaged),
     "* 503 unavailable": Row(registered, fault="unavailable"),
     "getAdminStats 503 unavailable": UNREACHABLE,

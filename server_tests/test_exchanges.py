@@ -13,7 +13,13 @@ from server_tests.vectors import Vectors
 
 STORIES = vectors.load("exchanges")["testGroups"]
 EXCHANGES = [test for story in STORIES for test in story["tests"]]
-NOT_BY_A_REQUEST = {"internal_error", "backup_damaged", "unavailable", "storage_full"}  # the disk must fail
+NOT_BY_A_REQUEST = {
+    "internal_error",
+    "account_damaged",
+    "backup_damaged",
+    "unavailable",
+    "storage_full",
+}  # the disk must fail
 NOT_BY_A_REQUEST |= {"request_timeout"}  # time must pass between its head and its body
 
 

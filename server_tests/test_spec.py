@@ -128,6 +128,7 @@ def test_a_problem_is_shown_under_its_status():
         "unsupported_media_type": uploads,
         "validation_failed": uploads,
         "rate_limited": users,
+        "account_damaged": users,
         "backup_damaged": fetches,
         "unavailable": set(OPERATIONS) - {"getOpenapiYaml", "getOpenapiJson"},
         "storage_full": uploads | {"registerUser"},

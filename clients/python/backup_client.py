@@ -570,7 +570,7 @@ class ProblemError(Exception):
         self.code = code
         self.status = status
         self.problem = problem
-        self.lost = status >= 500 and code not in ("storage_full", "backup_damaged")
+        self.lost = status >= 500 and code not in ("storage_full", "account_damaged", "backup_damaged")
 
 
 class LostAnswerError(ProblemError):

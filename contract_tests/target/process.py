@@ -17,6 +17,8 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
     COMMAND --damage FILE
         The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
         of FILE, flips the lowest bit of its last byte, and exits with 0.
+    COMMAND --damage-account FILE
+        The same, but the command flips a bit of what is stored of the account whose userId is in FILE.
 """
 
 import json
@@ -225,12 +227,17 @@ class ServerProcess:
 
     def damage(self, blob: bytes) -> None:
         """Stop the server, flip the lowest bit of a stored blob's last byte, and start the server again."""
+        self._damage("--damage", blob)
+
+    def damage_account(self, user_id: str) -> None:
+        """Stop the server, flip a bit of the record of an account, and start the server again."""
+        self._damage("--damage-account", user_id.encode())
+
+    def _damage(self, option: str, what: bytes) -> None:
         self.stop()
         file = self.directory / "damage"
-        file.write_bytes(blob)
-        subprocess.run(
-            [*self.command, "--damage", str(file)], env=self.environment(), check=True, timeout=START_SECONDS
-        )
+        file.write_bytes(what)
+        subprocess.run([*self.command, option, str(file)], env=self.environment(), check=True, timeout=START_SECONDS)
         self.start()
 
     def running(self) -> bool:
