@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from server.accounts import StorageUnavailable
-from server.log import log
 
 MAGIC = b"SQLite format 3\0"
 TABLE = "CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)"  # the table that dbm.sqlite3 works on
@@ -81,7 +80,6 @@ def make(path: Path, new_format: bytes) -> None:
         sync(unfinished)
         with contextlib.suppress(FileExistsError):  # another server was faster: its lock decides
             os.link(unfinished, path)  # unlike a rename, it never replaces a store
-            log(event="store_created")
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
