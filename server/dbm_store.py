@@ -20,14 +20,12 @@ pass on before the write has ended. So the next change sees what it did, even if
 
 import contextlib
 import dbm.sqlite3
-import fcntl
 import functools
 import gc
 import hashlib
 import heapq
 import itertools
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -59,6 +57,7 @@ from server.accounts import (
     nothing,
 )
 from server.log import log
+from server.store_file import StoreFile, check_table
 
 PROBE = b"probe"  # the key of a value that means nothing
 FILE_FORMAT = b"2"
@@ -293,29 +292,23 @@ class DbmStore(DbmReader, Store):
         self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
         self._next_round = clock.monotonic()
         self._damaged: dict[str, str] = {}  # what is damaged, by user or key: "record", "backup", "index" or "key"
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_file = open(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600))
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageUnavailable("another server has it open: stop that one first") from None
-        except OSError as error:
-            raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
+        self._file = StoreFile(path, FILE_FORMAT)
         self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
         try:
             self._last_write.result()  # however long it takes: SQLite may have to recover
         except StorageUnavailable:
             lanes.stop(self._writer)
-            self._lock_file.close()
+            self._file.close()
             raise
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
 
     def _open(self) -> None:
         try:
-            self._local.database = database = dbm.sqlite3.open(self.path, "c", 0o600)
-            if database.setdefault(b"format", FILE_FORMAT) not in (FILE_FORMAT, FORMER_FORMAT):
+            check_table(self.path)
+            self._local.database = database = dbm.sqlite3.open(self.path, "w")
+            if database.get(b"format") not in (FILE_FORMAT, FORMER_FORMAT):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
             address = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -346,7 +339,7 @@ class DbmStore(DbmReader, Store):
             log(event="storage_error", reason="the file could not be closed")
             return
         lanes.stop(self._writer)
-        self._lock_file.close()
+        self._file.close()
 
     @contextlib.contextmanager
     def account(self, user_id: str) -> Iterator[HeldAccount]:
