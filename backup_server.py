@@ -1111,6 +1111,7 @@ def get_admin_stats(server: Server, request: Request) -> Response:
         "backups": stats.backups,
         "versions": stats.versions,
         "databaseBytes": stats.database_bytes,
+        "damaged": stats.damaged,
     }
     return answer(200, value)
 

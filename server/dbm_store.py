@@ -73,8 +73,8 @@ VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
 MOST_DAMAGE = 10_000  # so much is remembered
 USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
-OTHER_KEY = re.compile(rb"blob/[0-9a-f]{64}/[0-9]+|format|probe")
-TABLE = "SELECT rowid, key FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
+BLOB_KEY = re.compile(rb"blob/([0-9a-f]{64})/([0-9]+)")
+TABLE = "SELECT rowid, CAST(key AS BLOB) FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
 INDEX = "SELECT rowid FROM Dict INDEXED BY sqlite_autoindex_Dict_1 WHERE key = ?"
 
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
@@ -157,6 +157,7 @@ class DbmReader(StoreReader):
         """Take the file's path. Each thread opens the file when it first reads from it. Nothing is ever written."""
         self.path = path
         self._local = threading.local()
+        self._has_damaged_index = False  # as far as is known
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[Any]:
@@ -176,9 +177,17 @@ class DbmReader(StoreReader):
 
     def check(self) -> None:
         with self._database() as database:
-            if database.get(b"format") not in (FILE_FORMAT, FORMER_FORMAT):
+            if self._format(database) is None:
                 log(event="storage_error", reason=UNKNOWN_FORMAT)
                 raise StorageUnavailable(UNKNOWN_FORMAT)
+
+    def _format(self, database: Any) -> bytes | None:
+        """Return the format of the file, or None if it is unknown. A damaged index may lead to another value."""
+        for read in (database.get, self._in_table):
+            found: bytes | None = read(b"format")
+            if found in (FILE_FORMAT, FORMER_FORMAT):
+                return found
+        return None
 
     def find(self, user_id: str) -> Record | None:
         row = self._row(user_id)
@@ -213,8 +222,23 @@ class DbmReader(StoreReader):
             if stored is None and database.get(blob_key(user_id, 0)) is not None:
                 stored = database.get(user_key(user_id))
                 if stored is None:
+                    self._suspect_index()
                     raise Damaged("a record is missing, but its first slot is there")
+            if stored is None and self._has_damaged_index and self._in_table(user_key(user_id)):
+                raise Damaged("a record is not in the index")
         return None if stored is None else read_row(user_id, stored)
+
+    def _suspect_index(self) -> None:
+        """Have the index compared with the table soon, if somebody does so."""
+
+    def _in_table(self, key: bytes) -> bytes | None:
+        """Return a value as the table has it, whatever the index says. This reads much of the file."""
+        try:
+            with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+                row = connection.execute("SELECT value FROM Dict NOT INDEXED WHERE key = ? LIMIT 1", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise Damaged(str(error)) from None
+        return row[0] if row else None
 
     def _blob(self, user_id: str, slot: int) -> bytes | None:
         """Return the bytes in a slot, or None if they are gone or their page is damaged.
@@ -229,6 +253,11 @@ class DbmReader(StoreReader):
                 if sqlite_code(error) == sqlite3.SQLITE_CORRUPT:
                     return None
                 raise
+
+
+def read_only(path: Path) -> str:
+    """Return the address by which sqlite3 opens a file to read it."""
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def user_key(user_id: str) -> bytes:
@@ -308,11 +337,11 @@ class DbmStore(DbmReader, Store):
         try:
             check_table(self.path)
             self._local.database = database = dbm.sqlite3.open(self.path, "w")
-            if database.get(b"format") not in (FILE_FORMAT, FORMER_FORMAT):
+            found = self._format(database)
+            if found is None:
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
-            address = f"{self.path.absolute().as_uri()}?mode=ro"
-            with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
                 (journal_mode,), (synchronous,) = (
                     connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
                 )
@@ -321,7 +350,7 @@ class DbmStore(DbmReader, Store):
             with contextlib.suppress(StorageUnavailable):  # if the disk is full, it has to wait
                 self._empty_log()  # a crash may have left there what was erased since
             # The last step: a server that knows only the former format can no longer open the file.
-            if database[b"format"] == FORMER_FORMAT:
+            if found == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
         except ERRORS as error:
             raise StorageUnavailable(f"it cannot be used: {error}") from None
@@ -544,12 +573,11 @@ class DbmStore(DbmReader, Store):
             self._note_damage(user_id, "record")
 
     def _walk(self) -> Iterator[str]:
-        """Yield all userIds in the table. On the way, compare the table with its index."""
-        last = -1
-        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        """Yield all userIds in the table. On the way, compare the table with its index, and mend the index."""
+        last, is_table_right = -1, True
         while True:
             try:
-                with contextlib.closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
+                with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
                     connection.execute("BEGIN")  # so that both are of one moment
                     rows = connection.execute(TABLE, (last,)).fetchall()
                     wrong = [key for rowid, key in rows if connection.execute(INDEX, (key,)).fetchone() != (rowid,)]
@@ -557,17 +585,43 @@ class DbmStore(DbmReader, Store):
                 self._note_damage("the table", "index")
                 return
             if not rows:
-                return
+                break
             for key in wrong:
                 self._note_damage(repr(key), "index")
+                is_table_right = is_table_right and self._is_right(key)
             last = rows[-1][0]
             for _, key in rows:
-                user = USER_KEY.fullmatch(key) if isinstance(key, bytes) else None
-                if user:
+                if user := USER_KEY.fullmatch(key):
                     yield user[1].decode()
-                elif not (isinstance(key, bytes) and OTHER_KEY.fullmatch(key)):
+                elif not BLOB_KEY.fullmatch(key) and key not in (b"format", PROBE):
                     self._note_damage(repr(key), "key")
             self._stopping.wait(0.001)
+        if self._has_damaged_index and is_table_right:
+            with self._turn():
+                self._write(self._rebuild_index)
+
+    def _is_right(self, key: bytes) -> bool:
+        """Return whether a key in the table belongs to its value. If so, its copy in the index is wrong."""
+        value = self._in_table(key) or b""
+        with contextlib.suppress(Damaged):
+            if user := USER_KEY.fullmatch(key):
+                return bool(read_row(user[1].decode(), value))
+            if blob := BLOB_KEY.fullmatch(key):
+                row = read_row(blob[1].decode(), self._in_table(user_key(blob[1].decode())) or b"")
+                version = dict(zip(row.slots, row.versions, strict=True)).get(int(blob[2]))
+                return not value or version is not None and version.sha256 == hashlib.sha256(value).hexdigest()
+        return key in (b"format", PROBE)
+
+    def _rebuild_index(self) -> None:
+        """Make the index anew from the table. This reads much of the file."""
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as connection:
+                connection.execute("REINDEX Dict")
+        except sqlite3.Error as error:
+            raise StorageUnavailable(str(error)) from None
+        self._has_damaged_index = False
+        self._damaged = {what: kind for what, kind in self._damaged.items() if kind != "index"}
+        log(event="index_rebuilt")
 
     def _look_after(self, user_id: str) -> None:
         """Erase what a user dropped a while ago. Verify everything of a part of the users each day."""
@@ -605,7 +659,11 @@ class DbmStore(DbmReader, Store):
             if (not now - ERASE_DROPPED_AFTER < dropped[slot] <= now if slot in dropped else self._blob(user_id, slot))
         ]
 
+    def _suspect_index(self) -> None:
+        self._next_round = clock.monotonic()
+
     def _note_damage(self, what: str, kind: str) -> None:
+        self._has_damaged_index |= kind == "index"
         if what not in self._damaged and len(self._damaged) < MOST_DAMAGE:
             self._damaged[what] = kind
             log(event="damage", kind=kind, damaged=len(self._damaged))

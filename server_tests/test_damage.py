@@ -71,8 +71,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("bit", [0, 5, 7])
-@pytest.mark.parametrize("where", [0, 4, 5, 40])
+@pytest.mark.parametrize("bit", [0, 7])
+@pytest.mark.parametrize("where", [0, 5, 40])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_flipped_bit_in_a_key_is_no_absence(start_server, place, where, bit):
     """Nobody is told that an account does not exist, nobody can register it anew, and the others are served."""
@@ -91,11 +91,15 @@ def test_a_flipped_bit_in_a_key_is_no_absence(start_server, place, where, bit):
     codes = [answer.json().get("code", answer.status_code) for answer in answers]
     allowed = [{200, "account_damaged", "backup_damaged"}] * 3 + [{"username_taken", "account_damaged"}]
     assert all(code in each for code, each in zip(codes, allowed, strict=True)), codes
-    assert user.store_backup(OTHER_BLOB, hashlib.sha256(BLOB).hexdigest()).status_code in (201, 500)
+    assert eventually(lambda: any(line["event"] == "damage" for line in server.log()))
+    if is_index:  # it is made anew from the table
+        assert eventually(lambda: any(line["event"] == "index_rebuilt" for line in server.log()))
+        assert user.fetch_backup().json()["sha256"] == hashlib.sha256(BLOB).hexdigest()
+        assert user.store_backup(OTHER_BLOB, hashlib.sha256(BLOB).hexdigest()).status_code == 201
+    else:
+        assert other.get_admin_stats(server.admin_key).json()["damaged"] >= 1
     assert other.store_backup(OTHER_BLOB, hashlib.sha256(BLOB).hexdigest()).status_code == 201
-    assert eventually(lambda: other.get_admin_stats(server.admin_key).json().get("damaged", 0) >= 1)
-    assert other.delete_user().status_code == 204  # housekeeping goes on
-    assert any(line["event"] == "damage" for line in server.log())
+    assert other.delete_user().status_code == 204
 
 
 def flip_a_bit_of_a_key(database: Path, key: bytes, is_index: bool, where: int, bit: int) -> None:
