@@ -40,7 +40,7 @@ import jsonschema
 import pybase64
 import yaml
 
-from server import bounds, clock, i_json, memory, process, reference_page
+from server import bounds, clock, i_json, memory, process, reference_page, space
 from server.accounts import (
     Account,
     Damaged,
@@ -95,6 +95,7 @@ environment variables:
                     wrong credentials per account; after that, only known addresses may try as before
                     ({FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY})
   KEEP_VERSIONS     how many last versions, days, weeks and months to keep ({KEEP_VERSIONS})
+  ACCOUNT_BYTES     how many bytes the kept versions of an account may have together ({ACCOUNT_BYTES})
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
 to make a new secret:  {NEW_SECRET}
@@ -124,6 +125,7 @@ class Settings:
     failed_credentials_per_5_minutes: int
     failed_credentials_per_account_per_day: int
     keep_versions: tuple[int, ...]  # last versions, UTC days, ISO weeks, months
+    account_bytes: int
     on_fly: bool
     debug: bool
 
@@ -189,6 +191,7 @@ class Settings:
             failed_credentials_per_5_minutes=whole_number("FAILED_CREDENTIALS_PER_5_MINUTES"),
             failed_credentials_per_account_per_day=whole_number("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"),
             keep_versions=tuple(int(number) for number in read("KEEP_VERSIONS").split(",")),
+            account_bytes=whole_number("ACCOUNT_BYTES", most=999_999_999),
             on_fly="FLY_APP_NAME" in environ,
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
         )
@@ -952,17 +955,25 @@ def store_next(
         key_version=account.key_version + changes_key,
     )
     upload = Upload(moment, signature, changes_key)
+    kept = kept_versions((*account.versions, version), server.settings.keep_versions)
     changed = replace(
         account,
         key_sha256=new_key_sha256 or account.key_sha256,
         key_version=version.key_version,
-        versions=kept_versions((*account.versions, version), server.settings.keep_versions),
+        versions=space.within(kept, server.settings.account_bytes),
+        upload_days=space.upload_days_at(account, moment),
         uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
     )
+    before, volume = space.size_of(account.versions), server.store.volume()
+    is_tight = not space.lets_grow(volume, changed, space.size_of(changed.versions) - before)
+    if is_tight:
+        changed = replace(changed, versions=space.within(changed.versions, before))
+        if space.size_of(changed.versions) > before:
+            raise StorageFull("the account may not grow now")
     # A thief may have used the old key. Forget the addresses as the key changes, even if that is after this request.
     forget = functools.partial(server.guessing.forget, user.user_id) if changes_key else nothing
     try:
-        held.append(changed, data, on_commit=forget)
+        held.append(changed, data, on_commit=forget, gives_back=is_tight)
     except StorageUnavailable:  # the change may have happened
         forget()
         raise
@@ -1111,6 +1122,7 @@ def get_admin_stats(server: Server, request: Request) -> Response:
         "backups": stats.backups,
         "versions": stats.versions,
         "databaseBytes": stats.database_bytes,
+        "freeBytes": stats.free_bytes,
         "damaged": stats.damaged,
     }
     return answer(200, value)

@@ -61,7 +61,8 @@ class User:
         shown: list[Any] = []
         if isinstance(self.server, ServerProcess):
             shown.append(self.server.client().get_admin_stats(self.server.admin_key).json())
-            shown[0].pop("databaseBytes", None)
+            for changing in ("databaseBytes", "freeBytes"):
+                shown[0].pop(changing, None)
         for key in self.keys:
             client = self.client(key)
             versions = client.list_backup_versions()

@@ -31,6 +31,9 @@ class Upload:
     changes_key: bool = False  # whether it replaced the storage key, too; then it counts towards limits of its own
 
 
+ESTABLISHED_DAYS = 7  # on so many different days an account has stored, until it is no longer new (server/space.py)
+
+
 @dataclass(frozen=True)
 class Account:
     """An account that exists. Only the digest of its storage key is kept."""
@@ -40,6 +43,7 @@ class Account:
     key_version: int = 1
     versions: tuple[Version, ...] = ()  # the kept ones, oldest first
     uploads: tuple[Upload, ...] = field(default=(), repr=False)
+    upload_days: int = 0  # on how many different days it has stored, as far as that matters (server/space.py)
 
     @property
     def latest(self) -> Version | None:
@@ -88,14 +92,25 @@ class DamagedData(Damaged):
 class Stats:
     """The number of accounts, of accounts with a backup, and of versions, and the size of the database.
 
-    `damaged` is how many damaged accounts, versions and keys are known.
+    `free_bytes` is what is free on the volume and in the database. `damaged` is how many damaged accounts, versions and
+    keys are known.
     """
 
     users: int
     backups: int
     versions: int
     database_bytes: int
+    free_bytes: int = 0
     damaged: int = 0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Where the accounts are: its size, what is free there, and what new accounts together have stored, in bytes."""
+
+    total: int
+    free: int
+    new_accounts: int = 0
 
 
 def nothing() -> None:
@@ -123,11 +138,14 @@ class HeldAccount(ABC):
         """
 
     @abstractmethod
-    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
+    def append(
+        self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing, gives_back: bool = False
+    ) -> None:
         """Replace the account with `account`, whose latest version is new and has the bytes `data`.
 
         The account and the bytes are stored together, or not at all. Versions that `account` does not have are
-        forgotten. Raise StorageFull or StorageUnavailable.
+        forgotten. If `gives_back`, the space that the account does not need is free for others at once. Raise
+        StorageFull or StorageUnavailable.
         """
 
     @abstractmethod
@@ -192,6 +210,10 @@ class Store(StoreReader):
         The block looks at `account.record` to decide what to do. If it raises an error before the change, nothing has
         changed. Do not nest such blocks: a store may hold all accounts at once. Raise StorageUnavailable or Damaged.
         """
+
+    @abstractmethod
+    def volume(self) -> Volume:
+        """Return how much space there is. Raise StorageUnavailable."""
 
     @abstractmethod
     def stats(self) -> Stats:

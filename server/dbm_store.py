@@ -54,9 +54,11 @@ from server.accounts import (
     Store,
     StoreReader,
     Version,
+    Volume,
     nothing,
 )
 from server.log import log
+from server.space import is_established, size_of, takes_accounts
 from server.store_file import StoreFile, check_table
 
 PROBE = b"probe"  # the key of a value that means nothing
@@ -71,6 +73,9 @@ ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
+SPARE_BYTES = 8 * 1024 * 1024  # stay in the file for the next uploads
+SHRINK_PAGES = 256  # at a time: 1 MiB
+INCREMENTAL = 2  # the value of SQLite's auto_vacuum; a file that an older server made does not have it
 MOST_DAMAGE = 10_000  # so much is remembered
 USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
 BLOB_KEY = re.compile(rb"blob/([0-9a-f]{64})/([0-9]+)")
@@ -284,18 +289,20 @@ NO_WRITE.set_result(None)
 
 
 class Counts(NamedTuple):
-    """The counts that `stats` returns, all except the size of the file."""
+    """What is counted of all accounts. `new_bytes` is what the accounts that are still new have stored."""
 
     users: int = 0
     backups: int = 0
     versions: int = 0
+    new_bytes: int = 0
 
     @classmethod
     def of(cls, record: Record | None) -> "Counts":
         """Return what one record adds to the counts."""
         if not isinstance(record, Account):
             return cls()
-        return cls(1, int(bool(record.versions)), len(record.versions))
+        new_bytes = 0 if is_established(record) else size_of(record.versions)
+        return cls(1, int(bool(record.versions)), len(record.versions), new_bytes)
 
 
 class DbmStore(DbmReader, Store):
@@ -320,6 +327,7 @@ class DbmStore(DbmReader, Store):
         self._unerased: deque[str] = deque()  # deleted users whose blobs could not be erased yet
         self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
         self._next_round = clock.monotonic()
+        self._free_in_file = 0  # bytes of pages that the file does not need, a moment ago
         self._damaged: dict[str, str] = {}  # what is damaged, by user or key: "record", "backup", "index" or "key"
         self._file = StoreFile(path, FILE_FORMAT)
         self._writer = lanes.Lane("writer", 1, 1)
@@ -396,7 +404,15 @@ class DbmStore(DbmReader, Store):
             raise StorageUnavailable("the accounts are still being counted", retry_after=1)
         files = [self.path, Path(f"{self.path}-wal")]
         size = sum(file.stat().st_size for file in files if file.exists())
-        return Stats(*self._counts, size, len(self._damaged))
+        counts = self._counts
+        return Stats(counts.users, counts.backups, counts.versions, size, self.volume().free, len(self._damaged))
+
+    def volume(self) -> Volume:
+        try:
+            disk = shutil.disk_usage(self.path.parent)
+        except OSError as error:
+            raise StorageUnavailable(str(error)) from None
+        return Volume(disk.total, disk.free + self._free_in_file, self._counts.new_bytes)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -542,6 +558,8 @@ class DbmStore(DbmReader, Store):
                     self._next_round = clock.monotonic() + ROUND_EVERY
                     self._round = self._walk()
                     self._empty_log_soon()
+                elif self._shrink():
+                    self._stopping.wait(0.01)
                 else:
                     self._stopping.wait(1)
             except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
@@ -622,6 +640,26 @@ class DbmStore(DbmReader, Store):
         self._has_damaged_index = False
         self._damaged = {what: kind for what, kind in self._damaged.items() if kind != "index"}
         log(event="index_rebuilt")
+
+    def _shrink(self) -> bool:
+        """Give free pages back to the file system, some at a time. Return whether there may be more."""
+        with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+            names = ("freelist_count", "page_size", "auto_vacuum")
+            (pages,), (size,), (auto_vacuum,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in names)
+        self._free_in_file = pages * size
+        if auto_vacuum != INCREMENTAL or self._free_in_file < SPARE_BYTES:
+            return False
+        with self._turn():
+            self._write(self._shrink_by_some)
+        return True
+
+    def _shrink_by_some(self) -> None:
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as connection:
+                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
+        except sqlite3.Error as error:
+            raise StorageUnavailable(str(error)) from None
+        self._empty_log_soon()  # the file is cut off when the log is emptied
 
     def _look_after(self, user_id: str) -> None:
         """Erase what a user dropped a while ago. Verify everything of a part of the users each day."""
@@ -710,6 +748,8 @@ class HeldRow(HeldAccount):
 
     def create(self, account: Account) -> None:
         self._store._check_space(0)
+        if not takes_accounts(self._store.volume()):
+            raise StorageFull("there is no room for more accounts")
         self._store._write(functools.partial(self._create, Row(account, slots_used=1)))
 
     def _create(self, after: Row) -> None:
@@ -719,7 +759,9 @@ class HeldRow(HeldAccount):
         # The sign that there is an account. It comes last, or a crash could leave it without a record.
         self._store._put_blob(self._user_id, 0, b"")
 
-    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
+    def append(
+        self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing, gives_back: bool = False
+    ) -> None:
         self._store._check_space(len(data))
         before = self._living()
         slot = before.next_slot()
@@ -730,12 +772,14 @@ class HeldRow(HeldAccount):
             slots_used=max(before.slots_used, slot + 1),
             dropped=before.dropped_with(account, slot),
         )
-        self._store._write(functools.partial(self._append, after, slot, data, on_commit))
+        self._store._write(functools.partial(self._append, after, slot, data, on_commit, gives_back))
 
-    def _append(self, after: Row, slot: int, data: bytes, on_commit: Callable[[], None]) -> None:
+    def _append(self, after: Row, slot: int, data: bytes, on_commit: Callable[[], None], gives_back: bool) -> None:
         self._store._put_blob(self._user_id, slot, data)
         self._store._put_row(self._user_id, self._row, after)
         on_commit()
+        if gives_back and (slots := [slot for slot, _ in after.dropped or ()]):
+            self._store._erase_dropped(self._user_id, after, slots)
 
     def mend(self, version: Version, data: bytes) -> None:
         slot = self._living().slot(version)

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from server import i_json
-from server.accounts import Account, Damaged, Deleted, Record, Upload, Version
+from server.accounts import ESTABLISHED_DAYS, Account, Damaged, Deleted, Record, Upload, Version
 
 RECORD_FORMAT = 2
 
@@ -28,6 +28,7 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
                     }
                     for version in record.versions
                 ],
+                "uploadDays": record.upload_days,
                 "uploads": [[upload.moment, upload.signature] for upload in record.uploads],
                 # Which of the uploads changed the key. A server that does not know this member reads the others.
                 "keyChanges": [index for index, upload in enumerate(record.uploads) if upload.changes_key],
@@ -71,7 +72,8 @@ def record_of(value: dict[str, Any]) -> Record:
             )
             for version in value.pop("versions")
         ),
-        # A record of a former version has no mark on any upload.
+        # A record of a former version was there before the rules for new accounts. It has no mark on any upload.
+        upload_days=value.pop("uploadDays", ESTABLISHED_DAYS),
         uploads=tuple(
             Upload(moment, signature, index in changes)
             for index, (moment, signature) in enumerate(value.pop("uploads"))

@@ -10,6 +10,7 @@ import contextlib
 import dbm.sqlite3
 import functools
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -33,6 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
+    parser.add_argument("--volume", type=int, help="seem to be on a volume of so many bytes, with the files beside it")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
     arguments = parser.parse_args()
@@ -59,6 +61,8 @@ def main() -> int:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
         replace(clock, "now", now)
         replace(clock, "monotonic", monotonic)
+    if arguments.volume:
+        pretend_volume(arguments.volume)
     if arguments.slow_lock is not None:
         slow_lock_down(arguments.slow_lock)
     if arguments.fault:
@@ -178,6 +182,20 @@ def stall_reads(file: Path) -> None:
         return read(self, key)
 
     replace(handle, "__getitem__", stalled)
+
+
+def pretend_volume(size: int) -> None:
+    """Let the folder of the database seem to be a volume of its own."""
+    usage = type(shutil.disk_usage("/"))
+
+    def disk_usage(folder: Path) -> Any:
+        used = 0
+        for path in Path(folder).iterdir():
+            with contextlib.suppress(OSError):  # it has gone since
+                used += path.stat().st_size
+        return usage(size, used, max(0, size - used))
+
+    replace(shutil, "disk_usage", disk_usage)
 
 
 def slow_lock_down(seconds: float) -> None:

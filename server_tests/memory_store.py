@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from server.accounts import Account, Deleted, HeldAccount, Record, Stats, Store, Version, nothing
+from server.accounts import Account, Deleted, HeldAccount, Record, Stats, Store, Version, Volume, nothing
 
 
 class MemoryStore(Store):
@@ -41,6 +41,9 @@ class MemoryStore(Store):
             database_bytes=sum(map(len, self._data.values())),
         )
 
+    def volume(self) -> Volume:
+        return Volume(total=1 << 40, free=1 << 40)
+
     def close(self) -> None:
         pass
 
@@ -62,7 +65,9 @@ class HeldEntry(HeldAccount):
     def create(self, account: Account) -> None:
         self._store._keep(self._user_id, account, {})
 
-    def append(self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing) -> None:
+    def append(
+        self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing, gives_back: bool = False
+    ) -> None:
         self._store._keep(self._user_id, account, {account.versions[-1]: data})
         on_commit()
 

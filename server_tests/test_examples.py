@@ -465,7 +465,8 @@ def check_body(example: Example, answer: raw.Answer) -> None:
         assert answer.body == b""
     elif str(example) == "getAdminStats 200":
         assert answer.json().keys() == example.body.keys()
-        assert answer.json() | {"databaseBytes": 0} == example.body | {"databaseBytes": 0}
+        changing = {"databaseBytes": 0, "freeBytes": 0}
+        assert answer.json() | changing == example.body | changing
     elif str(example) in ("getOpenapiYaml 200", "getOpenapiJson 200"):
         document = yaml.load(answer.text, yaml.CSafeLoader)  # JSON is YAML
         info = {name: document["info"][name] for name in example.body["info"]}

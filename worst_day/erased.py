@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clients.python.backup_client import BackupClient
 from contract_tests.target.openapi import LIMITS
 from contract_tests.target.process import COMMAND, ServerProcess
 from worst_day.progress import Progress
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     name: "1000000"
     for name in (
         *("BACKUPS_PER_HOUR", "BACKUPS_PER_DAY", "KEY_CHANGES_PER_HOUR", "KEY_CHANGES_PER_DAY"),

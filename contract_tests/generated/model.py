@@ -38,6 +38,7 @@ class Settings:
     failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_5_MINUTES"]
     account_failures: int = DEFAULTS["FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"]
     keep: tuple[int, ...] = tuple(map(int, DEFAULTS["KEEP_VERSIONS"].split(",")))
+    account_bytes: int = DEFAULTS["ACCOUNT_BYTES"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class Model:
         account.key_version += call.new_key is not None
         account.key = call.new_key or account.key
         version = Version(latest.number + 1 if latest else 1, now, call.blob, account.key_version)
-        account.versions = kept([*account.versions, version], self.settings.keep)
+        account.versions = within(kept([*account.versions, version], self.settings.keep), self.settings.account_bytes)
         account.accepted[call.operation].append(now)
         account.spent.add(call.signature)
         if call.new_key:
@@ -366,6 +367,16 @@ def kept(versions: list[Version], keep: tuple[int, ...]) -> list[Version]:
             newest.setdefault(period(datetime.fromtimestamp(version.moment // SECOND, UTC)), version)
         chosen += list(newest.values())[:count]
     return [version for version in versions if version in chosen]
+
+
+def within(versions: list[Version], most: int) -> list[Version]:
+    """Drop the oldest until all have `most` bytes together, but not the last two, nor the newest of an earlier day."""
+    earlier = [version for version in versions if version.moment // DAY < versions[-1].moment // DAY]
+    spare = [version for version in versions if version not in versions[-2:] + earlier[-1:]]
+    while spare and sum(len(version.blob) for version in versions) > most:
+        versions = [version for version in versions if version is not spare[0]]
+        del spare[0]
+    return versions
 
 
 def copied(part: Any) -> Any:

@@ -6,13 +6,14 @@
 
 A command, COMMAND, starts the server. It is specific to one server, so it is not part of these tests. It has two forms:
 
-    COMMAND --clock FILE --fault FILE [--frozen SECONDS]
+    COMMAND --clock FILE --fault FILE [--frozen SECONDS] [--volume BYTES]
         The environment has the server's settings. The command becomes the server. When it serves, it prints a line of
         JSON with "event": "serving" and "url". Everything that it prints is lines of JSON. SIGTERM stops it.
         FILE of --clock contains a number: how many seconds the server's clock is ahead of the real time. If --frozen is
         given, the server's clock stands still at SECONDS (Unix seconds) plus this number. FILE of --fault contains the
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
+        If --volume is given, the folder of DATABASE_PATH seems to be a volume of so many bytes.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
         The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
@@ -65,7 +66,7 @@ class ServerProcess:
 
     If `frozen` (Unix seconds) is given, the server's clock stands still until `move_clock` moves it. `fault`, one of
     FAULTS, makes the server fail as soon as it serves. You can set the attribute, or clear it (None), at any time.
-    `command` starts the server.
+    `command` starts the server. `volume` is the size of the volume that the server seems to be on, in bytes.
 
     Entering the context starts the server, and leaving it stops the server. Each start picks another port.
     """
@@ -77,11 +78,12 @@ class ServerProcess:
         fault: str | None = None,
         frozen: float | None = None,
         command: Sequence[str] = COMMAND,
+        volume: int | None = None,
         **environ: Any,
     ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.frozen = frozen
+        self.frozen, self.volume = frozen, volume
         self.command = list(command)
         settings = {
             "APP_SECRET_KEY": secrets.token_hex(32),
@@ -175,6 +177,7 @@ class ServerProcess:
         overwrite(self._fault_file, self._fault or "" if self._fault in FROM_THE_START else "")
         command = [*self.command, "--clock", str(self._clock), "--fault", str(self._fault_file)]
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
+        command += ["--volume", str(self.volume)] if self.volume is not None else []
         before = len(self.log())
         with open(self.stdout, "ab") as stdout, open(self.stderr, "ab") as stderr:
             self.process = subprocess.Popen(

@@ -93,7 +93,7 @@ export function tell(answer: Success): string {
     case "getHealth":
       return `${answer.body.status.trim()} ${answer.body.version.trim()}`;
     case "getAdminStats":
-      return (["users", "backups", "versions", "databaseBytes", "damaged"] as const)
+      return (["users", "backups", "versions", "databaseBytes", "freeBytes", "damaged"] as const)
         .map((name) => `${name} ${answer.body[name].toFixed()}`)
         .join();
     case "getOpenapiYaml":

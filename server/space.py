@@ -1,0 +1,73 @@
+"""What may be stored on a volume that many share. Sizes are in bytes. It decides, and knows nothing of files.
+
+Limits per client address cannot keep a volume from being filled: an honest address may store 25 MiB an hour. Therefore,
+an account has a quota. New accounts share a part of the volume. And when the volume is nearly full, an account makes
+room for its newest version by its own oldest one, so that nobody takes from the others.
+"""
+
+from collections.abc import Sequence
+
+from server.accounts import ESTABLISHED_DAYS, Account, Version, Volume
+
+GIB = 1024**3
+DAY = 86_400_000  # milliseconds
+NEW_ACCOUNTS_SHARE = 1 / 3  # of the volume, for all new accounts together
+
+# Marks: part of the volume that has to be free, but no more than so many bytes. They lie beyond the mark at which Fly
+# makes the volume larger (auto_extend_size_threshold in fly.toml: 80 % used), or it would never grow.
+REGISTRATION_MARK = 0.15, 1 * GIB
+GROWTH_MARK = 0.10, GIB // 2
+
+
+def is_below(volume: Volume, mark: tuple[float, int]) -> bool:
+    """Return whether less is free than a mark demands."""
+    part, most = mark
+    return volume.free < min(part * volume.total, most)
+
+
+def takes_accounts(volume: Volume) -> bool:
+    """Return whether there is room for more accounts."""
+    return not is_below(volume, REGISTRATION_MARK)
+
+
+def lets_grow(volume: Volume, account: Account, growth: int) -> bool:
+    """Return whether an account may have so many more bytes than before."""
+    if growth <= 0:
+        return True
+    if is_below(volume, GROWTH_MARK):
+        return False
+    return is_established(account) or volume.new_accounts + growth <= NEW_ACCOUNTS_SHARE * volume.total
+
+
+def is_established(account: Account) -> bool:
+    """Return whether an account has stored on so many days that it is no longer new."""
+    return account.upload_days >= ESTABLISHED_DAYS
+
+
+def upload_days_at(account: Account, moment: int) -> int:
+    """Return on how many different days (UTC) an account has stored, if it stores at this moment, too."""
+    has_stored_today = bool(account.uploads) and account.uploads[-1].moment // DAY == moment // DAY
+    return min(account.upload_days + (not has_stored_today), ESTABLISHED_DAYS)
+
+
+def size_of(versions: Sequence[Version]) -> int:
+    return sum(version.size for version in versions)
+
+
+def within(versions: Sequence[Version], most: int) -> tuple[Version, ...]:
+    """Drop the oldest versions until all together have no more than `most` bytes.
+
+    The last two stay, and the newest of an earlier day than that of the newest version, even if that is more: a thief
+    who stores junk all day does not drive out what was there before.
+    """
+    newest = versions[-1]
+    earlier = [version for version in versions if version.stored_at // DAY < newest.stored_at // DAY]
+    fixed = {*versions[-2:], *earlier[-1:]}
+    left, size = list(versions), size_of(versions)
+    for version in versions:
+        if size <= most:
+            break
+        if version not in fixed:
+            left.remove(version)
+            size -= version.size
+    return tuple(left)
