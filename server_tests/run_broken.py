@@ -50,6 +50,7 @@ QUICK = {
     "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
     "restart-forgets-the-limits": "contract_tests/test_limits.py::test_the_windows_survive_a_restart",
     "credentials-are-logged": "server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret",
+    "new-accounts-may-take-everything": ("contract_tests/test_space.py::test_new_accounts_share_a_third_of_the_volume"),
     "no-connections-of-an-address": "server_tests/test_bounds.py::test_addresses_have_places_of_their_own",
 }
 

@@ -20,6 +20,7 @@ PARTS: dict[str, list[str]] = {
     "disks": ["--faults", "10"],
     "hostile": ["--requests", "4000"],
     "erased": ["--rounds", "3"],
+    "space": ["--bytes", "150000000", "--addresses", "10", "--days", "3"],
     "interleavings": ["--depth", "4"],
 }
 NOT_RUN = 2  # the exit code of a part that cannot be run here

@@ -97,7 +97,6 @@ def arrival(at: int) -> Arrival:
     ordinary: dict[str, Any] = {
         "at": at,
         "started": at,
-        "is_chunked": False,
         "body_fault": None,
         "repeated": frozenset(),
         "address": ADDRESS,

@@ -30,6 +30,7 @@ CATEGORIES = {  # module: the requirements that its faults break
     "cors": "cors",
     "operator": "admin, document, and what only the operator can see",
     "durability": "durability",
+    "space": "space, and what is left of what was deleted",
     "bounds": "what is finite",
 }
 

@@ -61,7 +61,7 @@ def body_is_received_before_the_head_is_looked_at() -> None:
     def look(real: Any, channel: Any, request: Any) -> None:
         real(channel, request)
         if request.body is not None:
-            request.is_wanted = True
+            request.is_wanted, request.most = True, request.body.expected
             request.body.keep()
 
 

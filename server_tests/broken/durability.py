@@ -9,8 +9,8 @@ from typing import Any
 
 from backup_server import Request, Response, Server
 from server import bounds
-from server.accounts import Account, StorageError, StorageUnavailable
-from server.dbm_store import DbmReader, DbmStore, HeldRow, Row
+from server.accounts import Account, Damaged, StorageError, StorageUnavailable
+from server.dbm_store import DbmReader, DbmStore, HeldRow, Row, read_row, user_key
 from server.health import Watch
 from server_tests.broken.fault import breaks, change, instead_of, instead_of_handler
 
@@ -122,6 +122,30 @@ def log_keeps_what_was_erased() -> None:
 def dropped_versions_stay_until_they_are_overwritten() -> None:
     """Whoever stores no more leaves the last dropped versions there for ever."""
     change(DbmStore, "_to_erase", lambda *_: [])
+
+
+@breaks("account.damaged")
+def damage_looks_like_absence() -> None:
+    """An account whose record is damaged does not exist: its key is wrong, and anybody can register it."""
+
+    @instead_of(DbmReader, "_row")
+    def row(real: Any, *arguments: Any) -> Row | None:
+        try:
+            found: Row | None = real(*arguments)
+            return found
+        except Damaged:
+            return None
+
+
+@breaks(test="server_tests/test_damage.py::test_a_flipped_bit_in_a_key_is_no_absence")
+def missing_record_is_no_damage() -> None:
+    """If a record cannot be found, its account does not exist, whatever else is there of it."""
+
+    @instead_of(DbmReader, "_row")
+    def row(real: Any, store: Any, user_id: str) -> Row | None:
+        with store._database() as database:
+            stored = database.get(user_key(user_id))
+        return None if stored is None else read_row(user_id, stored)
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------

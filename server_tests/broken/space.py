@@ -1,0 +1,76 @@
+"""Who may have how much of the volume."""
+
+import math
+from typing import Any
+
+from server import space
+from server.accounts import Account
+from server.dbm_store import DbmStore, HeldRow
+from server_tests.broken.fault import breaks, change, instead_of
+
+
+@breaks("space.account")
+def account_has_no_quota() -> None:
+    """An account keeps 11 versions of 5 MiB."""
+    change(space, "within", lambda versions, most: tuple(versions))
+
+
+@breaks("space.account")
+def junk_of_today_drives_out_yesterday() -> None:
+    """Only the last two versions are safe from the quota."""
+
+    @instead_of(space, "within")
+    def within(real: Any, versions: Any, most: int) -> Any:
+        left = list(versions)
+        while len(left) > 2 and space.size_of(left) > most:
+            del left[0]
+        return tuple(left)
+
+
+@breaks("space.new")
+def new_accounts_may_take_everything() -> None:
+    """Two addresses fill the volume in five minutes."""
+    change(space, "NEW_ACCOUNTS_SHARE", math.inf)
+
+
+@breaks("space.new")
+def account_is_no_longer_new_after_its_first_day() -> None:
+    """An attacker waits a day."""
+    change(space, "is_established", lambda account: account.upload_days >= 1)
+
+
+@breaks("space.registrations")
+def registrations_go_on_to_the_last_byte() -> None:
+    """Accounts that were there before find no room."""
+    change(space, "REGISTRATION_MARK", (0.0, 0))
+
+
+@breaks("space.own")
+def growth_goes_on_to_the_reserve() -> None:
+    """Whoever stores first takes the last of the volume."""
+    change(space, "GROWTH_MARK", (0.0, 0))
+
+
+@breaks("space.own")
+def nobody_stores_on_a_volume_that_is_nearly_full() -> None:
+    """An account is refused, although its oldest version could make room."""
+
+    @instead_of(space, "lets_grow")
+    def lets_grow(real: Any, volume: Any, account: Account, growth: int) -> bool:
+        return bool(real(volume, account, growth)) and not space.is_below(volume, space.GROWTH_MARK)
+
+
+@breaks("space.always")
+def deletion_needs_space() -> None:
+    """On a full volume nobody can delete anything."""
+
+    @instead_of(HeldRow, "delete")
+    def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+        held._store._check_space(0)
+        real(held, *arguments, **options)
+
+
+@breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup")
+def free_pages_count_as_used() -> None:
+    """What strangers had and deleted is lost for everybody, for ever."""
+    change(DbmStore, "_shrink", lambda store: False)

@@ -1,0 +1,210 @@
+"""Fill the volume for a week: `python -m worst_day.space`.
+
+An attacker who has the app's secret, and 50 addresses, registers accounts and stores the largest backups that are
+taken, each simulated day as long as the server takes any. An honest account from before stores its daily backup each
+day, and everything that it gets has to be right. In the end the attacker's accounts are deleted, and the space has to
+come back.
+
+exit codes: 0 the honest account had its backup every day, and the space came back, 1 not
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.siege import NotRun, small_file_system
+from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.target.calls import eventually
+from contract_tests.target.openapi import MAX_DECODED_BYTES
+from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
+from worst_day.progress import Progress
+
+FROZEN = 1_795_510_800
+DAY = 86_400
+HONEST = "192.0.2.1"
+HONEST_BYTES = 300_000
+DAYS_BEFORE = 7  # of the honest account
+ENOUGH_REFUSALS = 20  # in a row; then nothing more is taken on that day
+
+
+@dataclass
+class Outcome:
+    """What the attacker got, and what the honest account got. `wrong` has a line for each thing that is not right."""
+
+    volume: int = 0
+    is_real: bool = False
+    attacker: Counter[str] = field(default_factory=Counter)
+    attacker_accounts: int = 0
+    attacker_bytes: int = 0
+    honest: Counter[str] = field(default_factory=Counter)
+    least_free: int = 0
+    free_before: int = 0
+    free_after: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Client:
+    """A client at an address of its own."""
+
+    def __init__(self, server: ServerProcess, address: str) -> None:
+        self.client: BackupClient = server.client()
+        self.client.session.headers[BEHIND_A_PROXY["header"]] = address
+        self.base: str | None = None
+        self.size = 0
+
+    def store(self, size: int) -> str:
+        blob = os.urandom(size)
+        answer = self.client.store_backup(blob, self.base)
+        if answer.status_code == 201:
+            self.base, self.size = hashlib.sha256(blob).hexdigest(), size
+        return str(answer.status_code)
+
+
+@contextlib.contextmanager
+def volume_of(folder: Path, size: int, is_real: bool) -> Iterator[Path]:
+    """Give a folder on a volume of that size. If it is not real, the server only believes so."""
+    if is_real:
+        with small_file_system(folder, size) as path:
+            yield path
+    else:
+        path = folder / "volume"
+        path.mkdir()
+        yield path
+
+
+def attack(
+    directory: Path, size: int, addresses: int, days: int, say: Callable[[str], None], is_real: bool = True
+) -> Outcome:
+    """Attack for so many simulated days, from so many addresses, on a volume of `size` bytes. Raise NotRun."""
+    outcome = Outcome(volume=size, is_real=is_real)
+    with volume_of(directory, size, is_real) as folder:
+        server = ServerProcess(
+            directory,
+            frozen=FROZEN,
+            volume=None if is_real else size,
+            DATABASE_PATH=folder / "backup.db",
+            DEBUG="0",
+            **BEHIND_A_PROXY["settings"],
+        )
+        with server:
+            honest = Client(server, HONEST)
+            assert honest.client.register_user().status_code == 201
+            for _ in range(DAYS_BEFORE):
+                honest_day(server, honest, outcome)
+            outcome.free_before = outcome.least_free = free(server)
+            attackers: list[Client] = []
+            for day in range(days):
+                say(f"day {day + 1} of {days}: {len(attackers)} accounts, {free(server):,} bytes free")
+                attack_for_a_day(server, attackers, addresses, outcome)
+                outcome.least_free = min(outcome.least_free, free(server))
+                honest_day(server, honest, outcome)
+            outcome.attacker_accounts = len(attackers)
+            outcome.attacker_bytes = sum(each.size for each in attackers)
+            for number, each in enumerate(attackers):
+                say(f"{number} of {len(attackers)} accounts deleted")
+                if each.client.delete_user().status_code != 204:
+                    outcome.wrong.append("an account could not be deleted")
+            eventually(lambda: free(server) > 0.9 * outcome.free_before)
+            outcome.free_after = free(server)
+            if outcome.free_after < 0.9 * outcome.free_before:
+                outcome.wrong.append("the space did not come back")
+            honest_day(server, honest, outcome)
+    return outcome
+
+
+def free(server: ServerProcess) -> int:
+    found: int = server.client().get_admin_stats(server.admin_key or "").json()["freeBytes"]
+    return found
+
+
+def honest_day(server: ServerProcess, honest: Client, outcome: Outcome) -> None:
+    """Store the daily backup, fetch it, and let the day pass."""
+    status = honest.store(HONEST_BYTES)
+    outcome.honest[f"stored {status}"] += 1
+    answer = honest.client.fetch_backup()
+    outcome.honest[f"fetched {answer.status_code}"] += 1
+    if status != "201" or answer.status_code != 200:
+        outcome.wrong.append(f"the daily backup got {status}, and its fetch {answer.status_code}")
+    elif hashlib.sha256(backup_bytes(answer)).hexdigest() != honest.base:
+        outcome.wrong.append("the daily backup is another one")
+    server.move_clock(DAY)
+
+
+def attack_for_a_day(server: ServerProcess, attackers: list[Client], addresses: int, outcome: Outcome) -> None:
+    """Register from each address, and store with each account, until nothing more is taken."""
+    refused = 0
+    for number in range(addresses):
+        client = Client(server, f"198.51.100.{number}")
+        registered = client.client.register_user().status_code
+        outcome.attacker[f"registered {registered}"] += 1
+        if registered == 201:
+            attackers.append(client)
+    for client in random.Random(len(attackers)).sample(attackers, len(attackers)):
+        if refused >= ENOUGH_REFUSALS:
+            client.store(10)  # so little keeps an account alive, and makes it older
+            continue
+        status = client.store(MAX_DECODED_BYTES)
+        outcome.attacker[f"stored {status}"] += 1
+        refused = 0 if status == "201" else refused + 1
+        if status != "201":
+            server.move_clock(1)
+            client.store(10)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="worst_day.space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bytes", type=int, default=1_000_000_000, help="of the volume (%(default)s)")
+    parser.add_argument("--addresses", type=int, default=50, help="of the attacker (%(default)s)")
+    parser.add_argument("--days", type=int, default=7, help="simulated (%(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = arguments.bytes, arguments.addresses, arguments.days
+        try:
+            outcome = attack(made(folder, "real"), *sizes, Progress())
+        except NotRun:
+            outcome = attack(made(folder, "pretended"), *sizes, Progress(), is_real=False)
+    print_outcome(outcome)
+    return 1 if outcome.wrong else 0
+
+
+def made(folder: str, name: str) -> Path:
+    """Make a folder in a folder."""
+    path = Path(folder, name)
+    path.mkdir()
+    return path
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what each of the two got."""
+
+    def counted(counts: Counter[str]) -> str:
+        return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+
+    print(f"volume: {outcome.volume:,} bytes, {'real' if outcome.is_real else 'pretended'}")
+    print(f"attacker: {counted(outcome.attacker)}")
+    print(f"attacker: {outcome.attacker_accounts} accounts; latest versions of {outcome.attacker_bytes:,} bytes")
+    print(f"honest account: {counted(outcome.honest)}")
+    print(
+        f"free: {outcome.free_before:,} before, {outcome.least_free:,} at least, "
+        f"{outcome.free_after:,} after the accounts were deleted"
+    )
+    print(f"wrong: {len(outcome.wrong)}")
+    for line in outcome.wrong[:20]:
+        print(f"  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
