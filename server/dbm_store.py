@@ -73,6 +73,7 @@ ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
+VERIFY_PAUSE_SECONDS = 0.2
 SPARE_BYTES = 8 * 1024 * 1024  # stay in the file for the next uploads
 SHRINK_PAGES = 256  # at a time: 1 MiB
 INCREMENTAL = 2  # the value of SQLite's auto_vacuum; a file that an older server made does not have it
@@ -83,6 +84,7 @@ TABLE = "SELECT rowid, CAST(key AS BLOB) FROM Dict NOT INDEXED WHERE rowid > ? O
 INDEX = "SELECT rowid FROM Dict INDEXED BY sqlite_autoindex_Dict_1 WHERE key = ?"
 
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
+DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # the codes that say so
 
 
 def sqlite_code(error: Exception) -> int:
@@ -176,7 +178,7 @@ class DbmReader(StoreReader):
             match sqlite_code(error):
                 case sqlite3.SQLITE_FULL:
                     raise StorageFull from None
-                case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                case code if code in DAMAGE:
                     raise Damaged(str(error)) from None
             raise StorageUnavailable(str(error)) from None
 
@@ -326,9 +328,12 @@ class DbmStore(DbmReader, Store):
         self._empty_log_at: float | None = None  # by the monotonic clock; something was erased, and is in the log
         self._unerased: deque[str] = deque()  # deleted users whose blobs could not be erased yet
         self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
+        self._to_verify: list[tuple[str, Version, float]] = []  # of the user who was visited last
         self._next_round = clock.monotonic()
         self._free_in_file = 0  # bytes of pages that the file does not need, a moment ago
-        self._damaged: dict[str, str] = {}  # what is damaged, by user or key: "record", "backup", "index" or "key"
+        self._damaged: dict[
+            str, str
+        ] = {}  # what is damaged, by user or key: "record", "backup", "index", "key", "table"
         self._file = StoreFile(path, FILE_FORMAT)
         self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
@@ -552,6 +557,8 @@ class DbmStore(DbmReader, Store):
                 elif self._empty_log_at is not None and self._empty_log_at <= time.monotonic():
                     with self._turn():
                         self._write(self._empty_log)
+                elif self._to_verify:
+                    self._stopping.wait(self._verify(*self._to_verify.pop()))
                 elif user_id := next(self._round, None):
                     self._look_after(user_id)
                 elif self._next_round <= clock.monotonic():
@@ -599,8 +606,12 @@ class DbmStore(DbmReader, Store):
                     connection.execute("BEGIN")  # so that both are of one moment
                     rows = connection.execute(TABLE, (last,)).fetchall()
                     wrong = [key for rowid, key in rows if connection.execute(INDEX, (key,)).fetchone() != (rowid,)]
-            except sqlite3.Error:  # the file is damaged, and where it goes on is not known
-                self._note_damage("the table", "index")
+            except sqlite3.Error as error:
+                if sqlite_code(error) not in DAMAGE:
+                    raise StorageUnavailable(str(error)) from None
+                # Where the table goes on is not known. The index may know the other users.
+                self._note_damage("the table", "table")
+                yield from self.user_ids()
                 return
             if not rows:
                 break
@@ -672,14 +683,25 @@ class DbmStore(DbmReader, Store):
                     if row and (slots := self._to_erase(user_id, row)):
                         self._write(functools.partial(self._erase_dropped, user_id, row, slots))
             if zlib.crc32(user_id.encode()) % VERIFIED_EVERY == clock.now() // DAY % VERIFIED_EVERY or before:
-                for version in row.versions if row else ():
-                    self.data(user_id, version)
-                    self._stopping.wait(version.size / VERIFIED_BYTES_A_SECOND)
-        except DamagedData:
-            self._note_damage(user_id, "backup")
+                self._to_verify = [(user_id, version, 0) for version in row.versions] if row else []
         except Damaged:
             self._note_damage(user_id, "record")
         self._stopping.wait(0.001)
+
+    def _verify(self, user_id: str, version: Version, waited: float) -> float:
+        """Verify the bytes of a version, some time after the ones before. Return how many seconds to wait now.
+
+        The time is that in which requests have the disk for themselves. It passes in short pieces, since other work of
+        the housekeeper may not wait.
+        """
+        if waited < version.size / VERIFIED_BYTES_A_SECOND:
+            self._to_verify.append((user_id, version, waited + VERIFY_PAUSE_SECONDS))
+            return VERIFY_PAUSE_SECONDS
+        try:
+            self.data(user_id, version)
+        except DamagedData:
+            self._note_damage(user_id, "backup")
+        return 0
 
     def _to_erase(self, user_id: str, row: Row) -> list[int]:
         """Return the slots of a living account that have to be erased: with dropped versions, or left by a crash."""

@@ -112,13 +112,13 @@ def errors_of_the_disk_are_passed_over() -> None:
 ERASED = "server_tests/test_erased.py::test_nothing_is_left_of_what_was_deleted_or_dropped"
 
 
-@breaks(test=ERASED)
+@breaks("erase.deleted", test=ERASED)
 def log_keeps_what_was_erased() -> None:
     """SQLite writes over the write-ahead log when it needs the space, which can take weeks."""
     change(DbmStore, "_empty_log", lambda store: None)
 
 
-@breaks(test=ERASED)
+@breaks("erase.dropped", test=ERASED)
 def dropped_versions_stay_until_they_are_overwritten() -> None:
     """Whoever stores no more leaves the last dropped versions there for ever."""
     change(DbmStore, "_to_erase", lambda *_: [])

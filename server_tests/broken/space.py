@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from server import space
-from server.accounts import Account
+from server.accounts import Account, StorageFull
 from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import breaks, change, instead_of
 
@@ -57,7 +57,9 @@ def nobody_stores_on_a_volume_that_is_nearly_full() -> None:
 
     @instead_of(space, "lets_grow")
     def lets_grow(real: Any, volume: Any, account: Account, growth: int) -> bool:
-        return bool(real(volume, account, growth)) and not space.is_below(volume, space.GROWTH_MARK)
+        if space.is_below(volume, space.GROWTH_MARK):
+            raise StorageFull
+        return bool(real(volume, account, growth))
 
 
 @breaks("space.always")
