@@ -15,7 +15,7 @@ from server.health import Watch
 from server_tests.broken.fault import breaks, change, instead_of, instead_of_handler
 
 
-@breaks("durability.acknowledged")
+@breaks("durability.acknowledged", test="server_tests/test_kills.py::test_kills_lose_nothing")
 def answers_go_ahead_of_the_disk() -> None:
     """The server acknowledges a change and writes it a moment later."""
     waiting: dict[str, tuple[Row | None, Row]] = {}
@@ -34,7 +34,7 @@ def answers_go_ahead_of_the_disk() -> None:
         return acknowledged or real(store, user_id)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", test="server_tests/test_power_cuts.py::test_a_power_cut_at_any_moment")
 def record_is_written_before_the_backup() -> None:
     """A crash between the two leaves a version without its bytes."""
     blobs: list[Any] = []
