@@ -418,6 +418,7 @@ def end(arguments: argparse.Namespace, number: int, frame: Any) -> None:
     """End at once, by a signal. Remove the unfinished copy."""
     target = arguments.path if arguments.run is snapshot else arguments.database
     if arguments.run in (snapshot, restore, compact):
+        copies.CREATING.acquire(timeout=1)  # a second signal may find it taken by the first
         with contextlib.suppress(OSError):
             copies.remove_leftovers(Path(os.path.realpath(target)) if arguments.run is not snapshot else target)
     say("maintenance: interrupted")

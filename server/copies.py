@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from server.inspection import UNREADABLE, Unusable, opened
 
 COMPANIONS = ("-wal", "-shm", "-journal")  # what SQLite may keep beside a file, and takes as a part of it
 MARGIN_BYTES = 1024 * 1024
+CREATING = threading.Lock()  # whoever holds it can remove leftovers for good
 
 Measure = Callable[[], tuple[int, int]]  # returns how much is done, and how much there is; zeros if nobody knows
 Stage = Callable[[str, Measure], None]  # gets what begins now
@@ -169,7 +171,8 @@ def vacuum_into(source: Path, part: Path, stage: Stage) -> None:
             mebibytes = f"{(needed + MARGIN_BYTES) >> 20} MiB are needed and {available >> 20} MiB are free"
             raise Unusable(f"{part.parent}: the copy has no room: {mebibytes}")
         stage("copying", lambda: (part.stat().st_size if part.exists() else 0, needed))
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with CREATING:
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         if auto_vacuum == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of the copy
         connection.execute("VACUUM INTO ?", (str(part.absolute()),))

@@ -155,11 +155,12 @@ class Verifier:
         while True:
             with together(self._connection):
                 keys = self._connection.execute(BY_INDEX, (last,)).fetchall()
-                sound = [key for key, rowid in keys if self._is_sound(key, rowid)]
-            for user_id in filter(None, map(user_of, sound)):
-                self._attempt(functools.partial(self._check_account, user_id), user_id)
-            done += len(keys)
-            self._seen(min(done, total), total)
+                users = [user_of(key) if self._is_sound(key, rowid) else None for key, rowid in keys]
+            for user_id in users:
+                if user_id:
+                    self._attempt(functools.partial(self._check_account, user_id), user_id)
+                done += 1
+                self._seen(min(done, total), total)
             if len(keys) < CHUNK:
                 return
             if not last < keys[-1][0]:  # or it would never end

@@ -4,14 +4,19 @@ import contextlib
 import hashlib
 import json
 import os
+import pty
 import random
 import re
+import shutil
+import signal
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +26,17 @@ from clients.python.backup_client import BackupClient
 from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
-from server import clock
+from server import bounds, clock, inspection, operator
 from server.accounts import Account, Upload, Version
 from server.dbm_store import DbmStore, Row
 
 DAY = 86_400_000
-MANY = {"BACKUPS_PER_HOUR": 100_000, "BACKUPS_PER_DAY": 100_000, "REGISTRATIONS_PER_HOUR": 100_000}
+MANY = {
+    "BACKUPS_PER_HOUR": 100_000,
+    "BACKUPS_PER_DAY": 100_000,
+    "REGISTRATIONS_PER_HOUR": 100_000,
+    "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
+}
 TOOL = [sys.executable, str(Path(os.environ.get("BACKUP_SERVER", SERVER)).resolve().parent / "maintenance.py")]
 COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove")
 
@@ -630,3 +640,274 @@ def test_nothing_is_replaced_while_somebody_reads_it(filled, tmp_path):
         assert "another program is reading it" in refused(filled.path, *arguments)
     reader.close()
     assert filled.intact()
+
+
+# ---- remove, and the operator's socket ---------------------------------------------------------------------
+
+
+def test_the_running_server_removes_accounts(server):
+    blob = random.Random(5).randbytes(30_000)
+    large, small = registered(server, blob * 10), registered(server, blob)
+    listed = result(server.database, "remove", "--larger-than", "100k", "--dry-run")
+    assert [each["user"] for each in listed["accounts"]] == [large.credentials[0][:8]]
+    assert large.fetch_backup().status_code == 200  # so far
+    assert "add --yes" in refused(server.database, "remove", "--larger-than", "100k")
+    found = result(server.database, "remove", "--larger-than", "100k", "--yes")
+    assert found == {"matched": 1, "removed": 1, "changed": 0, "gone": 0, "failed": 0}
+    assert large.fetch_backup().status_code == 401
+    assert large.register_user().json()["code"] == "recently_deleted"
+    assert small.fetch_backup().json()["sha256"] == digest(blob)
+    assert result(server.database, "verify")["accounts"] == 1
+    assert result(server.database, "remove", "--larger-than", "100k", "--yes", code=1)["accounts"] == []
+    text = server.stdout.read_text() + server.stderr.read_text()
+    assert large.credentials[0][:8] not in text and '"operator_removed", "accounts": 1' in text
+
+
+def test_many_accounts_are_removed_and_requests_go_on(server):
+    many = 2 * bounds.OPERATOR_ACCOUNTS + 3
+    for _ in range(many):
+        registered(server)
+    user = registered(server, b"stays")
+    done = run(server.database, "remove", "--without-backup", "--yes")
+    assert done.stdout == f"{many} of {many} accounts were removed\n" and done.returncode == 0
+    assert user.fetch_backup().status_code == 200
+
+
+def test_an_account_that_was_used_meanwhile_stays(server):
+    """The server compares what the operator has seen with what is there."""
+    user = registered(server, b"first")
+    (usage,) = inspection.usages(server.database)
+    assert user.store_backup(b"second", digest(b"first")).status_code == 201
+    seen = operator.Listed(usage.user_id, usage.created_at, usage.version)
+    assert operator.remove(server.database, [seen]) == ["changed"]
+    assert operator.remove(server.database, [replace(seen, version=2, created_at=1)]) == ["changed"]
+    assert user.fetch_backup().status_code == 200
+    twice = [replace(seen, version=2)] * 2
+    assert operator.remove(server.database, twice) == ["removed", "gone"]
+    assert operator.remove(server.database, [replace(seen, user_id="0" * 64)]) == ["gone"]
+    assert user.fetch_backup().status_code == 401
+
+
+def test_an_account_that_cannot_be_deleted_is_told(server):
+    registered(server, b"backup")
+    server.fault = "unavailable"
+    time.sleep(0.1)
+    found = result(server.database, "remove", "--young", "--yes", code=1)
+    assert (found["removed"], found["failed"]) == (0, 1)
+    server.fault = None
+    assert result(server.database, "remove", "--young", "--yes")["removed"] == 1
+
+
+def test_remove_without_a_filter_or_a_server(server, filled):
+    assert "needs a filter" in refused(server.database, "remove", "--yes")
+    done = run(filled.path, "remove", "--young", "--yes")
+    assert done.returncode == 2 and "no server listens there" in done.stderr
+    assert filled.intact()
+
+
+@pytest.mark.parametrize(("typed", "code"), [("1", 0), ("yes", 2), ("", 2)])
+def test_remove_asks_on_a_terminal(server, typed, code):
+    user = registered(server, b"backup")
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*TOOL, "remove", "--young"], env=environment(server.database), stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        text = b""
+        while b"Type 1 to do so:" not in text:
+            text += os.read(controller, 1000)
+        os.write(controller, f"{typed}\n".encode())
+        assert process.wait(30) == code
+    os.close(controller)
+    assert user.fetch_backup().status_code == (401 if code == 0 else 200)
+
+
+def ask(server: ServerProcess, *parts: bytes, pause: float = 0) -> bytes:
+    """Send these bytes to the operator's socket. Return what comes back until the server ends the connection."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(20)
+        connection.connect(f"{server.database}.sock")
+        answer = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            while data := connection.recv(65536):
+                answer += data
+        return answer
+
+
+def one(**changed: Any) -> dict[str, Any]:
+    return {"userId": "0" * 64, "createdAt": 1, "version": 0} | changed
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"",
+        b"rubbish",
+        b"\xff\xfe",
+        b"[" * 10_000,
+        b"{}",
+        b'{"remove": {}}',
+        b'{"remove": [], "and": 1}',
+        json.dumps({"remove": [one(userId="0" * 63)]}).encode(),
+        json.dumps({"remove": [one(userId="0" * 64 + "\n")]}).encode(),
+        json.dumps({"remove": [one(userId=7)]}).encode(),
+        json.dumps({"remove": [one(version="1")]}).encode(),
+        json.dumps({"remove": [one(more=1)]}).encode(),
+        json.dumps({"remove": [one()] * 21}).encode(),
+        b"x" * 1_000_000,
+    ],
+)
+def test_the_socket_refuses_what_it_does_not_know(server, request_line):
+    answer = ask(server, request_line + b"\n")
+    assert not answer or b"0000" not in answer and list(json.loads(answer)) == ["error"]
+    assert len(request_line) > bounds.OPERATOR_LINE_BYTES or answer
+    assert operator.remove(server.database, []) == []  # it still serves
+
+
+def test_whoever_is_slow_or_gone_does_not_stay_long(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):  # they say nothing
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            connection.connect(f"{server.database}.sock")
+        registered(server, b"requests go on")
+    assert operator.remove(server.database, []) == []  # they are gone
+    started = time.monotonic()
+    assert ask(server, b"{", b" ", b" ", b" ", b" ", b" ", b" ", b" ", pause=1) == b""
+    assert time.monotonic() - started < bounds.OPERATOR_SECONDS + 5
+    assert operator.remove(server.database, []) == []
+
+
+def test_the_socket_is_private_and_goes_with_the_server(server):
+    path = operator.socket_path(server.database)
+    assert stat.S_ISSOCK(path.stat().st_mode) and stat.S_IMODE(path.stat().st_mode) == 0o600
+    started = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - started < 5 and not path.exists()
+    server.start()
+    server.kill()
+    assert path.exists()
+    with pytest.raises(ConnectionRefusedError):
+        operator.remove(server.database, [])
+    server.start()
+    assert operator.remove(server.database, []) == []
+
+
+def test_a_second_server_does_not_take_the_socket(server):
+    inode = operator.socket_path(server.database).stat().st_ino
+    second = ServerProcess(server.directory / "second", DATABASE_PATH=server.database)
+    with pytest.raises(RuntimeError):
+        second.start()
+    assert operator.socket_path(server.database).stat().st_ino == inode
+    assert operator.remove(server.database, []) == []
+
+
+@pytest.mark.parametrize("trouble", ["too long", "a file"])
+def test_a_server_that_cannot_make_its_socket_serves(tmp_path, trouble):
+    directory = tmp_path / ("x" * 120 if trouble == "too long" else "short")
+    server = ServerProcess(directory, **MANY)
+    if trouble == "a file":
+        Path(f"{server.database}.sock").write_bytes(b"precious")
+    with server:
+        registered(server, b"backup")
+        (line,) = [line for line in server.log() if line["event"] == "operator_socket"]
+        assert "maintenance.py cannot reach this server" in line["reason"]
+        done = run(server.database, "remove", "--young", "--yes")
+        assert done.returncode == 2 and f"{server.database}.sock" in done.stderr
+    if trouble == "a file":
+        assert Path(f"{server.database}.sock").read_bytes() == b"precious"
+
+
+def test_a_stop_waits_for_a_deletion_and_begins_no_other(server):
+    for _ in range(bounds.OPERATOR_ACCOUNTS):
+        registered(server, b"backup")
+    accounts = [operator.Listed(each.user_id, each.created_at, 1) for each in inspection.usages(server.database)]
+    outcomes: list[list[str]] = []
+    thread = threading.Thread(target=lambda: outcomes.append(operator.remove(server.database, accounts)))
+    thread.start()
+    assert eventually(lambda: len(list(inspection.usages(server.database))) < len(accounts))
+    assert server.stop() == 0
+    thread.join()
+    assert set(outcomes[0]) <= {"removed", "failed"}
+    assert len(contents(server.database)) == outcomes[0].count("failed")
+
+
+# ---- Interrupted -------------------------------------------------------------------------------------------
+
+
+def interrupted(database: Path, number: signal.Signals, seconds: float, *arguments: Any) -> int:
+    """Run a command, and send it a signal after so many seconds. Return its exit code."""
+    command = [*TOOL, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, env=environment(database), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        try:
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        process.communicate()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory) -> Filled:
+    return Filled(tmp_path_factory.mktemp("heavy") / "backup.db", accounts=20, versions=2, size=500_000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["verify", "accounts", "snapshot", "compact", "restore"])
+def test_a_command_may_be_interrupted_at_any_moment(tmp_path, heavy, command, number):
+    """The store is whole each time, and so is what has the name of the copy. The next run cleans up."""
+    database, other, copy = (tmp_path / "store" / name for name in ("backup.db", "other.db", "copy.db"))
+    database.parent.mkdir()
+    shutil.copy(heavy.path, database)
+    shutil.copy(heavy.path, other)
+    arguments = [command, *{"snapshot": [copy, "--force"], "restore": [other]}.get(command, [])]
+    started = time.monotonic()
+    assert run(database, *arguments).returncode == 0
+    whole = time.monotonic() - started
+    chance, codes = random.Random(f"{command} {number}"), set()
+    for _ in range(8):
+        codes.add(interrupted(database, number, chance.uniform(0.3, 1) * whole, *arguments))
+        assert heavy.intact(database) and heavy.intact(other)
+        assert not copy.exists() or heavy.intact(copy)
+        if number != signal.SIGKILL:
+            assert not list(database.parent.glob("*.part-*"))
+    assert codes & {128 + number, -number}, "no run was interrupted"
+    assert codes <= {0, 128 + number, -number}
+    assert run(database, *arguments).returncode == 0
+    assert heavy.intact(database) and not list(database.parent.glob("*.part-*"))
+    for file in database.parent.glob("*.replaced-*Z*"):
+        assert heavy.intact(file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_remove_may_be_interrupted_and_run_again(server, number):
+    chance = random.Random(number)
+    for _ in range(3):
+        users = [registered(server, b"backup") for _ in range(45)]
+        code = interrupted(server.database, number, chance.uniform(0.1, 0.6), "remove", "--young", "--yes")
+        assert code in {0, 128 + number, -number}
+        assert result(server.database, "verify")["damage"] == []
+        run(server.database, "remove", "--young", "--yes")
+        assert result(server.database, "accounts")["total"]["accounts"] == 0
+        assert {user.fetch_backup().status_code for user in users} == {401}
+
+
+def test_a_long_command_says_how_far_it_is(heavy, tmp_path):
+    """And nothing else is on standard error."""
+    slow = tmp_path / "slow.py"
+    slow.write_text("""\
+import sys, time, maintenance
+from server import inspection
+check = inspection.Verifier._check_account
+inspection.Verifier._check_account = lambda self, user_id: (time.sleep(0.25), check(self, user_id))
+sys.exit(maintenance.main())
+""")
+    environ = environment(heavy.path) | {"PYTHONPATH": str(Path(TOOL[-1]).parent)}
+    done = subprocess.run([sys.executable, str(slow), "verify"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(verifying: \d+ %\n)+", done.stderr)
