@@ -393,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     thread = threading.Thread(target=work, daemon=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, functools.partial(end, arguments))
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored on purpose
+            signal.signal(number, functools.partial(end, arguments))
     thread.start()
     while thread.is_alive():
         thread.join(0.2)

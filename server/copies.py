@@ -85,6 +85,7 @@ def restore(
     database = Path(os.path.realpath(database))
     refuse_same(database, source)
     with locked(database), new_copy(source, database, damaged, stage) as (part, report):
+        remove_half_kept(database)
         stage("putting it in its place", no_measure)
         kept = keep_aside(database)
         # From here on, the write-ahead log is empty, or kept under another name. SQLite would take one that is left for
@@ -105,6 +106,7 @@ def compact(database: Path, damaged: bool = False, stage: Stage = no_stage) -> i
     with opened(database):  # or a new file would be locked
         pass
     with locked(database):
+        remove_half_kept(database)  # or the old file would live on under that name
         fold(database)
         stage("erasing what is dropped", no_measure)
         erase_dropped(database)
@@ -180,10 +182,6 @@ def vacuum_into(source: Path, part: Path, stage: Stage) -> None:
 
 def keep_aside(database: Path) -> Path | None:
     """Give the file a second, dated name, with everything in it. Return this name, or None if there is no file."""
-    for name in siblings(database, ".replaced-*"):
-        if database.exists() and os.path.samefile(name, database):  # an interrupted run has left it: it is no old file
-            name.unlink()
-            remove_companions(name)
     there = [path for path in with_companions(database) if path.exists() and not path.name.endswith("-shm")]
     date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     names = [Path(f"{database}.replaced-{date}{more}") for more in ("", *(f"-{number}" for number in range(2, 100)))]
@@ -201,6 +199,14 @@ def keep_aside(database: Path) -> Path | None:
         raise
     sync(database.parent)
     return kept if kept.exists() else None
+
+
+def remove_half_kept(database: Path) -> None:
+    """Remove the second name that an interrupted `restore` has given to the file that is still in place."""
+    for name in siblings(database, ".replaced-*"):
+        if name.exists() and database.exists() and os.path.samefile(name, database):
+            remove_companions(name)
+            name.unlink()
 
 
 def fold(database: Path) -> None:
@@ -225,10 +231,12 @@ def erase_dropped(database: Path) -> None:
     """
     try:
         with contextlib.closing(inspection.connect(database, "rw")) as connection:
-            query = "SELECT key, value FROM Dict WHERE key > ? AND key < ?"
-            for key, stored in connection.execute(query, inspection.USERS).fetchall():
-                with contextlib.suppress(*UNREADABLE):
-                    empty_dropped(connection, inspection.user_of(key) or "", stored)
+            for keys in inspection.user_keys(connection):
+                with inspection.together(connection):  # one wait for the disk, not one for each slot
+                    for key in keys:
+                        (stored,) = connection.execute("SELECT value FROM Dict WHERE key = ?", (key,)).fetchone()
+                        with contextlib.suppress(*UNREADABLE):
+                            empty_dropped(connection, inspection.user_of(key) or "", stored)
     except sqlite3.Error as error:
         if not inspection.is_corrupt(error):
             raise Unusable(f"{database}: {error}") from None

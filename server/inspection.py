@@ -76,7 +76,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def together(connection: sqlite3.Connection) -> Iterator[None]:
-    """Let everything in this block be read as of one moment."""
+    """Let everything in this block be read as of one moment, or be written at once."""
     connection.execute("BEGIN")
     try:
         yield
@@ -282,20 +282,26 @@ def usages(path: Path, seen: Seen = lambda done, of: None) -> Iterator[Usage | N
     """Yield each account that exists, and None for each record that is damaged. Raise Unusable."""
     with opened(path) as connection:
         (total,) = connection.execute("SELECT count(*) FROM Dict WHERE key > ? AND key < ?", USERS).fetchone()
-        last, done = USERS[0], 0
-        while True:
-            query = f"SELECT key FROM Dict WHERE key > ? AND key < ? ORDER BY key LIMIT {CHUNK}"
-            keys = [key for (key,) in connection.execute(query, (last, USERS[1]))]
+        done = 0
+        for keys in user_keys(connection):
             for key in keys:
                 yield from usage_of(connection, key)
                 done += 1
                 seen(min(done, total), total)
-            if len(keys) < CHUNK or not last < keys[-1]:
-                return
-            last = keys[-1]
 
 
 USERS = (b"user/", b"user0")  # all their keys are between these two
+
+
+def user_keys(connection: sqlite3.Connection) -> Iterator[list[bytes]]:
+    """Yield the keys of all records, some at a time. Between them, no transaction is open."""
+    last, end = USERS
+    query = f"SELECT key FROM Dict WHERE key > ? AND key < ? ORDER BY key LIMIT {CHUNK}"
+    while keys := [key for (key,) in connection.execute(query, (last, end)).fetchall()]:
+        yield keys
+        if not last < keys[-1]:  # the index is damaged, and it would never end
+            return
+        last = keys[-1]
 
 
 def usage_of(connection: sqlite3.Connection, key: bytes) -> Iterator[Usage | None]:

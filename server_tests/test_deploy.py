@@ -318,6 +318,29 @@ def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_
     assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
 
 
+def test_the_readme_lists_each_command_for_the_operator_and_shows_how_it_runs_on_fly(tmp_path: Path):
+    commands = [name.partition(" ")[0] for names in table("Maintenance") for name in names[:1]]
+    done = subprocess.run([sys.executable, MAINTENANCE, "--help"], capture_output=True, text=True, check=True)
+    assert commands == re.findall(r"^    (\w+) {2,}\S", done.stdout, re.MULTILINE)
+    database = Path(image_environment()["DATABASE_PATH"])
+    tool = re.escape(f"{arguments('WORKDIR')[-1]}/{MAINTENANCE.name}")
+    runs = re.findall(rf'fly ssh console -C "/usr/local/bin/python {tool} (.+?)"', section("Maintenance"))
+    assert {run.split()[0] for run in runs} == set(commands)
+    for run in runs:  # the tool understands each command line, and finds no file
+        assert f"--database {database}" in run
+        command = [sys.executable, MAINTENANCE, *run.replace(str(database.parent), str(tmp_path)).split()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "No such file" in done.stderr, done.stderr
+
+
+def test_no_document_calls_the_database_everything():
+    """Newer changes are in the write-ahead log."""
+    for document in (README, (ROOT / "openapi.yaml").read_text()):
+        assert "holds everything" not in document
+    (row,) = [line for line in README.splitlines() if line.startswith("| `DATABASE_PATH`")]
+    assert "maintenance.py snapshot" in row
+
+
 def test_the_layout_in_the_readme_is_the_one_on_disk():
     listed = {name for names in table("What is where") for name in names}
     assert not [name for name in listed if not (ROOT / name).exists()]

@@ -26,7 +26,7 @@ from clients.python.backup_client import BackupClient
 from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
-from server import bounds, clock, inspection, operator
+from server import bounds, clock, copies, inspection, operator
 from server.accounts import Account, Upload, Version
 from server.dbm_store import DbmStore, Row
 
@@ -852,12 +852,17 @@ def interrupted(database: Path, number: signal.Signals, seconds: float, *argumen
     return process.returncode
 
 
+def kept_files(directory: Path) -> list[Path]:
+    """Return what `restore` has kept there."""
+    return [file for file in directory.iterdir() if re.search(r"\.replaced-[0-9TZ]+(-[0-9]+)?$", file.name)]
+
+
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory) -> Filled:
     return Filled(tmp_path_factory.mktemp("heavy") / "backup.db", accounts=20, versions=2, size=500_000)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("command", ["verify", "accounts", "snapshot", "compact", "restore"])
 def test_a_command_may_be_interrupted_at_any_moment(tmp_path, heavy, command, number):
     """The store is whole each time, and so is what has the name of the copy. The next run cleans up."""
@@ -870,7 +875,7 @@ def test_a_command_may_be_interrupted_at_any_moment(tmp_path, heavy, command, nu
     assert run(database, *arguments).returncode == 0
     whole = time.monotonic() - started
     chance, codes = random.Random(f"{command} {number}"), set()
-    for _ in range(8):
+    for _ in range(5):
         codes.add(interrupted(database, number, chance.uniform(0.3, 1) * whole, *arguments))
         assert heavy.intact(database) and heavy.intact(other)
         assert not copy.exists() or heavy.intact(copy)
@@ -880,8 +885,7 @@ def test_a_command_may_be_interrupted_at_any_moment(tmp_path, heavy, command, nu
     assert codes <= {0, 128 + number, -number}
     assert run(database, *arguments).returncode == 0
     assert heavy.intact(database) and not list(database.parent.glob("*.part-*"))
-    for file in database.parent.glob("*.replaced-*Z*"):
-        assert heavy.intact(file)
+    assert all(heavy.intact(file) for file in kept_files(database.parent))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -911,3 +915,86 @@ sys.exit(maintenance.main())
     done = subprocess.run([sys.executable, str(slow), "verify"], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"(verifying: \d+ %\n)+", done.stderr)
+
+
+# The n-th time that the command touches a file, it ends, as by SIGKILL.
+ENDS_EARLY = """\
+import os, sys, threading
+count, last = 0, int(sys.argv.pop(1))
+STEPS = {"os.link", "os.rename", "os.remove", "os.chown", "sqlite3.connect", "sqlite3.connect/handle"}
+def hook(event, arguments):
+    global count
+    if event in STEPS or event == "open" and ".part-" in str(arguments[0]):
+        count += 1
+        if count == last:
+            os._exit(77)
+sys.addaudithook(hook)
+import maintenance
+sys.exit(maintenance.main())
+"""
+
+
+@pytest.mark.parametrize("command", ["snapshot", "restore", "compact"])
+def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
+    """The server was killed before, so much of the store is in its write-ahead log."""
+    store = tmp_path / "store"
+    filled = Filled(store / "backup.db", accounts=2, size=10_000)
+    other = Filled(tmp_path / "other.db", accounts=3, size=5_000, seed=2)
+    killed = subprocess.run(
+        [
+            *(sys.executable, "-c", "import os, sys, dbm.sqlite3; database = dbm.sqlite3.open(sys.argv[1], 'w')"),
+            str(filled.path),
+        ]
+    )
+    assert killed.returncode == 0
+    with contextlib.closing(sqlite3.connect(filled.path)) as connection:  # what a killed server leaves
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        key = f"blob/{user_id(1)}/1".encode()
+        with connection:
+            connection.execute("UPDATE Dict SET value = x'00' WHERE key = ?", (key,))
+        with connection:
+            connection.execute("UPDATE Dict SET value = ? WHERE key = ?", (filled.blobs[user_id(1)][1], key))
+        shutil.copytree(store, tmp_path / "killed")
+    script = tmp_path / "ends_early.py"
+    script.write_text(ENDS_EARLY)
+    steps, codes = 0, [77]
+    while codes[-1] == 77:
+        steps += 1
+        shutil.rmtree(store)
+        shutil.copytree(tmp_path / "killed", store)
+        assert (store / "backup.db-wal").stat().st_size
+        arguments = [command, *{"snapshot": [store / "copy.db"], "restore": [other.path]}.get(command, [])]
+        environ = environment(filled.path) | {"PYTHONPATH": str(Path(TOOL[-1]).parent)}
+        done = subprocess.run(
+            [sys.executable, script, str(steps), *map(str, arguments)], env=environ, capture_output=True
+        )
+        codes.append(done.returncode)
+        assert not (store / "copy.db").exists() or filled.intact(store / "copy.db")
+        found = contents(filled.path)
+        if command == "restore":
+            assert found in (filled.blobs, other.blobs)
+            kept = [file for file in kept_files(store) if not os.path.samefile(file, filled.path)]
+            assert found == filled.blobs or [contents(file) for file in kept] == [filled.blobs]
+        else:
+            assert found == filled.blobs
+        (store / "copy.db").unlink(missing_ok=True)
+        assert run(filled.path, *arguments).returncode == 0
+        assert contents(filled.path) == (other.blobs if command == "restore" else filled.blobs)
+        assert not list(store.glob("*.part-*"))
+        if command == "restore":
+            assert filled.blobs in [contents(file) for file in kept_files(store)]
+    assert codes[-1] == 0 and steps > {"snapshot": 5, "restore": 12, "compact": 12}[command]
+
+
+def test_too_little_room_changes_nothing(filled, tmp_path, monkeypatch):
+    other = Filled(tmp_path / "other.db")
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 4096, 4096))
+    for work in (
+        lambda: copies.snapshot(filled.path, tmp_path / "copy"),
+        lambda: copies.compact(filled.path),
+        lambda: copies.restore(filled.path, other.path),
+    ):
+        with pytest.raises(inspection.Unusable, match="the copy has no room: 1 MiB are needed and 0 MiB are free"):
+            work()
+    assert filled.intact() and not (tmp_path / "copy").exists()
+    assert [file.name for file in filled.path.parent.glob("*.*.*") if file.suffix != ".lock"] == []
