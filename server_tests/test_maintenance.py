@@ -619,6 +619,15 @@ def test_compact_leaves_no_byte_of_what_is_deleted(start_server):
     assert stays.store_backup(deleted, digest(kept)).status_code == 201
 
 
+def test_compact_removes_the_second_name_that_an_interrupted_restore_has_given(filled):
+    """Otherwise, the old file would live on under that name, with everything that is deleted."""
+    real, second = (Path(f"{filled.path}.replaced-2026112{day}T000000Z") for day in (0, 1))
+    shutil.copy(filled.path, real)
+    os.link(filled.path, second)
+    assert run(filled.path, "compact").returncode == 0
+    assert real.exists() and not second.exists() and filled.intact()
+
+
 def test_a_damaged_store_is_not_compacted(filled):
     flip_a_blob(filled)
     inode = filled.path.stat().st_ino
@@ -741,29 +750,34 @@ def one(**changed: Any) -> dict[str, Any]:
     return {"userId": "0" * 64, "createdAt": 1, "version": 0} | changed
 
 
-@pytest.mark.parametrize(
-    "request_line",
-    [
-        b"",
-        b"rubbish",
-        b"\xff\xfe",
-        b"[" * 10_000,
-        b"{}",
-        b'{"remove": {}}',
-        b'{"remove": [], "and": 1}',
-        json.dumps({"remove": [one(userId="0" * 63)]}).encode(),
-        json.dumps({"remove": [one(userId="0" * 64 + "\n")]}).encode(),
-        json.dumps({"remove": [one(userId=7)]}).encode(),
-        json.dumps({"remove": [one(version="1")]}).encode(),
-        json.dumps({"remove": [one(more=1)]}).encode(),
-        json.dumps({"remove": [one()] * 21}).encode(),
-        b"x" * 1_000_000,
-    ],
-)
-def test_the_socket_refuses_what_it_does_not_know(server, request_line):
-    answer = ask(server, request_line + b"\n")
-    assert not answer or b"0000" not in answer and list(json.loads(answer)) == ["error"]
-    assert len(request_line) > bounds.OPERATOR_LINE_BYTES or answer
+UNKNOWN = [
+    b"",
+    b"rubbish",
+    b"\xff\xfe",
+    b"[" * 10_000,
+    b"{}",
+    b'{"remove": {}}',
+    b'{"remove": [], "and": 1}',
+    *(
+        json.dumps({"remove": accounts}).encode()
+        for accounts in (
+            [one(userId="0" * 63)],
+            [one(userId="0" * 64 + "\n")],
+            [one(userId=7)],
+            [one(version="1")],
+            [one(more=1)],
+            [one()] * (bounds.OPERATOR_ACCOUNTS + 1),
+        )
+    ),
+]
+
+
+def test_the_socket_refuses_what_it_does_not_know(server):
+    for line in UNKNOWN:
+        answer = ask(server, line + b"\n")
+        assert list(json.loads(answer)) == ["error"] and b"0000" not in answer, line
+    answer = ask(server, b"x" * 1_000_000 + b"\n")
+    assert not answer or b"a line may have 16384 bytes" in answer  # it may be lost, as the rest is not read
     assert operator.remove(server.database, []) == []  # it still serves
 
 
@@ -820,7 +834,40 @@ def test_a_server_that_cannot_make_its_socket_serves(tmp_path, trouble):
         assert Path(f"{server.database}.sock").read_bytes() == b"precious"
 
 
-def test_a_stop_waits_for_a_deletion_and_begins_no_other(server):
+def test_the_end_waits_for_a_deletion_and_begins_no_other(tmp_path):
+    """The store is closed after it, so nobody may use it any more."""
+    begun, events = threading.Event(), []
+
+    def slow(account: operator.Listed) -> str:
+        begun.set()
+        time.sleep(0.5)
+        events.append("removed")
+        return operator.REMOVED
+
+    listener = operator.Operator(tmp_path / "backup.db", slow)
+    accounts = [operator.Listed(user_id(number), 1, 0) for number in range(3)]
+    outcomes: list[str] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(operator.remove(tmp_path / "backup.db", accounts)))
+    thread.start()
+    assert begun.wait(5)
+    listener.close()
+    events.append("closed")
+    thread.join()
+    assert events == ["removed", "closed"] and outcomes == ["removed", "failed", "failed"]
+
+
+def test_what_nobody_foresaw_ends_one_request(tmp_path):
+    def fails(account: operator.Listed) -> str:
+        raise ZeroDivisionError
+
+    listener = operator.Operator(tmp_path / "backup.db", fails)
+    with contextlib.closing(listener):
+        with pytest.raises(OSError):
+            operator.remove(tmp_path / "backup.db", [operator.Listed(user_id(0), 1, 0)])
+        assert operator.remove(tmp_path / "backup.db", []) == []
+
+
+def test_a_stop_in_the_middle_of_a_request(server):
     for _ in range(bounds.OPERATOR_ACCOUNTS):
         registered(server, b"backup")
     accounts = [operator.Listed(each.user_id, each.created_at, 1) for each in inspection.usages(server.database)]
@@ -981,6 +1028,7 @@ def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
         assert run(filled.path, *arguments).returncode == 0
         assert contents(filled.path) == (other.blobs if command == "restore" else filled.blobs)
         assert not list(store.glob("*.part-*"))
+        assert all(file.stat().st_nlink == 1 for file in store.iterdir())  # nothing has a second name
         if command == "restore":
             assert filled.blobs in [contents(file) for file in kept_files(store)]
     assert codes[-1] == 0 and steps > {"snapshot": 5, "restore": 12, "compact": 12}[command]
