@@ -422,7 +422,8 @@ def end(arguments: argparse.Namespace, number: int, frame: Any) -> None:
         copies.CREATING.acquire(timeout=1)  # a second signal may find it taken by the first
         with contextlib.suppress(OSError):
             copies.remove_leftovers(Path(os.path.realpath(target)) if arguments.run is not snapshot else target)
-    say("maintenance: interrupted")
+    more = f"; the server may still remove up to {bounds.OPERATOR_ACCOUNTS}" if arguments.run is remove else ""
+    say(f"maintenance: interrupted{more}")
     os._exit(128 + number)
 
 

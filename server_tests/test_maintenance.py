@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from clients.python.backup_client import BackupClient
-from contract_tests.target.calls import eventually
+from contract_tests.target.calls import FromAddress, eventually
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
 from server import bounds, clock, copies, inspection, operator
@@ -695,6 +695,22 @@ def test_an_account_that_was_used_meanwhile_stays(server):
     assert operator.remove(server.database, twice) == ["removed", "gone"]
     assert operator.remove(server.database, [replace(seen, user_id="0" * 64)]) == ["gone"]
     assert user.fetch_backup().status_code == 401
+
+
+def test_a_removed_account_knows_no_address_any_more(start_server):
+    """Whoever registers the userId again is not guessed at from where the former owner was."""
+    server = start_server(FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY=1)
+    former = registered(server)
+    name = former.credentials[0]
+    former.session.mount("http://", FromAddress("127.0.0.2"))
+    assert former.list_backup_versions().status_code == 200
+    assert result(server.database, "remove", "--user", name, "--yes")["removed"] == 1
+    server.move_clock(901)
+    owner = server.client((name, "a" * 64))
+    owner.session.mount("http://", FromAddress("127.0.0.3"))
+    assert owner.register_user().status_code == 201
+    answers = [former.list_backup_versions().status_code for _ in range(4)]
+    assert answers == [401, 401, 429, 429]  # a known address would have 30 attempts
 
 
 def test_an_account_that_cannot_be_deleted_is_told(server):
