@@ -413,6 +413,9 @@ def outcome(arguments: argparse.Namespace, progress: Progress) -> int:
     except Unusable as error:
         say(f"maintenance: {error}")
         return DAMAGED if isinstance(error, inspection.Broken) else CANNOT
+    except OSError as error:
+        say(f"maintenance: {error.filename or arguments.database}: {error.strerror}")
+        return CANNOT
 
 
 def end(arguments: argparse.Namespace, number: int, frame: Any) -> None:

@@ -67,10 +67,7 @@ def snapshot(
             remove_companions(target)
             part.replace(target)
         else:
-            try:
-                os.link(part, target)  # unlike a renaming, this never replaces what somebody else has made meanwhile
-            except FileExistsError:
-                raise Unusable(f"{target}: it exists by now") from None
+            name_new(part, target)
     sync(target.parent)
     return report
 
@@ -118,6 +115,18 @@ def compact(database: Path, damaged: bool = False, stage: Stage = no_stage) -> i
             part.replace(database)
             sync(database.parent)
     return report
+
+
+def name_new(part: Path, target: Path) -> None:
+    """Give a file a name that nothing has. Raise Unusable if something has it."""
+    try:
+        os.link(part, target)  # unlike a renaming, this never replaces what somebody else has made meanwhile
+    except FileExistsError:
+        raise Unusable(f"{target}: it exists by now") from None
+    except OSError:  # a file system without links
+        if os.path.lexists(target):
+            raise Unusable(f"{target}: it exists by now") from None
+        part.rename(target)
 
 
 # --- Steps ------------------------------------------------------------------------------------------------------------
@@ -205,6 +214,12 @@ def remove_half_kept(database: Path) -> None:
     """Remove the second name that an interrupted `restore` has given to the file that is still in place."""
     for name in siblings(database, ".replaced-*"):
         if name.exists() and database.exists() and os.path.samefile(name, database):
+            try:
+                fold(database)
+            except inspection.Broken:  # it gets back what was beside it; for a sound file, that may be out of date
+                for suffix in COMPANIONS:
+                    with contextlib.suppress(FileNotFoundError, FileExistsError):
+                        os.link(f"{name}{suffix}", f"{database}{suffix}")
             remove_companions(name)
             name.unlink()
 
