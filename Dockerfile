@@ -19,7 +19,7 @@ COPY requirements/server.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/server.txt \
     && python -m compileall -q /usr/local/lib/python3.13
 
-COPY backup_server.py openapi.yaml ./
+COPY backup_server.py maintenance.py openapi.yaml ./
 COPY server/ server/
 RUN python -m compileall -q server
 COPY --from=reference /reference/dist reference/dist

@@ -40,7 +40,7 @@ import jsonschema
 import pybase64
 import yaml
 
-from server import bounds, clock, i_json, memory, process, reference_page, space
+from server import bounds, clock, i_json, memory, operator, process, reference_page, space
 from server.accounts import (
     Account,
     Damaged,
@@ -1094,13 +1094,30 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
     with server.store.account(user.user_id) as held:
         user.again(server, held.record)
         server.check_time(request)
-        forget = functools.partial(server.guessing.forget, user.user_id)
-        try:
-            held.delete(clock.now(), on_commit=forget)
-        except StorageUnavailable:  # the change may have happened
-            forget()
-            raise
+        delete(server, held, user.user_id)
     return Response(204)
+
+
+def delete(server: Server, held: HeldAccount, user_id: str) -> None:
+    """Delete a held account, and forget its known addresses. Raise StorageUnavailable."""
+    forget = functools.partial(server.guessing.forget, user_id)
+    try:
+        held.delete(clock.now(), on_commit=forget)
+    except StorageUnavailable:  # the change may have happened
+        forget()
+        raise
+
+
+def remove(server: Server, listed: operator.Listed) -> str:
+    """Delete an account for the operator, as deleteUser does, if it is still as it was listed. Return the outcome."""
+    with server.store.account(listed.user_id) as held:
+        if not isinstance(held.record, Account):
+            return operator.GONE
+        latest = held.record.latest.number if held.record.latest else 0
+        if (held.record.created_at, latest) != (listed.created_at, listed.version):
+            return operator.CHANGED
+        delete(server, held, listed.user_id)
+    return operator.REMOVED
 
 
 @operation("getHealth")
@@ -1330,7 +1347,8 @@ def serve(settings: Settings, spec: Spec) -> None:
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
     with contextlib.closing(store), contextlib.closing(Watch(store)) as health:
-        app = App(Server(settings, spec, store, health), reference_page.read(ROOT / "reference" / "dist"))
+        server = Server(settings, spec, store, health)
+        app = App(server, reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(
             spec.limits["requestHeaderBytes"], spec.limits["requestBodyBytes"], spec.limits["requestBodySeconds"]
         )
@@ -1346,7 +1364,8 @@ def serve(settings: Settings, spec: Spec) -> None:
         except (OSError, UnicodeError) as error:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
-        http.run(operations=len(spec.operations))
+        with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
+            http.run(operations=len(spec.operations))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -55,6 +55,14 @@ SMALL_ANSWER_BYTES = 64 * KIB  # an answer of so many bytes always has room
 UNREAD_ANSWERS = 24 * MIB  # in memory until the clients have read them
 UNREAD_ANSWERS_OF_AN_ADDRESS = 8 * MIB  # one backup of the largest size is always allowed
 
+# --- The operator's socket --------------------------------------------------------------------------------------------
+# One connection is served at a time. Only the server's own user and root can connect.
+
+OPERATOR_WAITING = 4  # connections; there is one operator
+OPERATOR_SECONDS = 5  # for a request to arrive, and for the answer to be read
+OPERATOR_LINE_BYTES = 16 * KIB  # an account takes 130
+OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an end: each takes some milliseconds
+
 # --- The log ----------------------------------------------------------------------------------------------------------
 # Beyond the bound, lines are lost and counted.
 

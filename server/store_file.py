@@ -33,7 +33,7 @@ class StoreFile:
         except (OSError, sqlite3.Error) as error:
             raise StorageUnavailable(f"it cannot be used: {getattr(error, 'strerror', None) or error}") from None
         try:
-            self._lock(path)
+            lock(path, self._descriptors)
             self._recognise()
         except BlockingIOError:
             self.close()
@@ -50,11 +50,6 @@ class StoreFile:
         while self._descriptors:
             os.close(self._descriptors.pop())
 
-    def _lock(self, path: Path) -> None:
-        if sys.platform != "linux":  # elsewhere, flock could be in the way of SQLite's own locks
-            self._descriptors.append(os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CREAT, 0o600))
-        fcntl.flock(self._descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-
     def _recognise(self) -> None:
         """Refuse what SQLite could not open, or would take for a new database. The locked descriptor reads it."""
         found = os.fstat(self._descriptors[0])
@@ -64,6 +59,18 @@ class StoreFile:
             raise StorageUnavailable(EMPTY)
         if os.pread(self._descriptors[0], len(MAGIC), 0) != MAGIC:
             raise StorageUnavailable(FOREIGN)
+
+
+def lock(path: Path, descriptors: list[int]) -> None:
+    """Lock a file, so that nobody else has it open as a store. Raise BlockingIOError or another OSError.
+
+    The first of the descriptors is the file's. The lock lasts until all are closed. This adds one if it needs one.
+    """
+    if sys.platform != "linux":  # elsewhere, flock could be in the way of SQLite's own locks
+        descriptors.append(os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(descriptors[0]), path.stat()):  # restored or made compact a moment ago
+        raise BlockingIOError
 
 
 def make(path: Path, new_format: bytes) -> None:

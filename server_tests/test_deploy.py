@@ -29,6 +29,7 @@ LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt",
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
+MAINTENANCE = ROOT / "maintenance.py"
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())
 SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 TOX = configparser.ConfigParser(interpolation=None)
@@ -74,7 +75,7 @@ def test_the_image_runs_the_python_that_the_tests_ran():
 
 
 def test_the_image_holds_the_server_and_nothing_else():
-    assert image_files() == ["requirements/server.txt", "backup_server.py", "openapi.yaml", "server/"]
+    assert image_files() == ["requirements/server.txt", "backup_server.py", "maintenance.py", "openapi.yaml", "server/"]
     assert all((ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file() for name in image_files())
     ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
     kept = [line.removeprefix("!") for line in ignore if line.startswith("!")]
@@ -232,7 +233,7 @@ def test_waitress_is_pinned_where_a_person_chooses_its_version():
 
 def test_the_server_imports_what_it_requires_and_requires_nothing_else():
     imported = set()
-    for node in (node for path in SERVER for node in ast.walk(ast.parse(path.read_text()))):
+    for node in (node for path in [*SERVER, MAINTENANCE] for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -315,6 +316,29 @@ def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_
     assert names - SET_BY_FLY == documented_variables() == specified | NOT_OF_THE_CONTRACT
     assert text.count("os.environ") == 1 and "getenv" not in text  # only Settings reads the environment
     assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
+
+
+def test_the_readme_lists_each_command_for_the_operator_and_shows_how_it_runs_on_fly(tmp_path: Path):
+    commands = [name.partition(" ")[0] for names in table("Maintenance") for name in names[:1]]
+    done = subprocess.run([sys.executable, MAINTENANCE, "--help"], capture_output=True, text=True, check=True)
+    assert commands == re.findall(r"^    (\w+) {2,}\S", done.stdout, re.MULTILINE)
+    database = Path(image_environment()["DATABASE_PATH"])
+    tool = re.escape(f"{arguments('WORKDIR')[-1]}/{MAINTENANCE.name}")
+    runs = re.findall(rf'fly ssh console -C "/usr/local/bin/python {tool} (.+?)"', section("Maintenance"))
+    assert {run.split()[0] for run in runs} == set(commands)
+    for run in runs:  # the tool understands each command line, and finds no file
+        assert f"--database {database}" in run
+        command = [sys.executable, MAINTENANCE, *run.replace(str(database.parent), str(tmp_path)).split()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "No such file" in done.stderr, done.stderr
+
+
+def test_no_document_calls_the_database_everything():
+    """Newer changes are in the write-ahead log."""
+    for document in (README, (ROOT / "openapi.yaml").read_text()):
+        assert "holds everything" not in document
+    (row,) = [line for line in README.splitlines() if line.startswith("| `DATABASE_PATH`")]
+    assert "maintenance.py snapshot" in row
 
 
 def test_the_layout_in_the_readme_is_the_one_on_disk():

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("backup_server.py", "server/**/*.py", "contract_tests/**/*.py", "server_tests/**/*.py", "clients/**/*.py")
+SOURCES = (
+    "backup_server.py",
+    "maintenance.py",
+    "server/**/*.py",
+    "contract_tests/**/*.py",
+    "server_tests/**/*.py",
+    "clients/**/*.py",
+)
 FILES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for pattern in SOURCES
@@ -51,7 +58,8 @@ def test_the_server_knows_a_library_in_one_place(library, where):
 @pytest.mark.parametrize(
     ("package", "stranger"),
     [
-        ("server", "backup_server"),
+        *(("server", each) for each in ("backup_server", "maintenance")),
+        *(("maintenance", each) for each in ("backup_server", "sqlite3", "dbm")),
         *(("contract_tests", each) for each in ("backup_server", "server", "server_tests", "sqlite3", "dbm")),
         *(("clients", each) for each in ("backup_server", "server", "server_tests", "contract_tests")),
     ],

@@ -1,0 +1,434 @@
+"""The tools of whoever runs the server: look at the store, copy it, put a copy back, and remove accounts.
+
+The README explains them under "Maintenance". Every command can be interrupted at any point, and run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from server import bounds, clock, copies, inspection, operator
+from server.accounts import ESTABLISHED_DAYS
+from server.inspection import Unusable, Usage
+
+FINE, DAMAGED, CANNOT = 0, 1, 2
+NOTHING_DONE = DAMAGED
+EXIT_CODES = """\
+exit codes: 0 all is well; 1 damage was found, or nothing was done; 2 it cannot be done, and the message says why;
+130 and 143 interrupted: run it again"""
+SHOWN = 8  # characters of a userId
+MOMENT = 2  # seconds; what takes longer says how far it is
+
+Record = dict[str, Any]
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+SPANS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+
+
+def size(text: str) -> int:
+    """Return the bytes that a text such as 500k, 32M or 1GiB means."""
+    parts = re.fullmatch(r"([0-9]{1,15})([kmg]?)(i?)b?", text.lower())
+    if not parts:
+        raise argparse.ArgumentTypeError("it must be a number of bytes, such as 500k, 32M or 1GiB")
+    return int(parts[1]) * UNITS[parts[2] + ("ib" if parts[3] else "")]
+
+
+def span(text: str) -> int:
+    """Return the milliseconds that a text such as 30d means."""
+    parts = re.fullmatch(r"([0-9]{1,6})([mhdw])", text.lower())
+    if not parts:
+        raise argparse.ArgumentTypeError("it must be minutes, hours, days or weeks, such as 90m, 12h, 30d or 4w")
+    return int(parts[1]) * SPANS[parts[2]]
+
+
+def prefix(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{1,64}", text):
+        raise argparse.ArgumentTypeError("it must be the beginning of a userId, in lowercase hex")
+    return text
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    default = os.environ.get("DATABASE_PATH") or "data/backup.db"
+    common.add_argument("--database", type=Path, default=Path(default), metavar="FILE", help=f"the store ({default})")
+    common.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    full = argparse.ArgumentParser(add_help=False)
+    full.add_argument("--full", action="store_true", help=f"print userIds whole, not their first {SHOWN} characters")
+    anyway = argparse.ArgumentParser(add_help=False)
+    anyway.add_argument("--damaged", action="store_true", help="go on if damage is found")
+
+    parser = argparse.ArgumentParser(
+        prog="maintenance.py", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run: Callable[..., int], text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            run.__name__,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common, *parents],
+        )
+        added.set_defaults(run=run)
+        return added
+
+    command(verify, "read the whole store, and list what is damaged", full)
+    added = command(snapshot, "copy the store of a running or stopped server to a file, and verify the copy", anyway)
+    added.add_argument("path", type=Path, help="the new file")
+    added.add_argument("--force", action="store_true", help="replace the file if it exists")
+    added = command(restore, "put a snapshot in the place of the store; the server must be stopped", anyway)
+    added.add_argument("path", type=Path, help="the snapshot")
+    text = "make the file smaller, and erase everything that is deleted; the server must be stopped"
+    command(compact, text, anyway)
+    filters = argparse.ArgumentParser(add_help=False)
+    group = filters.add_argument_group("filters", "An account matches if it fits all that are given.")
+    group.add_argument("--larger-than", type=size, metavar="SIZE", help="its versions have more bytes: 500k, 32M, 1GiB")
+    group.add_argument("--older-than", type=span, metavar="TIME", help="it was registered longer ago: 12h, 30d, 4w")
+    group.add_argument("--idle-for", type=span, metavar="TIME", help="it has stored nothing for so long")
+    group.add_argument("--young", action="store_true", help=f"it has uploaded on fewer than {ESTABLISHED_DAYS} days")
+    group.add_argument("--without-backup", action="store_true", help="it has no version")
+    group.add_argument("--user", type=prefix, metavar="PREFIX", help="its userId begins so")
+    added = command(accounts, "list accounts, the largest first", full, filters)
+    added.add_argument("--sort", choices=SORTS, default="bytes", help="what comes first (bytes)")
+    added = command(remove, "let the running server delete the accounts that match, for good", full, filters)
+    added.add_argument("--dry-run", action="store_true", help="only list them")
+    added.add_argument("--yes", action="store_true", help="do not ask")
+    return parser.parse_args(argv)
+
+
+# --- Output -----------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Says on standard error how far a command is, if it takes longer than a moment."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._measure: copies.Measure = copies.no_measure
+        self._next = time.monotonic() + MOMENT
+
+    def stage(self, name: str, measure: copies.Measure) -> None:
+        """Begin something, or, if the name is empty, nothing."""
+        self._name, self._measure = name, measure
+
+    def say(self) -> None:
+        """The main thread calls this now and then."""
+        if not self._name or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + MOMENT
+        done, of = self._measure()
+        say(f"{self._name}: {min(100, done * 100 // of)} %" if of else f"{self._name} …")
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def show(arguments: argparse.Namespace, value: Record, lines: Sequence[str]) -> None:
+    """Print a result, in one piece: as JSON, or as lines for people."""
+    text = json.dumps(value) if arguments.json else "\n".join(lines)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def shown(user_id: str | None, arguments: argparse.Namespace) -> str | None:
+    return user_id if user_id is None or getattr(arguments, "full", False) else user_id[:SHOWN]
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"
+
+
+def days(milliseconds: int) -> str:
+    return f"{max(milliseconds, 0) / SPANS['d']:,.1f}"
+
+
+def summary(report: inspection.Report) -> str:
+    return f"{report.accounts:,} accounts, {report.versions:,} versions, {megabytes(report.bytes)}"
+
+
+def result_of(report: inspection.Report, arguments: argparse.Namespace) -> tuple[Record, list[str]]:
+    """Return what a verification has found, for programs and for people."""
+    damage = [{"kind": each.kind, "what": each.what, "user": shown(each.user_id, arguments)} for each in report.damage]
+    value = {
+        "accounts": report.accounts,
+        "deleted": report.deleted,
+        "versions": report.versions,
+        "bytes": report.bytes,
+        "damage": damage,
+    }
+    lines = [f"damaged: {each['kind']}, user {each['user'] or '-'}: {each['what']}" for each in damage]
+    return value, lines
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def verify(arguments: argparse.Namespace, progress: Progress) -> int:
+    at = (0, 0)
+
+    def seen(done: int, of: int) -> None:
+        nonlocal at
+        at = (done, of)
+
+    progress.stage("verifying", lambda: at)
+    report = inspection.verify(arguments.database, seen)
+    value, lines = result_of(report, arguments)
+    verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
+    show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
+    return DAMAGED if report.damage else FINE
+
+
+def snapshot(arguments: argparse.Namespace, progress: Progress) -> int:
+    report = copies.snapshot(arguments.database, arguments.path, arguments.force, arguments.damaged, progress.stage)
+    return copied(report, arguments, {"snapshot": str(arguments.path)}, [f"{arguments.path}: {summary(report)}"])
+
+
+def restore(arguments: argparse.Namespace, progress: Progress) -> int:
+    report, kept = copies.restore(arguments.database, arguments.path, arguments.damaged, progress.stage)
+    lines = [f"{arguments.database}: {summary(report)}"]
+    if kept:
+        lines.append(f"the replaced file is {kept}: delete it when you need it no longer")
+    lines.append('now read "After a restored snapshot" in README.md')
+    return copied(report, arguments, {"kept": str(kept) if kept else None}, lines)
+
+
+def compact(arguments: argparse.Namespace, progress: Progress) -> int:
+    report = copies.compact(arguments.database, arguments.damaged, progress.stage)
+    after = arguments.database.stat().st_size
+    lines = [f"{arguments.database}: {summary(report)}, in a file of {megabytes(after)}"]
+    return copied(report, arguments, {"fileBytes": after}, lines)
+
+
+def copied(report: inspection.Report, arguments: argparse.Namespace, more: Record, lines: list[str]) -> int:
+    value, damage = result_of(report, arguments)
+    show(arguments, value | more, [*damage, *lines])
+    return DAMAGED if report.damage else FINE
+
+
+# --- Accounts ---------------------------------------------------------------------------------------------------------
+
+SORTS: dict[str, Callable[[Usage], Any]] = {
+    "bytes": lambda usage: -usage.bytes,
+    "age": lambda usage: usage.created_at,
+    "idle": lambda usage: usage.last_use,
+    "versions": lambda usage: -usage.versions,
+    "user": lambda usage: usage.user_id,
+}
+
+
+def matches(usage: Usage, arguments: argparse.Namespace, now: int) -> bool:
+    """Return whether an account fits all filters."""
+    return (
+        (arguments.larger_than is None or usage.bytes > arguments.larger_than)
+        and (arguments.older_than is None or now - usage.created_at > arguments.older_than)
+        and (arguments.idle_for is None or now - usage.last_use > arguments.idle_for)
+        and (not arguments.young or usage.upload_days < ESTABLISHED_DAYS)
+        and (not arguments.without_backup or not usage.versions)
+        and (arguments.user is None or usage.user_id.startswith(arguments.user))
+    )
+
+
+def matching(arguments: argparse.Namespace, progress: Progress, sort: str) -> tuple[list[Usage], int]:
+    """Return the accounts that match, and how many records are damaged."""
+    at = (0, 0)
+
+    def seen(done: int, of: int) -> None:
+        nonlocal at
+        at = (done, of)
+
+    progress.stage("reading", lambda: at)
+    now, found, damaged = clock.now(), [], 0
+    for usage in inspection.usages(arguments.database, seen):
+        damaged += usage is None
+        if usage and matches(usage, arguments, now):
+            found.append(usage)
+    return sorted(found, key=SORTS[sort]), damaged
+
+
+def listed(found: list[Usage], damaged: int, arguments: argparse.Namespace) -> tuple[Record, list[str]]:
+    """Return a list of accounts, for programs and for people."""
+    now = clock.now()
+    total = {
+        "accounts": len(found),
+        "versions": sum(usage.versions for usage in found),
+        "bytes": sum(usage.bytes for usage in found),
+        "storedBytes": sum(usage.stored_bytes for usage in found),
+        "damaged": damaged,
+    }
+    values = [
+        {
+            "user": shown(usage.user_id, arguments),
+            "versions": usage.versions,
+            "bytes": usage.bytes,
+            "storedBytes": usage.stored_bytes,
+            "createdAt": clock.rfc3339(usage.created_at),
+            "lastUse": clock.rfc3339(usage.last_use),
+            "uploadDays": usage.upload_days,
+        }
+        for usage in found
+    ]
+    width = 64 if arguments.full else SHOWN
+    row = f"{{:{width}}} {{:>8}} {{:>12}} {{:>12}} {{:>9}} {{:>9}} {{:>6}}"
+    lines = [row.format("user", "versions", "size", "in the file", "age, days", "idle, d.", "upl.d.")]
+    lines += [
+        row.format(
+            value["user"],
+            usage.versions,
+            megabytes(usage.bytes),
+            megabytes(usage.stored_bytes),
+            days(now - usage.created_at),
+            days(now - usage.last_use),
+            usage.upload_days,
+        )
+        for usage, value in zip(found, values, strict=True)
+    ]
+    lines.append(f"{len(found):,} accounts, {total['versions']:,} versions, {megabytes(total['bytes'])}")
+    if damaged:
+        lines.append(f"{damaged:,} records are damaged: verify says which")
+    return {"accounts": values, "total": total}, lines
+
+
+def accounts(arguments: argparse.Namespace, progress: Progress) -> int:
+    found, damaged = matching(arguments, progress, arguments.sort)
+    show(arguments, *listed(found, damaged, arguments))
+    return DAMAGED if damaged else FINE
+
+
+def remove(arguments: argparse.Namespace, progress: Progress) -> int:
+    filters = ("larger_than", "older_than", "idle_for", "young", "without_backup", "user")
+    if all(getattr(arguments, name) in (None, False) for name in filters):
+        raise Unusable("remove needs a filter, such as --user PREFIX")
+    found, damaged = matching(arguments, progress, "bytes")
+    progress.stage("", copies.no_measure)
+    value, lines = listed(found, damaged, arguments)
+    if arguments.dry_run or not found:
+        show(arguments, value, lines)
+        return FINE if found else NOTHING_DONE
+    if not arguments.yes:
+        confirm(found, lines)
+    outcomes: list[str] = []
+    progress.stage("removing", lambda: (len(outcomes), len(found)))
+    try:
+        for outcome in asked(arguments.database, found):
+            outcomes.append(outcome)
+    finally:
+        names = (operator.REMOVED, operator.CHANGED, operator.GONE, operator.FAILED)
+        counts = {name: outcomes.count(name) for name in names}
+        text = f"{counts[operator.REMOVED]:,} of {len(found):,} accounts were removed"
+        for name, why in WHY_NOT.items():
+            text += f"; {counts[name]:,} {why}" if counts[name] else ""
+        show(arguments, {"matched": len(found), **counts}, [text])
+    return FINE if outcomes.count(operator.REMOVED) == len(found) else NOTHING_DONE
+
+
+WHY_NOT = {
+    operator.CHANGED: "stay, because they have been used meanwhile",
+    operator.GONE: "were deleted already",
+    operator.FAILED: "could not be deleted: the server's log says why; run it again",
+}
+
+
+def confirm(found: list[Usage], lines: list[str]) -> None:
+    """Ask on the terminal. Raise Unusable if there is none, or if the answer is not the number of accounts."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Unusable("there is no terminal to ask on: add --yes, or look first with --dry-run")
+    say("\n".join(lines))
+    os.write(2, f"Delete these {len(found)} accounts for good? Type {len(found)} to do so: ".encode())
+    if sys.stdin.readline().strip() != str(len(found)):
+        raise Unusable("nothing was removed")
+
+
+def asked(database: Path, found: list[Usage]) -> Iterator[str]:
+    """Let the server delete these accounts. Yield the outcomes. Raise Unusable if there is no server."""
+    for first in range(0, len(found), bounds.OPERATOR_ACCOUNTS):
+        part = found[first : first + bounds.OPERATOR_ACCOUNTS]
+        try:
+            yield from operator.remove(
+                database, [operator.Listed(usage.user_id, usage.created_at, usage.version) for usage in part]
+            )
+        except (FileNotFoundError, ConnectionRefusedError):
+            where = operator.socket_path(database)
+            raise Unusable(f"{where}: no server listens there: only a running server can remove accounts") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Unusable(f"{operator.socket_path(database)}: the server does not answer: {reason}") from None
+        except operator.Refused as error:
+            raise Unusable(f"the server refuses: {error}") from None
+
+
+# --- Main -------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Return its exit code.
+
+    The command runs in a thread of its own. So the main thread can say how far it is, and a signal ends the process at
+    once, even if SQLite is busy for minutes. Nothing is lost by that: a file gets its name when it is whole.
+    """
+    arguments = parsed(argv)
+    os.umask(0o077)
+    progress, codes = Progress(), [CANNOT]
+
+    def work() -> None:
+        codes[0] = outcome(arguments, progress)
+
+    thread = threading.Thread(target=work, daemon=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored on purpose
+            signal.signal(number, functools.partial(end, arguments))
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        progress.say()
+    return codes[0]
+
+
+def outcome(arguments: argparse.Namespace, progress: Progress) -> int:
+    try:
+        return int(arguments.run(arguments, progress))
+    except copies.DamagedCopy as error:
+        value, lines = result_of(error.report, arguments)
+        text = "damage was found, so nothing was changed: --damaged goes on in spite of it"
+        show(arguments, value, [*lines, text])
+        return DAMAGED
+    except Unusable as error:
+        say(f"maintenance: {error}")
+        return DAMAGED if isinstance(error, inspection.Broken) else CANNOT
+    except OSError as error:
+        say(f"maintenance: {error.filename or arguments.database}: {error.strerror}")
+        return CANNOT
+
+
+def end(arguments: argparse.Namespace, number: int, frame: Any) -> None:
+    """End at once, by a signal. Remove the unfinished copy."""
+    target = arguments.path if arguments.run is snapshot else arguments.database
+    if arguments.run in (snapshot, restore, compact):
+        copies.CREATING.acquire(timeout=1)  # a second signal may find it taken by the first
+        with contextlib.suppress(OSError):
+            copies.remove_leftovers(Path(os.path.realpath(target)) if arguments.run is not snapshot else target)
+    more = f"; the server may still remove up to {bounds.OPERATOR_ACCOUNTS}" if arguments.run is remove else ""
+    say(f"maintenance: interrupted{more}")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
