@@ -24,8 +24,10 @@ COPY server/ server/
 RUN python -m compileall -q server
 COPY --from=reference /reference/dist reference/dist
 
+# NEW_STORE: a missing volume must not look like a store without accounts. The first deployment sets it to 1.
 # HOST: the proxy reaches the port from outside the container.
 ENV DATABASE_PATH=/data/backup.db \
+    NEW_STORE=0 \
     HOST=0.0.0.0 \
     PORT=8080
 

@@ -82,6 +82,7 @@ environment variables:
   ADMIN_SECRET_KEY  bearer key for GET /admin/stats, at least 32 characters; if it is not set, the path does not exist
   ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,https://b.example
   DATABASE_PATH     database file (./data/backup.db)
+  NEW_STORE         1: the store is a new one; 0: it has to be there already (if it is not set, a missing one is made)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
   BACKUPS_PER_HOUR, BACKUPS_PER_DAY
                     new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
@@ -115,6 +116,7 @@ class Settings:
     admin_key: str | None = field(repr=False)
     allowed_origins: frozenset[str]
     database_path: Path
+    is_new_store: bool | None  # None: a missing store is made
     host: str
     port: int
     backups_per_hour: int
@@ -181,6 +183,7 @@ class Settings:
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
             allowed_origins=origins,
             database_path=Path(read("DATABASE_PATH", "data/backup.db")),
+            is_new_store=bool(whole_number("NEW_STORE", least=0, most=1)) if read("NEW_STORE") else None,
             host=read("HOST", "127.0.0.1"),
             port=whole_number("PORT", "8080", least=0, most=65535),
             backups_per_hour=whole_number("BACKUPS_PER_HOUR"),
@@ -1127,7 +1130,9 @@ def get_health(server: Server, request: Request) -> Response:
     The HTTP server answers this at once, on its main thread: it must not touch the disk.
     """
     server.health.check()
-    return answer(200, {"status": "ok", "version": server.spec.version})
+    parts = server.store.degraded()
+    value = {"status": "degraded" if parts else "ok", "version": server.spec.version}
+    return answer(200, value | ({"degraded": parts} if parts else {}))
 
 
 @operation("getAdminStats")
@@ -1343,7 +1348,7 @@ def serve(settings: Settings, spec: Spec) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. Raise StartupError if the database file or the address cannot be used."""
     memory.give_back()
     try:
-        store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"])
+        store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"], settings.is_new_store)
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
     with contextlib.closing(store), contextlib.closing(Watch(store)) as health:
@@ -1365,7 +1370,8 @@ def serve(settings: Settings, spec: Spec) -> None:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
         with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
-            http.run(operations=len(spec.operations))
+            made = {"newStore": True} if store.is_made else {}
+            http.run(operations=len(spec.operations), **made)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -212,6 +212,10 @@ class Store(StoreReader):
         """
 
     @abstractmethod
+    def degraded(self) -> list[str]:
+        """Return the parts that do not work, as the schema Health names them. It does not wait for a disk."""
+
+    @abstractmethod
     def volume(self) -> Volume:
         """Return how much space there is. Raise StorageUnavailable."""
 

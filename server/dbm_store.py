@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import bounds, clock, lanes, records
+from server import bounds, clock, lanes, records, space
 from server.accounts import (
     Account,
     Damaged,
@@ -59,7 +59,7 @@ from server.accounts import (
 )
 from server.log import log
 from server.space import is_established, size_of, takes_accounts
-from server.store_file import StoreFile, check_table
+from server.store_file import StoreFile, check_table, drop_ballast, load_ballast
 
 PROBE = b"probe"  # the key of a value that means nothing
 FILE_FORMAT = b"2"
@@ -310,8 +310,11 @@ class Counts(NamedTuple):
 class DbmStore(DbmReader, Store):
     """Accounts in one file. Only one server can have it open."""
 
-    def __init__(self, path: Path, reserved_seconds: int) -> None:
+    def __init__(self, path: Path, reserved_seconds: int, is_new: bool | None = None) -> None:
         """Open the file, or create it. A deleted userId stays reserved for `reserved_seconds`, then it is forgotten.
+
+        `is_new` says whether there has to be a store (false), or whether an empty file is taken for none (true).
+        If the file cannot be written, the store can be read all the same, and `degraded` says so.
 
         Raise StorageUnavailable if another server has the file open, or if the file cannot be used.
         """
@@ -330,19 +333,27 @@ class DbmStore(DbmReader, Store):
         self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
         self._to_verify: list[tuple[str, Version, float]] = []  # of the user who was visited last
         self._next_round = clock.monotonic()
+        self._is_tight = False  # little space is left, as of a moment ago
         self._free_in_file = 0  # bytes of pages that the file does not need, a moment ago
         self._damaged: dict[
             str, str
         ] = {}  # what is damaged, by user or key: "record", "backup", "index", "key", "table"
-        self._file = StoreFile(path, FILE_FORMAT)
+        self._file = StoreFile(path, FILE_FORMAT, is_new)
+        self.is_made = self._file.is_made
         self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
         try:
-            self._last_write.result()  # however long it takes: SQLite may have to recover
-        except StorageUnavailable:
+            try:
+                self._last_write.result()  # however long it takes: SQLite may have to recover
+            except StorageError:
+                if not drop_ballast(path):
+                    raise
+                self._last_write = self._start_write(self._open)
+                self._last_write.result()
+        except StorageError as error:
             lanes.stop(self._writer)
             self._file.close()
-            raise
+            raise StorageUnavailable(str(error)) from None
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
 
@@ -362,6 +373,11 @@ class DbmStore(DbmReader, Store):
                 raise StorageUnavailable(NOT_SYNCED)
             with contextlib.suppress(StorageUnavailable):  # if the disk is full, it has to wait
                 self._empty_log()  # a crash may have left there what was erased since
+            self._has_failed_commit = True
+            self._overwrite_failed_commit()
+            if self._has_failed_commit:
+                log(event="storage_error", reason="the file cannot be written: only reads are served; look at the disk")
+                return
             # The last step: a server that knows only the former format can no longer open the file.
             if found == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
@@ -411,6 +427,10 @@ class DbmStore(DbmReader, Store):
         size = sum(file.stat().st_size for file in files if file.exists())
         counts = self._counts
         return Stats(counts.users, counts.backups, counts.versions, size, self.volume().free, len(self._damaged))
+
+    def degraded(self) -> list[str]:
+        parts = {"writes": self._has_failed_commit, "space": self._is_tight, "scrub": self._damaged}
+        return [name for name, is_wrong in parts.items() if is_wrong]
 
     def volume(self) -> Volume:
         try:
@@ -568,6 +588,9 @@ class DbmStore(DbmReader, Store):
                 elif self._shrink():
                     self._stopping.wait(0.01)
                 else:
+                    with contextlib.suppress(OSError, StorageUnavailable):
+                        load_ballast(self.path)
+                        self._is_tight = space.is_below(self.volume(), space.GROWTH_MARK)
                     self._stopping.wait(1)
             except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
                 self._stopping.wait(5)
@@ -817,7 +840,12 @@ class HeldRow(HeldAccount):
         assert before, "only what exists can be deleted"
         after = Row(deleted, slots_used=before.slots_used)
         try:
-            self._store._put_row(self._user_id, before, after)
+            try:
+                self._store._put_row(self._user_id, before, after)
+            except StorageFull:
+                if not drop_ballast(self._store.path):
+                    raise
+                self._store._put_row(self._user_id, before, after)
         except StorageFull as error:  # a deletion needs no lasting space, so a retry may work soon
             raise StorageUnavailable(str(error)) from None
         on_commit()

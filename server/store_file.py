@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
 import stat
 import sys
@@ -12,27 +13,43 @@ from server.accounts import StorageUnavailable
 
 MAGIC = b"SQLite format 3\0"
 TABLE = "CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)"  # the table that dbm.sqlite3 works on
-EMPTY = "it is empty, so it is not a store: restore a copy, or remove it if the store is to be a new one"
+EMPTY = "it is empty, so it is not a store: restore a copy, or set NEW_STORE=1 once if the store is to be a new one"
+MISSING = (
+    "there is no store: is the volume there? Restore a copy, or set NEW_STORE=1 once if the store is to be a new one "
+    "(on Fly: fly deploy -e NEW_STORE=1)"
+)
+BALLAST_BYTES = 16 * 1024 * 1024
+BALLAST_PART = 50  # of the volume, it is no more than one part in so many
 FOREIGN = "it is not a store of this server: name another file, or restore a copy"
 
 
 class StoreFile:
     """The lock on a store's file. Only one server can hold it, whatever names the file has."""
 
-    def __init__(self, path: Path, new_format: bytes) -> None:
+    def __init__(self, path: Path, new_format: bytes, is_new: bool | None = None) -> None:
         """Lock the file. If there is none, make a store with this value of `format`. Raise StorageUnavailable.
+
+        If `is_new` is false, a store has to be there. If it is true, an empty file is taken for none. `is_made` tells
+        whether a store was made.
 
         Close it only after SQLite has closed the file: closing any descriptor of a file drops the POSIX locks that
         this process has on it, and SQLite relies on those.
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not path.exists():
+            if is_new and path.is_file() and not path.stat().st_size:
+                path.unlink()
+            self.is_made = not path.exists()
+            if self.is_made and is_new is False:
+                raise StorageUnavailable(MISSING)
+            if self.is_made:
                 make(path.resolve(), new_format)
             self._descriptors = [os.open(path, os.O_RDONLY)]
         except (OSError, sqlite3.Error) as error:
-            raise StorageUnavailable(f"it cannot be used: {getattr(error, 'strerror', None) or error}") from None
+            raise StorageUnavailable(f"it cannot be used: {reason(path, error)}") from None
         try:
+            for unfinished in path.parent.glob(f"{path.name}-new-*"):  # a start that was killed
+                unfinished.unlink()
             lock(path, self._descriptors)
             self._recognise()
         except BlockingIOError:
@@ -40,7 +57,7 @@ class StoreFile:
             raise StorageUnavailable("another server has it open: stop that one first") from None
         except OSError as error:
             self.close()
-            raise StorageUnavailable(f"it cannot be used: {error.strerror}") from None
+            raise StorageUnavailable(f"it cannot be used: {reason(path, error)}") from None
         except StorageUnavailable:
             self.close()
             raise
@@ -59,6 +76,47 @@ class StoreFile:
             raise StorageUnavailable(EMPTY)
         if os.pread(self._descriptors[0], len(MAGIC), 0) != MAGIC:
             raise StorageUnavailable(FOREIGN)
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Say why a file cannot be used. If it belongs to somebody else, say to whom, and what to do."""
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, PermissionError):
+        there = next(each for each in (path, *path.parents) if os.access(each.parent, os.X_OK))
+        with contextlib.suppress(OSError):
+            found = there.stat()
+            owner = f"belongs to the user {found.st_uid} (mode {found.st_mode & 0o777:04o})"
+            text += f": {there} {owner}, and the server runs as {os.geteuid()}: give it to that one (chown)"
+    return text
+
+
+def ballast(path: Path) -> Path:
+    return path.with_name(f"{path.name}-ballast")
+
+
+def load_ballast(path: Path) -> None:
+    """Keep some space that `drop_ballast` can give back, if there is plenty now. It may fail; then there is none."""
+    usage = shutil.disk_usage(path.parent)
+    size = min(BALLAST_BYTES, usage.total // BALLAST_PART)
+    if ballast(path).exists() or usage.free < 4 * size:
+        return
+    descriptor = os.open(ballast(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+
+
+def drop_ballast(path: Path) -> bool:
+    """Give back the space that was kept, if the disk is full. Return whether that may help."""
+    try:
+        if shutil.disk_usage(path.parent).free >= BALLAST_BYTES:
+            return False
+        ballast(path).unlink()
+    except OSError:
+        return False
+    return True
 
 
 def lock(path: Path, descriptors: list[int]) -> None:

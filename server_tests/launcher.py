@@ -135,6 +135,7 @@ FAULTS = {
     "storage_full": Fault(storage_full, ("__setitem__",)),
     "unavailable": Fault(unavailable, ALL),
     "internal_error": Fault(internal_error, (*ALL, "handler")),
+    "full_from_the_start": Fault(storage_full, ("__setitem__",)),
     "uncountable": Fault(unavailable, ("__iter__",)),
 }
 

@@ -41,6 +41,9 @@ class MemoryStore(Store):
             database_bytes=sum(map(len, self._data.values())),
         )
 
+    def degraded(self) -> list[str]:
+        return []
+
     def volume(self) -> Volume:
         return Volume(total=1 << 40, free=1 << 40)
 

@@ -109,7 +109,12 @@ def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():
 
 
 def test_the_image_sets_documented_variables_and_no_secret():
-    assert image_environment() == {"DATABASE_PATH": "/data/backup.db", "HOST": "0.0.0.0", "PORT": "8080"}
+    assert image_environment() == {
+        "DATABASE_PATH": "/data/backup.db",
+        "NEW_STORE": "0",
+        "HOST": "0.0.0.0",
+        "PORT": "8080",
+    }
     assert set(image_environment()) <= documented_variables()
     assert "SECRET" not in (ROOT / "Dockerfile").read_text() and "env" not in FLY
 
@@ -128,6 +133,7 @@ def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_s
         **image_environment(),
         "APP_SECRET_KEY": secrets.token_urlsafe(32),
         "DATABASE_PATH": str(tmp_path / "backup.db"),
+        "NEW_STORE": "1",
         "HOST": "127.0.0.1",
         "PORT": "0",
         "PATH": os.environ["PATH"],

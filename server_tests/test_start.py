@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.siege import NotRun, small_file_system
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target.calls import eventually, outcome, sha256
 from server.accounts import StorageUnavailable
 from server.dbm_store import DbmStore
+from worst_day.disks import full
 
 
 def refusal_of(path: Path) -> str:
@@ -63,3 +67,96 @@ def test_a_new_store_is_whole_when_it_gets_its_name(tmp_path, monkeypatch):
     DbmStore(path, 901).close()
     assert seen == [(b"format", b"2"), 2]
     assert [each.name for each in tmp_path.iterdir()] == ["backup.db"]
+
+
+# ---- A store that should be there ----------------------------------------------------------------------------------
+
+
+def test_a_missing_store_is_made_only_if_it_may_be(start_server, tmp_path):
+    path = tmp_path / "volume" / "backup.db"
+    with pytest.raises(RuntimeError, match="there is no store: .* NEW_STORE=1 once") as caught:
+        start_server(DATABASE_PATH=path, NEW_STORE=0)
+    assert str(caught.value).count("\n") <= 2 and not path.exists()
+    made = start_server(DATABASE_PATH=path, NEW_STORE=1)
+    assert made.log()[0]["newStore"] is True
+    user = made.client()
+    assert outcome(user.register_user()) == "201"
+    made.stop()
+    again = start_server(DATABASE_PATH=path, NEW_STORE=0, APP_SECRET_KEY=made.secret)
+    assert "newStore" not in again.log()[0]
+    assert outcome(again.client(user.credentials).register_user()) == "200"
+
+
+@pytest.mark.parametrize("new_store", ["2", "yes"])
+def test_a_value_of_new_store_that_makes_no_sense(start_server, new_store):
+    with pytest.raises(RuntimeError, match="NEW_STORE must be a whole number from 0 to 1"):
+        start_server(NEW_STORE=new_store)
+
+
+def test_an_empty_file_is_a_new_store_only_if_somebody_says_so(tmp_path):
+    path = tmp_path / "backup.db"
+    path.touch()
+    assert "it is empty" in refusal_of(path)
+    DbmStore(path, 901, is_new=True).close()
+    DbmStore(path, 901, is_new=False).close()
+
+
+def test_what_a_start_that_was_killed_has_left_is_removed(tmp_path):
+    path, left = tmp_path / "backup.db", tmp_path / "backup.db-new-123"
+    left.touch()
+    DbmStore(path, 901).close()
+    assert not left.exists()
+
+
+def test_a_file_that_cannot_be_opened_says_whose_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "backup.db"
+    DbmStore(path, 901).close()
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("server.store_file.lock", refuse)
+    assert f"belongs to the user {os.getuid()} (mode 0600)" in refusal_of(path) and "chown" in refusal_of(path)
+
+
+# ---- A disk that cannot be written ---------------------------------------------------------------------------------
+
+
+def test_a_start_on_a_disk_that_takes_nothing_serves_reads(start_server):
+    server = start_server()
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(b"a backup")) == "201"
+    server.restart(fault="full_from_the_start")
+    user.base_url = server.base_url
+    health = user.get_health()
+    assert (health.status_code, health.json()["status"], health.json()["degraded"]) == (200, "degraded", ["writes"])
+    assert outcome(user.fetch_backup()) == "200"
+    assert outcome(user.store_backup(b"another", sha256(b"a backup"))) == "507 storage_full"
+    assert any("only reads are served" in line.get("reason", "") for line in server.log())
+    server.fault = None
+    assert eventually(lambda: user.get_health().json()["status"] == "ok", 20)
+    assert outcome(server.client(user.credentials).register_user()) == "200"
+
+
+def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_path):
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            server = start_server(DATABASE_PATH=disk / "backup.db")
+            user, gone = server.client(), server.client()
+            for each in (user, gone):
+                assert outcome(each.register_user()) == "201"
+                assert outcome(each.store_backup(os.urandom(100_000))) == "201"
+            assert eventually((disk / "backup.db-ballast").exists)
+            with full(disk):
+                server.kill()
+                server.start()
+                user.base_url = gone.base_url = server.base_url
+                assert outcome(user.fetch_backup()) == "200"
+                assert outcome(gone.delete_user()) == "204"
+                assert outcome(user.fetch_backup()) == "200"
+            assert eventually((disk / "backup.db-ballast").exists)
+            assert outcome(gone.fetch_backup()) == "401 credentials_invalid"
+            server.stop()
+    except NotRun as error:
+        not_run(str(error))

@@ -44,9 +44,9 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
     *(sys.executable, "-P", str(REPOSITORY / "server_tests/launcher.py"))
 ]
 # What a test may break on purpose while the server runs. In this order: the disk is full, the file cannot be used,
-# something unforeseen happens, and, from the start on, the server cannot count what is stored.
-FAULTS = ("storage_full", "unavailable", "internal_error", "uncountable")
-FROM_THE_START = {"uncountable"}  # the server must start in spite of it
+# something unforeseen happens. And, from the start on, the disk is full, or the server cannot count what is stored.
+FAULTS = ("storage_full", "unavailable", "internal_error", "full_from_the_start", "uncountable")
+FROM_THE_START = {"full_from_the_start", "uncountable"}  # the server must start in spite of it
 # How a server learns a client's address from its proxy, for tests that need addresses which this machine does not have.
 BEHIND_A_PROXY: dict[str, Any] = {"settings": {"FLY_APP_NAME": "a-name-that-fly-sets"}, "header": "Fly-Client-IP"}
 # Set if a run measures what it reaches.
