@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 }
 MOST_LOST = 20  # after that, it is clear
 STRACE_SECONDS = 30  # until strace has written what it saw
-CALLS = "openat,pwrite64,ftruncate,fallocate,fdatasync,fsync,unlink,rename,sendto"
+CALLS = "openat,pwrite64,ftruncate,fallocate,fdatasync,fsync,link,linkat,unlink,rename,sendto"
 
 
 class NotRun(Exception):
@@ -123,9 +123,10 @@ def hexdigest(data: bytes) -> str:
 
 
 class Event(NamedTuple):
-    """A call that changes a file: write, truncate, sync, create, unlink or rename. Or an answer that was sent.
+    """A call that changes a file: write, truncate, sync, create, link, unlink or rename. Or an answer that was sent.
 
-    `name` is the file's name in its folder, empty for an answer. `offset` is also the size after a truncation.
+    `name` is the file's name in its folder, empty for an answer. `offset` is also the size after a truncation, and
+    `data` the second name.
     """
 
     kind: str
@@ -193,10 +194,10 @@ def event_of(call: str, arguments: str, result: int, files: Path) -> Iterator[Ev
         if strings and strings[0].startswith(b"HTTP/1."):
             yield Event("answer")
         return
-    if call in ("unlink", "rename"):
+    if call in ("link", "linkat", "unlink", "rename"):
         names = [inside(each.decode()) for each in strings]
         if names[0]:
-            yield Event(call, names[0], data=(names[1] or "").encode() if call == "rename" else b"")
+            yield Event(call.removesuffix("at"), names[0], data=(names[1] or "").encode() if names[1:] else b"")
         return
     if call == "openat":
         if "O_CREAT" in arguments and (name := inside(strings[0].decode())):
@@ -271,8 +272,9 @@ class Disk:
             file.unsynced.append(event)
         elif event.kind == "sync":
             file.synced, file.unsynced = file.after(file.unsynced), []
-        elif event.kind in ("unlink", "rename"):
-            del self.files[event.name]
+        elif event.kind in ("link", "unlink", "rename"):
+            if event.kind != "link":
+                del self.files[event.name]
             if event.data:
                 self.files[event.data.decode()] = file
 
