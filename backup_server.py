@@ -967,16 +967,11 @@ def store_next(
         upload_days=space.upload_days_at(account, moment),
         uploads=(*uploads_that_matter(account, moment - limits[-1].seconds * 1000), upload),
     )
-    before, volume = space.size_of(account.versions), server.store.volume()
-    is_tight = not space.lets_grow(volume, changed, space.size_of(changed.versions) - before)
-    if is_tight:
-        changed = replace(changed, versions=space.within(changed.versions, before))
-        if space.size_of(changed.versions) > before:
-            raise StorageFull("the account may not grow now")
+    changed = space.fitted(server.store.volume(), account, changed)
     # A thief may have used the old key. Forget the addresses as the key changes, even if that is after this request.
     forget = functools.partial(server.guessing.forget, user.user_id) if changes_key else nothing
     try:
-        held.append(changed, data, on_commit=forget, gives_back=is_tight)
+        held.append(changed, data, on_commit=forget, gives_back=changed.allotment > 0)
     except StorageUnavailable:  # the change may have happened
         forget()
         raise
@@ -1370,8 +1365,8 @@ def serve(settings: Settings, spec: Spec) -> None:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
         with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
-            made = {"newStore": True} if store.is_made else {}
-            http.run(operations=len(spec.operations), **made)
+            notes = {"newStore": store.is_made, "leavesDeletedBytes": not store.erases}
+            http.run(operations=len(spec.operations), **{name: True for name, is_so in notes.items() if is_so})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -157,6 +157,20 @@ def test_registrations_stop_first(start_server):
     stranger.register()
 
 
+@pytest.mark.requirement("space.registrations", "space.new", "registerUser.507")
+def test_registrations_stop_when_new_accounts_have_their_third(start_server):
+    server = start_server(frozen=FROZEN, volume=60_000_000, **MANY)
+    accounts, size = [Account(server).register() for _ in range(25)], MAX_DECODED_BYTES
+    for account in accounts:
+        while size and account.store(size) != "201":
+            size //= 2
+            server.move_clock(1)
+    stranger = Account(server)
+    assert outcome(stranger.client.register_user()) == "507 storage_full"
+    assert outcome(accounts[0].client.delete_user()) == "204"
+    stranger.register()
+
+
 @pytest.mark.requirement("space.own", "storeBackup.507")
 def test_an_account_makes_room_for_itself(start_server):
     server = start_server(frozen=FROZEN, volume=GB, **MANY)
@@ -173,6 +187,20 @@ def test_an_account_makes_room_for_itself(start_server):
     fill(server, GB // 2)
     server.move_clock(1)  # or the signature would be that of a refused upload
     assert [old.store(60_000), new.store(1000)] == ["201", "201"]
+
+
+@pytest.mark.requirement("space.own")
+def test_a_log_that_grows_is_stored_every_day(start_server):
+    """An account that drops two versions for a slightly larger one may have the rest of their room later."""
+    server = start_server(frozen=FROZEN, volume=GB, **MANY)
+    old = established(server, 50_000)
+    fill(server, GB // 10 - 20_000_000)
+    before = old.bytes()
+    for day in range(30):
+        assert old.store(50_500 + 500 * day) == "201"
+        assert old.bytes() <= before
+        server.move_clock(DAY)
+    assert len(old.versions()) >= before // 65_000
 
 
 @pytest.mark.requirement("space.own", "changeStorageKey.507")

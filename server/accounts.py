@@ -44,6 +44,7 @@ class Account:
     versions: tuple[Version, ...] = ()  # the kept ones, oldest first
     uploads: tuple[Upload, ...] = field(default=(), repr=False)
     upload_days: int = 0  # on how many different days it has stored, as far as that matters (server/space.py)
+    allotment: int = 0  # bytes that its versions may have even when it may not grow; 0: what they have now
 
     @property
     def latest(self) -> Version | None:
@@ -106,7 +107,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Volume:
-    """Where the accounts are: its size, what is free there, and what new accounts together have stored, in bytes."""
+    """Where the accounts are: its size, what is free there for all, and what new accounts together have, in bytes."""
 
     total: int
     free: int

@@ -3,7 +3,7 @@
 `user/{userId}` holds a record. Every change replaces the whole record with one put, which is the commit of the change.
 `blob/{userId}/{slot}` holds the bytes of a version. An upload overwrites a slot that the record does not name, then
 replaces the record. So each change happens completely or not at all, an upload deletes nothing, and the file does not
-keep growing. `server/housekeeping.py` cleans up behind it: it erases what was deleted or dropped.
+keep growing. Housekeeping, in the background, cleans up behind it: it erases what was deleted or dropped.
 
 Slot 0 of an account exists as long as the account lives. So if a record is missing, but its slot 0 is not, the record
 did not go by itself: a damaged index is not taken for an account that does not exist.
@@ -26,6 +26,7 @@ import hashlib
 import heapq
 import itertools
 import json
+import math
 import re
 import shutil
 import sqlite3
@@ -58,7 +59,7 @@ from server.accounts import (
     nothing,
 )
 from server.log import log
-from server.space import is_established, size_of, takes_accounts
+from server.space import allotted, counted, is_established, size_of, takes_accounts
 from server.store_file import StoreFile, check_table, drop_ballast, load_ballast
 
 PROBE = b"probe"  # the key of a value that means nothing
@@ -76,6 +77,7 @@ VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of r
 VERIFY_PAUSE_SECONDS = 0.2
 SPARE_BYTES = 8 * 1024 * 1024  # stay in the file for the next uploads
 SHRINK_PAGES = 256  # at a time: 1 MiB
+FREE_PAGES_SECONDS = 1  # for so long it is known how many there are
 INCREMENTAL = 2  # the value of SQLite's auto_vacuum; a file that an older server made does not have it
 MOST_DAMAGE = 10_000  # so much is remembered
 USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
@@ -290,21 +292,35 @@ NO_WRITE: Future[None] = Future()  # in place of a turn's last write
 NO_WRITE.set_result(None)
 
 
+class FreePages(NamedTuple):
+    """The bytes of the pages that the file does not need, whether it can become smaller by them, and when that was."""
+
+    bytes: int
+    can_shrink: bool
+    read_at: float
+
+
 class Counts(NamedTuple):
-    """What is counted of all accounts. `new_bytes` is what the accounts that are still new have stored."""
+    """What is counted of all accounts.
+
+    `new_bytes` is what the accounts that are still new have. `given_up` is what accounts have dropped while they could
+    not grow. It is theirs, and so it is not free for others.
+    """
 
     users: int = 0
     backups: int = 0
     versions: int = 0
     new_bytes: int = 0
+    given_up: int = 0
 
     @classmethod
     def of(cls, record: Record | None) -> "Counts":
         """Return what one record adds to the counts."""
         if not isinstance(record, Account):
             return cls()
-        new_bytes = 0 if is_established(record) else size_of(record.versions)
-        return cls(1, int(bool(record.versions)), len(record.versions), new_bytes)
+        new_bytes = 0 if is_established(record) else counted(record)
+        given_up = allotted(record) - size_of(record.versions)
+        return cls(1, int(bool(record.versions)), len(record.versions), new_bytes, given_up)
 
 
 class DbmStore(DbmReader, Store):
@@ -334,12 +350,10 @@ class DbmStore(DbmReader, Store):
         self._to_verify: list[tuple[str, Version, float]] = []  # of the user who was visited last
         self._next_round = clock.monotonic()
         self._is_tight = False  # little space is left, as of a moment ago
-        self._free_in_file = 0  # bytes of pages that the file does not need, a moment ago
-        self._damaged: dict[
-            str, str
-        ] = {}  # what is damaged, by user or key: "record", "backup", "index", "key", "table"
+        self._free_pages = FreePages(0, False, -math.inf)
+        self._damaged: dict[str, str] = {}  # "record", "backup", "index", "key" or "table", by user or key
         self._file = StoreFile(path, FILE_FORMAT, is_new)
-        self.is_made = self._file.is_made
+        self.is_made, self.erases = self._file.is_made, False
         self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
         try:
@@ -366,11 +380,13 @@ class DbmStore(DbmReader, Store):
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
             with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
-                (journal_mode,), (synchronous,) = (
-                    connection.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")
+                names = ("journal_mode", "synchronous", "secure_delete")
+                (journal,), (synchronous,), (erases,) = (
+                    connection.execute(f"PRAGMA {name}").fetchone() for name in names
                 )
-            if journal_mode != "wal" or synchronous < 2:
+            if journal != "wal" or synchronous < 2:
                 raise StorageUnavailable(NOT_SYNCED)
+            self.erases = bool(erases)  # Debian's SQLite does, and so does the one in the image
             with contextlib.suppress(StorageUnavailable):  # if the disk is full, it has to wait
                 self._empty_log()  # a crash may have left there what was erased since
             self._has_failed_commit = True
@@ -433,11 +449,26 @@ class DbmStore(DbmReader, Store):
         return [name for name, is_wrong in parts.items() if is_wrong]
 
     def volume(self) -> Volume:
+        disk, in_file = self._disk(), self._free_in_file().bytes
+        return Volume(disk.total, max(0, disk.free + in_file - self._counts.given_up), self._counts.new_bytes)
+
+    def _disk(self) -> Any:
         try:
-            disk = shutil.disk_usage(self.path.parent)
+            return shutil.disk_usage(self.path.parent)
         except OSError as error:
             raise StorageUnavailable(str(error)) from None
-        return Volume(disk.total, disk.free + self._free_in_file, self._counts.new_bytes)
+
+    def _free_in_file(self) -> FreePages:
+        """Return the pages that the file did not need a second ago. SQLite uses them before the file grows."""
+        if self._free_pages.read_at < time.monotonic() - FREE_PAGES_SECONDS:
+            try:
+                with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+                    names = ("freelist_count", "page_size", "auto_vacuum")
+                    (count,), (size,), (vacuum,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in names)
+            except sqlite3.Error as error:
+                raise StorageUnavailable(str(error)) from None
+            self._free_pages = FreePages(count * size, vacuum == INCREMENTAL, time.monotonic())
+        return self._free_pages
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -480,12 +511,13 @@ class DbmStore(DbmReader, Store):
 
     def _check_space(self, size: int) -> None:
         """Raise StorageFull if `size` more bytes would use up the reserve."""
-        try:
-            free = shutil.disk_usage(self.path.parent).free
-        except OSError as error:
-            raise StorageUnavailable(str(error)) from None
-        # A blob is written to the write-ahead log and then to the file. The third is a margin.
-        if free < RESERVE_BYTES + 3 * size:
+        on_disk = self._disk().free
+        # A blob is written to the write-ahead log and then to the file. The third is a margin. The file may have room
+        # for it in free pages, but the log grows on the disk.
+        needed = RESERVE_BYTES + 3 * size
+        if on_disk < needed and (
+            on_disk + self._free_in_file().bytes < needed or on_disk < RESERVE_BYTES // 2 + 2 * size
+        ):
             raise StorageFull("only the reserve is left")
 
     def _put_blob(self, user_id: str, slot: int, data: bytes) -> None:
@@ -677,11 +709,8 @@ class DbmStore(DbmReader, Store):
 
     def _shrink(self) -> bool:
         """Give free pages back to the file system, some at a time. Return whether there may be more."""
-        with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
-            names = ("freelist_count", "page_size", "auto_vacuum")
-            (pages,), (size,), (auto_vacuum,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in names)
-        self._free_in_file = pages * size
-        if auto_vacuum != INCREMENTAL or self._free_in_file < SPARE_BYTES:
+        free = self._free_in_file()
+        if not free.can_shrink or free.bytes < SPARE_BYTES:
             return False
         with self._turn():
             self._write(self._shrink_by_some)
@@ -824,7 +853,8 @@ class HeldRow(HeldAccount):
         self._store._put_row(self._user_id, self._row, after)
         on_commit()
         if gives_back and (slots := [slot for slot, _ in after.dropped or ()]):
-            self._store._erase_dropped(self._user_id, after, slots)
+            with contextlib.suppress(StorageError):  # the version is stored, and the slots are erased some time later
+                self._store._erase_dropped(self._user_id, after, slots)
 
     def mend(self, version: Version, data: bytes) -> None:
         slot = self._living().slot(version)

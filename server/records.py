@@ -29,6 +29,7 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
                     for version in record.versions
                 ],
                 "uploadDays": record.upload_days,
+                "allotment": record.allotment,
                 "uploads": [[upload.moment, upload.signature] for upload in record.uploads],
                 # Which of the uploads changed the key. A server that does not know this member reads the others.
                 "keyChanges": [index for index, upload in enumerate(record.uploads) if upload.changes_key],
@@ -74,6 +75,7 @@ def record_of(value: dict[str, Any]) -> Record:
         ),
         # A record of a former version was there before the rules for new accounts. It has no mark on any upload.
         upload_days=value.pop("uploadDays", ESTABLISHED_DAYS),
+        allotment=value.pop("allotment", 0),
         uploads=tuple(
             Upload(moment, signature, index in changes)
             for index, (moment, signature) in enumerate(value.pop("uploads"))

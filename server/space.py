@@ -6,12 +6,17 @@ room for its newest version by its own oldest one, so that nobody takes from the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from server.accounts import ESTABLISHED_DAYS, Account, Version, Volume
+from server.accounts import ESTABLISHED_DAYS, Account, StorageFull, Version, Volume
 
 GIB = 1024**3
 DAY = 86_400_000  # milliseconds
 NEW_ACCOUNTS_SHARE = 1 / 3  # of the volume, for all new accounts together
+# What a record takes in the file, about: by itself, for each upload that it remembers, and for each version.
+RECORD_BYTES = 1000
+RECORD_UPLOAD_BYTES = 150
+RECORD_VERSION_BYTES = 400
 
 # Marks: part of the volume that has to be free, but no more than so many bytes. They lie beyond the mark at which Fly
 # makes the volume larger (auto_extend_size_threshold in fly.toml: 80 % used), or it would never grow.
@@ -26,17 +31,44 @@ def is_below(volume: Volume, mark: tuple[float, int]) -> bool:
 
 
 def takes_accounts(volume: Volume) -> bool:
-    """Return whether there is room for more accounts."""
-    return not is_below(volume, REGISTRATION_MARK)
+    """Return whether there is room for more accounts, and for one more that is new."""
+    return not is_below(volume, REGISTRATION_MARK) and is_in_share(volume, RECORD_BYTES)
+
+
+def is_in_share(volume: Volume, growth: int) -> bool:
+    """Return whether the new accounts may have so many more bytes together."""
+    return volume.new_accounts + growth <= NEW_ACCOUNTS_SHARE * volume.total
 
 
 def lets_grow(volume: Volume, account: Account, growth: int) -> bool:
     """Return whether an account may have so many more bytes than before."""
-    if growth <= 0:
-        return True
-    if is_below(volume, GROWTH_MARK):
-        return False
-    return is_established(account) or volume.new_accounts + growth <= NEW_ACCOUNTS_SHARE * volume.total
+    return not is_below(volume, GROWTH_MARK) and (is_established(account) or is_in_share(volume, growth))
+
+
+def fitted(volume: Volume, before: Account, after: Account) -> Account:
+    """Return the account that may replace `before`: `after`, if need be with fewer of the oldest versions.
+
+    An account that may not grow keeps its allotment. Otherwise, a log that becomes a little larger each day would drop
+    two versions for each new one, and soon have no room any more. Raise StorageFull.
+    """
+    allotment = allotted(before)
+    if lets_grow(volume, after, max(1, size_of(after.versions) - allotment)):
+        return replace(after, allotment=0)
+    versions = within(after.versions, allotment)
+    if size_of(versions) > allotment:
+        raise StorageFull("the account may not grow now")
+    return replace(after, versions=versions, allotment=allotment)
+
+
+def allotted(account: Account) -> int:
+    """Return how many bytes of versions an account has or, if it gave some up, may have again."""
+    return max(account.allotment, size_of(account.versions))
+
+
+def counted(account: Account) -> int:
+    """Return how many bytes of the share of new accounts one of them uses up, with its record."""
+    record = RECORD_UPLOAD_BYTES * len(account.uploads) + RECORD_VERSION_BYTES * len(account.versions)
+    return RECORD_BYTES + record + allotted(account)
 
 
 def is_established(account: Account) -> bool:

@@ -14,7 +14,17 @@ import pytest
 
 from contract_tests.target.calls import eventually
 from server import bounds, clock
-from server.accounts import Account, Damaged, Deleted, Record, StorageUnavailable, Store, Upload, Version
+from server.accounts import (
+    ESTABLISHED_DAYS,
+    Account,
+    Damaged,
+    Deleted,
+    Record,
+    StorageUnavailable,
+    Store,
+    Upload,
+    Version,
+)
 from server.dbm_store import DbmReader, DbmStore
 from server.log import log
 from server.records import checksum, from_bytes, to_bytes
@@ -347,7 +357,7 @@ def test_a_record_comes_back_as_it_was(record):
 
 
 def test_a_record_without_marks_on_its_uploads():
-    """Records were once written like this. None of their uploads counts as a change of the key."""
+    """Records were once written like this. None of their uploads counts as a change of the key. They are established."""
     text = (
         b'{"format":2,"createdAt":1,"storageKeySha256":"cc","keyVersion":2,"versions":[],'
         b'"uploads":[[3,"app=:signature:"],[4,"app=:another:"]],"slots":[],"slotsUsed":0}'
@@ -355,7 +365,10 @@ def test_a_record_without_marks_on_its_uploads():
     uploads = (Upload(3, "app=:signature:"), Upload(4, "app=:another:"))
     assert [upload.changes_key for upload in uploads] == [False, False]
     stored = checksum(USER, text) + b"\n" + text
-    assert from_bytes(USER, stored) == (Account(1, "cc", 2, uploads=uploads), {"slots": [], "slotsUsed": 0})
+    assert from_bytes(USER, stored) == (
+        Account(1, "cc", 2, uploads=uploads, upload_days=ESTABLISHED_DAYS),
+        {"slots": [], "slotsUsed": 0},
+    )
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)

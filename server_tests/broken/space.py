@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from server import space
+from server import dbm_store, space
 from server.accounts import Account, StorageFull
-from server.dbm_store import DbmStore, HeldRow
+from server.dbm_store import DbmStore, FreePages, HeldRow
 from server_tests.broken.fault import breaks, change, instead_of
 
 
@@ -51,6 +51,18 @@ def growth_goes_on_to_the_reserve() -> None:
     change(space, "GROWTH_MARK", (0.0, 0))
 
 
+@breaks("space.registrations")
+def registrations_do_not_count_as_new_accounts() -> None:
+    """Whoever only registers takes the volume with records."""
+    change(space, "RECORD_BYTES", -math.inf)
+
+
+@breaks("space.own")
+def account_forgets_what_it_gave_up() -> None:
+    """A log that becomes a little larger each day is refused for good after a few days."""
+    change(space, "allotted", lambda account: space.size_of(account.versions))
+
+
 @breaks("space.own")
 def nobody_stores_on_a_volume_that_is_nearly_full() -> None:
     """An account is refused, although its oldest version could make room."""
@@ -72,7 +84,19 @@ def deletion_needs_space() -> None:
         real(held, *arguments, **options)
 
 
-@breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup")
-def free_pages_count_as_used() -> None:
-    """What strangers had and deleted is lost for everybody, for ever."""
+@breaks(test="server_tests/test_space.py::test_the_file_becomes_smaller")
+def file_never_becomes_smaller() -> None:
+    """What strangers had and deleted is lost for the volume."""
     change(DbmStore, "_shrink", lambda store: False)
+
+
+@breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup")
+def free_pages_are_counted_once() -> None:
+    """What was free at the start counts as free for ever, and nothing else does."""
+    change(dbm_store, "FREE_PAGES_SECONDS", math.inf)
+
+
+@breaks(test="server_tests/test_space.py::test_what_was_deleted_in_an_older_file_is_room_for_others")
+def free_pages_are_no_room() -> None:
+    """In a file that cannot become smaller, what strangers had and deleted is lost for everybody."""
+    change(DbmStore, "_free_in_file", lambda store: FreePages(0, False, 0))
