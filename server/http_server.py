@@ -76,7 +76,7 @@ class Arrival:
     complete. Otherwise it is 400 (its framing is broken), 408 (it took too long), 413 (it is too long) or 503 (there is
     no space for it), and the connection ends with the answer. `repeated` has the headers that occur on more than one
     line, in lowercase. `address` is the client's. `has_room` tells whether an answer whose body has so many bytes can
-    be kept until the client has read it.
+    be kept until the client has read it. `proven` is what the app has noted in the run before, which ended at the body.
     """
 
     at: int
@@ -85,6 +85,7 @@ class Arrival:
     repeated: Set[str]
     address: str
     has_room: Callable[[int], bool]
+    proven: dict[str, Any]
 
 
 class BodyWanted(BaseException):
@@ -112,7 +113,7 @@ class AppTask(waitress.task.WSGITask):
         request = self.request
         environ[ARRIVAL] = Arrival(
             *(request.arrived_at, request.arrived, request.body_fault, request.repeated, request.address),
-            self.channel.has_room,
+            *(self.channel.has_room, request.proven),
         )
         if not request.may_be_read:
             environ["wsgi.input"] = UnreadBody()
