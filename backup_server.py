@@ -1285,8 +1285,11 @@ class App:
                 body_bytes=int(environ.get("CONTENT_LENGTH") or 0),
                 body_stream=environ["wsgi.input"],
             )
-            values = {proof.gives: proof.check(server, request) for proof in operation.proofs}
-            values["value"] = read_body(server, request)
+            proven = request.arrival.proven
+            # Whatever takes a body changes an account, and checks the credentials again when it holds the account.
+            if not (proven and operation.body):
+                proven.update({proof.gives: proof.check(server, request) for proof in operation.proofs})
+            values = {**proven, "value": read_body(server, request)}
             response = operation.handler(server, request, **{name: values[name] for name in operation.arguments})
         except Exception as error:
             response = problem_of(error).response

@@ -29,7 +29,7 @@ DRAIN_INCOMPLETE_SECONDS = 2  # and for a request that is still arriving
 REQUESTS_OF_AN_ADDRESS = 64  # in progress; a phone needs one, an office behind one address a few
 QUEUE_SECONDS = 10  # in a lane; a client waits 30 seconds or more, and the store takes up to 15 of them (see below)
 PARSED_BYTES = 8 * KIB  # read at once of a head, what comes with it, and chunks: 64 kB of tiny chunks take 60 ms
-READ_BYTES = 64 * KIB  # read at once of a proven body whose length is known, and of one that is discarded
+READ_BYTES = 256 * KIB  # read at once of a proven body whose length is known, and of one that is discarded
 REQUESTS_AHEAD = 2  # requests on a connection that the client sends before it has the first answer
 
 # Lanes: (threads, how many requests may wait).

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Set
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import waitress.parser
 import waitress.utilities
@@ -97,6 +97,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
     address = ""  # the client's
     is_wanted = False  # the app has proven the head, and asks for the body
     most = 0  # how many bytes of it
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self.proven: dict[str, Any] = {}  # see http_server.Arrival
 
     def received(self, data: bytes) -> int:
         is_body = self.body_rcv is not None

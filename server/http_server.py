@@ -16,6 +16,7 @@ import contextlib
 import functools
 import logging
 import resource
+import select
 import socket
 import threading
 import time
@@ -75,7 +76,7 @@ class Arrival:
     complete. Otherwise it is 400 (its framing is broken), 408 (it took too long), 413 (it is too long) or 503 (there is
     no space for it), and the connection ends with the answer. `repeated` has the headers that occur on more than one
     line, in lowercase. `address` is the client's. `has_room` tells whether an answer whose body has so many bytes can
-    be kept until the client has read it.
+    be kept until the client has read it. `proven` is what the app has noted in the run before, which ended at the body.
     """
 
     at: int
@@ -84,6 +85,7 @@ class Arrival:
     repeated: Set[str]
     address: str
     has_room: Callable[[int], bool]
+    proven: dict[str, Any]
 
 
 class BodyWanted(BaseException):
@@ -111,7 +113,7 @@ class AppTask(waitress.task.WSGITask):
         request = self.request
         environ[ARRIVAL] = Arrival(
             *(request.arrived_at, request.arrived, request.body_fault, request.repeated, request.address),
-            self.channel.has_room,
+            *(self.channel.has_room, request.proven),
         )
         if not request.may_be_read:
             environ["wsgi.input"] = UnreadBody()
@@ -170,6 +172,7 @@ class Channel(waitress.channel.HTTPChannel):
         self.address = self.connection_address
         self.answered_at = self.moved_at = time.monotonic()  # moved_at: when bytes last came or went
         self.wait(bounds.HEAD_SECONDS)
+        self.server.look_again(self)
 
     def wait(self, seconds: float) -> None:
         """Wait so long for a complete head, or for the client to close the connection."""
@@ -334,7 +337,7 @@ class Channel(waitress.channel.HTTPChannel):
             if not request.completed:
                 self.requests.pop(0)  # it is `self.request`: so reading goes on
             self._serve_next()
-        self.server.wake()
+        self.server.look_again(self)
 
     def _finish(self, request: RequestParser, closes: bool) -> None:
         """Go on after an answer."""
@@ -352,7 +355,7 @@ class Channel(waitress.channel.HTTPChannel):
                 self.requests.pop(0)
                 self.wait(bounds.IDLE_SECONDS)
                 self._serve_next()
-        self.server.wake()
+        self.server.look_again(self)
 
     # --- Sending and closing
 
@@ -360,6 +363,8 @@ class Channel(waitress.channel.HTTPChannel):
         sent: bool = super()._flush_some(do_close)
         if sent:
             self.moved_at = time.monotonic()
+        if self.total_outbufs_len:
+            self.server.look_again(self)
         return sent
 
     def handle_write(self) -> None:
@@ -413,6 +418,7 @@ class Channel(waitress.channel.HTTPChannel):
             self.requests.append(request)
             self.request = None
             self._serve_next()
+        self.server.look_again(self)
 
 
 class Listener(waitress.server.TcpWSGIServer):
@@ -431,6 +437,8 @@ class Listener(waitress.server.TcpWSGIServer):
         )
         self.refuse, self.address_of, self.is_proxied = options.refuse, options.address_of, options.is_proxied
         self._main_thread = threading.get_ident()
+        self._poll, self._flags = select.poll(), dict[int, int]()  # what the main thread waits for, by descriptor
+        self._changed: deque[Any] = deque()  # connections that may wait for something else
         self._room = threading.Lock()
         self._accepts_from = 0.0  # when to accept again, after an error
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -440,10 +448,44 @@ class Listener(waitress.server.TcpWSGIServer):
         """Return the open connections."""
         return list(self.active_channels.values())
 
-    def wake(self) -> None:
-        """Let the main thread look again at what the connections wait for."""
-        if threading.get_ident() != self._main_thread:
+    def look_again(self, channel: Channel) -> None:
+        """Let the main thread look at what a connection waits for, because that has changed. Any thread may ask."""
+        self._changed.append(channel)
+        # If more are there, the main thread has not looked at them yet: it is awake, or being woken.
+        if len(self._changed) == 1 and threading.get_ident() != self._main_thread:
             self.pull_trigger()
+
+    def poll(self, seconds: float) -> None:
+        """Read, send and accept, as soon as there is something, or when so many seconds are over.
+
+        waitress' own loop looks at all connections each time. This one looks at those that have changed.
+        """
+        self._changed.extend((self, self.trigger))
+        while self._changed:
+            self._register(self._changed.popleft())
+        ready = [(number, self._map.get(number), flags) for number, flags in self._poll.poll(seconds * 1000)]
+        for number, each, flags in ready:
+            if each is None:  # it was closed before
+                self._poll.unregister(number)
+                del self._flags[number]
+            elif each._fileno == number:  # it was not closed meanwhile
+                wasyncore.readwrite(each, flags)
+                self._changed.append(each)
+
+    def _register(self, each: Any) -> None:
+        if each._fileno is None:  # it is closed
+            return
+        flags = select.POLLIN | select.POLLPRI if each.readable() else 0
+        if each.writable():
+            flags |= select.POLLOUT
+        if flags == self._flags.get(each._fileno, 0):
+            return
+        if flags:
+            self._poll.register(each._fileno, flags)
+            self._flags[each._fileno] = flags
+        else:
+            self._poll.unregister(each._fileno)
+            del self._flags[each._fileno]
 
     def make_room(self, channel: Channel, request: RequestParser) -> bool:
         """Return whether there is room for a request's body. If so, it is the request's until this is answered.
@@ -617,8 +659,7 @@ class HttpServer:
         self._drain()
 
     def _poll(self, seconds: float) -> None:
-        """Read, send and accept, as soon as there is something, or when so many seconds are over."""
-        wasyncore.poll2(seconds, self._listener._map)
+        self._listener.poll(seconds)
         self._listener.lanes.serve_now()
 
     def _look(self) -> None:

@@ -101,6 +101,7 @@ def arrival(at: int) -> Arrival:
         "repeated": frozenset(),
         "address": ADDRESS,
         "has_room": lambda _: True,
+        "proven": {},
     }
     # By name, and only what the server asks for: it may come to need less.
     return Arrival(**{each.name: ordinary[each.name] for each in fields(Arrival)})
