@@ -159,7 +159,7 @@ def test_registrations_stop_first(start_server):
 
 @pytest.mark.requirement("space.registrations", "space.new", "registerUser.507")
 def test_registrations_stop_when_new_accounts_have_their_third(start_server):
-    server = start_server(frozen=FROZEN, volume=60_000_000, **MANY)
+    server = start_server(frozen=FROZEN, volume=75_000_000, **MANY)
     accounts, size = [Account(server).register() for _ in range(25)], MAX_DECODED_BYTES
     for account in accounts:
         while size and account.store(size) != "201":

@@ -357,7 +357,7 @@ def test_a_record_comes_back_as_it_was(record):
 
 
 def test_a_record_without_marks_on_its_uploads():
-    """Records were once written like this. None of their uploads counts as a change of the key. They are established."""
+    """Records were once written like this. No upload counts as a change of the key, and the account is established."""
     text = (
         b'{"format":2,"createdAt":1,"storageKeySha256":"cc","keyVersion":2,"versions":[],'
         b'"uploads":[[3,"app=:signature:"],[4,"app=:another:"]],"slots":[],"slotsUsed":0}'
