@@ -63,6 +63,32 @@ def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
     assert other.store_backup(OTHER_BLOB, digest).status_code == 201
 
 
+def test_a_round_each_week_finds_what_nobody_reads(start_server):
+    """A backup that is damaged is found within seven days, though nobody fetches it. Nothing else changes."""
+    server = start_server(frozen=1_795_510_800)
+    user = server.client()
+    assert user.register_user().status_code == 201
+    assert user.store_backup(BLOB).status_code == 201
+    server.damage(BLOB)
+    user.base_url = server.base_url
+
+    def damaged() -> int:
+        return user.get_admin_stats(server.admin_key).json()["damaged"]
+
+    assert user.get_health().json()["status"] == "ok" or damaged()
+    for _ in range(15):
+        if eventually(damaged, 1.5):
+            break
+        server.move_clock(43_200)
+    assert damaged() == 1
+    assert [line["kind"] for line in server.log() if line["event"] == "damage"] == ["backup"]
+    health = user.get_health()
+    assert (health.status_code, health.json()["degraded"]) == (200, ["scrub"])
+    assert user.store_backup(BLOB).status_code == 200  # the retry mends it
+    server.move_clock(43_200)
+    assert eventually(lambda: damaged() == 0)
+
+
 # What a flipped bit in a key does: of the record's key in the table or in its index, or of a blob's.
 PLACES = {
     f"of {kind} in the {part}": (key, part == "index")

@@ -148,6 +148,12 @@ def missing_record_is_no_damage() -> None:
         return None if stored is None else read_row(user_id, stored)
 
 
+@breaks(test="server_tests/test_damage.py::test_a_round_each_week_finds_what_nobody_reads")
+def nobody_reads_what_is_stored() -> None:
+    """A backup that is damaged is found when somebody needs it."""
+    change(DbmStore, "_verify", lambda *_: 0)
+
+
 # --- A disk that stalls -----------------------------------------------------------------------------------------------
 
 STALLED_CHANGES = "server_tests/test_store.py::test_a_stalled_disk_holds_up_nothing_but_changes"
