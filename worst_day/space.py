@@ -1,9 +1,12 @@
-"""Fill the volume for a week: `python -m worst_day.space`.
+"""Fill the volume for weeks: `python -m worst_day.space`.
 
 An attacker who has the app's secret, and 50 addresses, registers accounts and stores the largest backups that are
-taken, each simulated day as long as the server takes any. An honest account from before stores its daily backup each
+taken, each simulated day as long as the server takes any, and then smaller ones. After seven days the first of these
+accounts are no longer new. An honest account from before stores its daily backup, which becomes a little larger each
 day, and everything that it gets has to be right. In the end the attacker's accounts are deleted, and the space has to
 come back.
+
+With the default values, nobody can grow from about the 14th day on. That takes about five minutes.
 
 exit codes: 0 the honest account had its backup every day, and the space came back, 1 not
 """
@@ -25,14 +28,19 @@ from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import MAX_DECODED_BYTES
 from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
+from server.accounts import ESTABLISHED_DAYS, Volume
+from server.space import GROWTH_MARK, is_below
 from worst_day.progress import Progress
 
 FROZEN = 1_795_510_800
 DAY = 86_400
 HONEST = "192.0.2.1"
 HONEST_BYTES = 300_000
+HONEST_GROWTH = 3_000  # bytes a day
+STORES_A_DAY = 4  # of each of the attacker's accounts; the contract allows 5 an hour
+LEAST_BYTES = 20_000  # what the attacker still cares to store
 DAYS_BEFORE = 7  # of the honest account
-ENOUGH_REFUSALS = 20  # in a row; then nothing more is taken on that day
+ENOUGH_REFUSALS = 5  # in a row; then nothing of this size is taken any more on that day
 
 
 @dataclass
@@ -46,6 +54,7 @@ class Outcome:
     attacker_bytes: int = 0
     honest: Counter[str] = field(default_factory=Counter)
     least_free: int = 0
+    days_below_the_mark: int = 0  # on which no account could grow
     free_before: int = 0
     free_after: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -58,14 +67,18 @@ class Client:
         self.client: BackupClient = server.client()
         self.client.session.headers[BEHIND_A_PROXY["header"]] = address
         self.base: str | None = None
-        self.size = 0
+        self.days = 0  # on which it has stored
 
     def store(self, size: int) -> str:
         blob = os.urandom(size)
         answer = self.client.store_backup(blob, self.base)
         if answer.status_code == 201:
-            self.base, self.size = hashlib.sha256(blob).hexdigest(), size
+            self.base = hashlib.sha256(blob).hexdigest()
         return str(answer.status_code)
+
+    def bytes(self) -> int:
+        """Return how many bytes its versions have."""
+        return sum(each["size"] for each in self.client.list_backup_versions().json()["versions"])
 
 
 @contextlib.contextmanager
@@ -104,10 +117,12 @@ def attack(
             for day in range(days):
                 say(f"day {day + 1} of {days}: {len(attackers)} accounts, {free(server):,} bytes free")
                 attack_for_a_day(server, attackers, addresses, outcome)
-                outcome.least_free = min(outcome.least_free, free(server))
+                left = free(server)
+                outcome.least_free = min(outcome.least_free, left)
+                outcome.days_below_the_mark += is_below(Volume(size, left), GROWTH_MARK)
                 honest_day(server, honest, outcome)
             outcome.attacker_accounts = len(attackers)
-            outcome.attacker_bytes = sum(each.size for each in attackers)
+            outcome.attacker_bytes = sum(each.bytes() for each in attackers)
             for number, each in enumerate(attackers):
                 say(f"{number} of {len(attackers)} accounts deleted")
                 if each.client.delete_user().status_code != 204:
@@ -127,7 +142,7 @@ def free(server: ServerProcess) -> int:
 
 def honest_day(server: ServerProcess, honest: Client, outcome: Outcome) -> None:
     """Store the daily backup, fetch it, and let the day pass."""
-    status = honest.store(HONEST_BYTES)
+    status = honest.store(HONEST_BYTES + HONEST_GROWTH * outcome.honest.total() // 2)
     outcome.honest[f"stored {status}"] += 1
     answer = honest.client.fetch_backup()
     outcome.honest[f"fetched {answer.status_code}"] += 1
@@ -140,23 +155,27 @@ def honest_day(server: ServerProcess, honest: Client, outcome: Outcome) -> None:
 
 def attack_for_a_day(server: ServerProcess, attackers: list[Client], addresses: int, outcome: Outcome) -> None:
     """Register from each address, and store with each account, until nothing more is taken."""
-    refused = 0
     for number in range(addresses):
         client = Client(server, f"198.51.100.{number}")
         registered = client.client.register_user().status_code
         outcome.attacker[f"registered {registered}"] += 1
         if registered == 201:
             attackers.append(client)
+    size, refused = MAX_DECODED_BYTES, 0
     for client in random.Random(len(attackers)).sample(attackers, len(attackers)):
-        if refused >= ENOUGH_REFUSALS:
-            client.store(10)  # so little keeps an account alive, and makes it older
-            continue
-        status = client.store(MAX_DECODED_BYTES)
-        outcome.attacker[f"stored {status}"] += 1
-        refused = 0 if status == "201" else refused + 1
-        if status != "201":
-            server.move_clock(1)
-            client.store(10)
+        has_stored = False
+        # On other days than the first, and the one from which on it is no longer new, more would only replace its own.
+        for _ in range(STORES_A_DAY if client.days % ESTABLISHED_DAYS == 0 else 1):
+            if size < LEAST_BYTES:
+                break
+            status = client.store(size)
+            outcome.attacker[f"stored {status}"] += 1
+            has_stored |= status == "201"
+            refused = 0 if status == "201" else refused + 1
+            if refused == ENOUGH_REFUSALS:
+                size, refused = size // 4, 0
+        # So little keeps an account alive, and makes it older.
+        client.days += has_stored or client.store(10) == "201"
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -168,7 +187,7 @@ def main() -> int:
     )
     parser.add_argument("--bytes", type=int, default=1_000_000_000, help="of the volume (%(default)s)")
     parser.add_argument("--addresses", type=int, default=50, help="of the attacker (%(default)s)")
-    parser.add_argument("--days", type=int, default=7, help="simulated (%(default)s)")
+    parser.add_argument("--days", type=int, default=24, help="simulated (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = arguments.bytes, arguments.addresses, arguments.days
@@ -193,15 +212,19 @@ def print_outcome(outcome: Outcome) -> None:
     def counted(counts: Counter[str]) -> str:
         return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
 
-    print(f"volume: {outcome.volume:,} bytes, {'real' if outcome.is_real else 'pretended'}")
-    print(f"attacker: {counted(outcome.attacker)}")
-    print(f"attacker: {outcome.attacker_accounts} accounts; latest versions of {outcome.attacker_bytes:,} bytes")
-    print(f"honest account: {counted(outcome.honest)}")
-    print(
-        f"free: {outcome.free_before:,} before, {outcome.least_free:,} at least, "
-        f"{outcome.free_after:,} after the accounts were deleted"
-    )
-    print(f"wrong: {len(outcome.wrong)}")
+    rows = {
+        "volume": f"{outcome.volume:,} bytes, {'real' if outcome.is_real else 'pretended'}",
+        "the attacker's requests": counted(outcome.attacker),
+        "the attacker's accounts": f"{outcome.attacker_accounts:,}, with {outcome.attacker_bytes:,} bytes in the end",
+        "the honest account": counted(outcome.honest),
+        "free before": f"{outcome.free_before:,}",
+        "free at least": f"{outcome.least_free:,}",
+        "days on which nobody could grow": f"{outcome.days_below_the_mark}",
+        "free after the deletions": f"{outcome.free_after:,}",
+        "wrong": f"{len(outcome.wrong)}",
+    }
+    for name, value in rows.items():
+        print(f"{name:<32} {value}")
     for line in outcome.wrong[:20]:
         print(f"  {line}")
 
