@@ -67,7 +67,7 @@ def snapshot(
             part.replace(target)
         else:
             name_new(part, target)
-    sync(target.parent)
+    store_file.sync(target.parent)
     return report
 
 
@@ -88,12 +88,12 @@ def restore(
         # From here on, the write-ahead log is empty, or kept under another name. SQLite would take one that is left for
         # a part of the new file.
         remove_companions(database)
-        sync(database.parent)
+        store_file.sync(database.parent)
         if is_new:
             name_new(part, database)
         else:
             part.replace(database)
-        sync(database.parent)
+        store_file.sync(database.parent)
     return report, kept
 
 
@@ -114,9 +114,9 @@ def compact(database: Path, damaged: bool = False, stage: Stage = no_stage) -> i
             stage("putting it in its place", no_measure)
             fold(database)
             remove_companions(database)
-            sync(database.parent)
+            store_file.sync(database.parent)
             part.replace(database)
-            sync(database.parent)
+            store_file.sync(database.parent)
     return report
 
 
@@ -150,7 +150,7 @@ def new_copy(source: Path, target: Path, damaged: bool, stage: Stage) -> Iterato
         report = inspection.verify(part, lambda done, of: at.__setitem__(slice(None), [done, of]))
         if report.damage and not damaged:
             raise DamagedCopy(report)
-        sync(part)
+        store_file.sync(part)
         if os.geteuid() == 0:  # the server's user has to be able to open it
             owner = (target if target.exists() else target.parent).stat()
             os.chown(part, owner.st_uid, owner.st_gid)
@@ -209,7 +209,7 @@ def keep_aside(database: Path) -> Path | None:
         kept.unlink()
         remove_companions(kept)
         raise
-    sync(database.parent)
+    store_file.sync(database.parent)
     return kept if kept.exists() else None
 
 
@@ -279,15 +279,6 @@ def with_companions(file: Path) -> list[Path]:
 def remove_companions(file: Path) -> None:
     for path in with_companions(file)[1:]:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a directory is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

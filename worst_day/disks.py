@@ -28,7 +28,7 @@ from bench.process import Measured, new_secret, server_environ
 from bench.siege import NotRun, small_file_system
 from bench.wire import Signer, User, upload
 from worst_day.kills import COMMAND, Ledger, Phone, Reader
-from worst_day.progress import Progress
+from worst_day.progress import Progress, counted
 
 DISK_BYTES = 96_000_000
 FAULT_SECONDS = 0.7
@@ -202,9 +202,6 @@ def main() -> int:
 def print_outcome(outcome: Outcome) -> None:
     """Print what was done, and what was lost."""
     ledger = outcome.ledger
-
-    def counted(counts: Counter[str]) -> str:
-        return f"{counts.total():,} ({', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))})"
 
     print(f"times the disk was broken: {counted(outcome.faults)}; calls that failed: {outcome.injected:,}")
     if outcome.not_run:

@@ -29,7 +29,7 @@ from pathlib import Path
 from bench.honest import connect, exchange
 from bench.process import ROOT, Address, Measured, new_secret, server_environ
 from bench.wire import AnswerHead, Prepared, Signer, User, upload
-from worst_day.progress import Progress
+from worst_day.progress import Progress, counted
 
 COMMAND = (sys.executable, str(ROOT / "backup_server.py"))
 KEEP = 4  # versions of an account: the default keeps so many of one day
@@ -290,9 +290,6 @@ def main() -> int:
 def print_outcome(outcome: Outcome) -> None:
     """Print what was done, and what was lost."""
     ledger = outcome.ledger
-
-    def counted(counts: Counter[str]) -> str:
-        return f"{counts.total():,} ({', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))})"
 
     print(f"kills: {outcome.kills}, of these {outcome.kills_while_starting} while starting")
     print(f"acknowledged writes: {counted(ledger.acknowledged)}")

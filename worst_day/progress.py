@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 
 
 class Progress:
@@ -14,3 +15,8 @@ class Progress:
         if time.monotonic() - self._last > 2:
             self._last = time.monotonic()
             print(text, file=sys.stderr, flush=True)
+
+
+def counted(counts: Counter[str]) -> str:
+    """Return a sum and what it is made of: "3 (a 1, b 2)"."""
+    return f"{counts.total():,} ({', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))})"
