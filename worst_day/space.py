@@ -6,7 +6,8 @@ accounts are no longer new. An honest account from before stores its daily backu
 day, and everything that it gets has to be right. Then something else fills the rest of the volume for some days. In the
 end the attacker's accounts are deleted, and the space has to come back.
 
-With the default values, nobody can grow from about the 14th day on. That takes about five minutes.
+With the default values, that takes five to ten minutes. Each run takes another course: what is refused depends on what
+the server has just given back to the disk.
 
 exit codes: 0 the honest account had its backup every day, and the space came back, 1 not
 """
