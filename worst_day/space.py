@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -154,16 +155,19 @@ def filled(folder: Path, server: ServerProcess, size: int, is_real: bool) -> Ite
 
     On a small one, this would leave less than the reserve, with which no version is stored at all.
     """
-    rest = int(free(server) - FULL * size)
-    if rest <= 0 or FULL * size < RESERVE_BYTES + MAX_DECODED_BYTES:
-        yield
-        return
+
+    def rest() -> int:
+        return int(free(server) - FULL * size)
+
+    if is_real:  # what is free in the database file has to be given back to the disk first
+        eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 120)
     filler = folder / "filler"
     with open(filler, "wb") as file:
-        if is_real:
-            os.posix_fallocate(file.fileno(), 0, rest)
-        else:
-            file.truncate(rest)
+        if rest() > 0 and FULL * size > RESERVE_BYTES + MAX_DECODED_BYTES:
+            if is_real:
+                os.posix_fallocate(file.fileno(), 0, rest())
+            else:
+                file.truncate(rest())
     yield
     filler.unlink()
 
