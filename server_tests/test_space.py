@@ -20,7 +20,7 @@ from contract_tests.target.calls import eventually
 from server import dbm_store, space
 from server.accounts import Account, StorageFull, Upload, Version, Volume
 from server.dbm_store import DbmStore
-from worst_day.space import attack
+from worst_day.space import FULL_DAYS, attack
 
 GB = 1_000_000_000
 DAY = 86_400_000
@@ -34,6 +34,12 @@ def test_an_attacker_does_not_stop_the_daily_backup(tmp_path, is_real):
         not_run(str(error))
     assert not outcome.wrong
     assert outcome.attacker["stored 201"] >= 6 and outcome.attacker["stored 507"] >= 2
+
+
+def test_the_daily_backup_goes_on_when_nobody_may_grow(tmp_path):
+    outcome = attack(tmp_path, 600_000_000, 1, 1, lambda _: None, is_real=False)
+    assert not outcome.wrong
+    assert outcome.days_below_the_mark == FULL_DAYS and outcome.honest["stored 201"] >= FULL_DAYS
 
 
 def test_the_marks_lie_beyond_the_one_at_which_fly_makes_the_volume_larger():

@@ -3,10 +3,11 @@
 An attacker who has the app's secret, and 50 addresses, registers accounts and stores the largest backups that are
 taken, each simulated day as long as the server takes any, and then smaller ones. After seven days the first of these
 accounts are no longer new. An honest account from before stores its daily backup, which becomes a little larger each
-day, and everything that it gets has to be right. In the end the attacker's accounts are deleted, and the space has to
-come back.
+day, and everything that it gets has to be right. Then something else fills the rest of the volume for some days. In the
+end the attacker's accounts are deleted, and the space has to come back.
 
-With the default values, nobody can grow from about the 14th day on. That takes about five minutes.
+With the default values, that takes five to ten minutes. Each run takes another course: what is refused depends on what
+the server has just given back to the disk.
 
 exit codes: 0 the honest account had its backup every day, and the space came back, 1 not
 """
@@ -16,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -29,6 +31,7 @@ from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import MAX_DECODED_BYTES
 from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
 from server.accounts import ESTABLISHED_DAYS, Volume
+from server.dbm_store import RESERVE_BYTES
 from server.space import GROWTH_MARK, is_below
 from worst_day.progress import Progress
 
@@ -40,6 +43,8 @@ HONEST_GROWTH = 3_000  # bytes a day
 STORES_A_DAY = 4  # of each of the attacker's accounts; the contract allows 5 an hour
 LEAST_BYTES = 20_000  # what the attacker still cares to store
 DAYS_BEFORE = 7  # of the honest account
+FULL_DAYS = 10  # in the end, with the rest of the volume filled
+FULL = 0.07  # what is free then, of the volume
 ENOUGH_REFUSALS = 5  # in a row; then nothing of this size is taken any more on that day
 
 
@@ -121,6 +126,10 @@ def attack(
                 outcome.least_free = min(outcome.least_free, left)
                 outcome.days_below_the_mark += is_below(Volume(size, left), GROWTH_MARK)
                 honest_day(server, honest, outcome)
+            with filled(folder, server, size, is_real):
+                for _ in range(FULL_DAYS):
+                    outcome.days_below_the_mark += is_below(Volume(size, free(server)), GROWTH_MARK)
+                    honest_day(server, honest, outcome)
             outcome.attacker_accounts = len(attackers)
             outcome.attacker_bytes = sum(each.bytes() for each in attackers)
             for number, each in enumerate(attackers):
@@ -138,6 +147,29 @@ def attack(
 def free(server: ServerProcess) -> int:
     found: int = server.client().get_admin_stats(server.admin_key or "").json()["freeBytes"]
     return found
+
+
+@contextlib.contextmanager
+def filled(folder: Path, server: ServerProcess, size: int, is_real: bool) -> Iterator[None]:
+    """Fill the rest of the volume, so that no account may grow.
+
+    On a small one, this would leave less than the reserve, with which no version is stored at all.
+    """
+
+    def rest() -> int:
+        return int(free(server) - FULL * size)
+
+    if is_real:  # what is free in the database file has to be given back to the disk first
+        eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 120)
+    filler = folder / "filler"
+    with open(filler, "wb") as file:
+        if rest() > 0 and FULL * size > RESERVE_BYTES + MAX_DECODED_BYTES:
+            if is_real:
+                os.posix_fallocate(file.fileno(), 0, rest())
+            else:
+                file.truncate(rest())
+    yield
+    filler.unlink()
 
 
 def honest_day(server: ServerProcess, honest: Client, outcome: Outcome) -> None:

@@ -54,7 +54,7 @@ def growth_goes_on_to_the_reserve() -> None:
 @breaks("space.registrations")
 def registrations_do_not_count_as_new_accounts() -> None:
     """Whoever only registers takes the volume with records."""
-    change(space, "RECORD_BYTES", -math.inf)
+    change(dbm_store, "takes_accounts", lambda volume: not space.is_below(volume, space.REGISTRATION_MARK))
 
 
 @breaks("space.own")
