@@ -38,7 +38,7 @@ class StoreFile:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if is_new and path.is_file() and not path.stat().st_size:
-                path.unlink()
+                path.resolve().unlink()
             self.is_made = not path.exists()
             if self.is_made and is_new is False:
                 raise StorageUnavailable(MISSING)
@@ -48,9 +48,10 @@ class StoreFile:
         except (OSError, sqlite3.Error) as error:
             raise StorageUnavailable(f"it cannot be used: {reason(path, error)}") from None
         try:
-            for unfinished in path.parent.glob(f"{path.name}-new-*"):  # a start that was killed
-                unfinished.unlink()
             lock(path, self._descriptors)
+            for unfinished in path.parent.glob(f"{path.name}-new-*"):  # a start that was killed
+                with contextlib.suppress(OSError):
+                    unfinished.unlink()
             self._recognise()
         except BlockingIOError:
             self.close()
@@ -104,6 +105,9 @@ def load_ballast(path: Path) -> None:
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        ballast(path).unlink()
+        raise
     finally:
         os.close(descriptor)
 
