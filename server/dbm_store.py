@@ -602,7 +602,8 @@ class DbmStore(DbmReader, Store):
                         self._write(self._overwrite_failed_commit)
                     self._stopping.wait(5)
                 elif self._unerased:
-                    self._erase_in_turns(self._unerased[0])
+                    with contextlib.suppress(Damaged):  # it is noted when the userId is to be forgotten
+                        self._erase_in_turns(self._unerased[0])
                     self._unerased.popleft()
                 elif self._deleted and self._deleted[0][0] <= clock.monotonic():
                     self._forget_next()
@@ -793,7 +794,8 @@ class DbmStore(DbmReader, Store):
             self._seen.clear()
 
     def _forget_next(self) -> None:
-        self._erase_in_turns(self._deleted[0][1])
+        with contextlib.suppress(Damaged):  # see below
+            self._erase_in_turns(self._deleted[0][1])
         with self._turn():
             first = _, user_id, deleted_at = heapq.heappop(self._deleted)
             try:
@@ -804,6 +806,8 @@ class DbmStore(DbmReader, Store):
             except (StorageFull, StorageUnavailable):  # try again later
                 heapq.heappush(self._deleted, first)
                 raise
+            except Damaged:  # the others have their turn
+                self._note_damage(user_id, "record")
 
     def _forget(self, user_id: str, row: Row) -> None:
         self._erase_blobs(user_id, row)
