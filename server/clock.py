@@ -3,6 +3,8 @@
 import time
 from datetime import UTC, datetime
 
+DAY = 86_400_000  # milliseconds
+
 
 def now() -> int:
     """Return the Unix time in milliseconds."""

@@ -58,9 +58,10 @@ from server.accounts import (
     Volume,
     nothing,
 )
+from server.clock import DAY
 from server.log import log
 from server.space import allotted, counted, is_established, size_of, takes_accounts
-from server.store_file import StoreFile, check_table, drop_ballast, load_ballast
+from server.store_file import StoreFile, address, check_table, drop_ballast, load_ballast
 
 PROBE = b"probe"  # the key of a value that means nothing
 FILE_FORMAT = b"2"
@@ -68,7 +69,6 @@ FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a r
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
-DAY = 86_400_000  # milliseconds
 # The contract gives 10 minutes after a deletion, and 7 days after a version was dropped.
 ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
@@ -80,8 +80,7 @@ SHRINK_PAGES = 256  # at a time: 1 MiB
 FREE_PAGES_SECONDS = 1  # for so long it is known how many there are
 INCREMENTAL = 2  # the value of SQLite's auto_vacuum; a file that an older server made does not have it
 MOST_DAMAGE = 10_000  # so much is remembered
-USER_KEY = re.compile(rb"user/([0-9a-f]{64})")
-BLOB_KEY = re.compile(rb"blob/([0-9a-f]{64})/([0-9]+)")
+KEY = re.compile(rb"user/([0-9a-f]{64})|blob/([0-9a-f]{64})/(0|[1-9][0-9]{0,8})|format|probe")
 TABLE = "SELECT rowid, CAST(key AS BLOB) FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
 INDEX = "SELECT rowid FROM Dict INDEXED BY sqlite_autoindex_Dict_1 WHERE key = ?"
 
@@ -217,7 +216,7 @@ class DbmReader(StoreReader):
     def user_ids(self) -> Iterator[str]:
         with self._database() as database:
             for key in database:
-                if match := USER_KEY.fullmatch(key):
+                if (match := KEY.fullmatch(key)) and match[1]:
                     yield match[1].decode()
 
     def close(self) -> None:
@@ -243,7 +242,7 @@ class DbmReader(StoreReader):
     def _in_table(self, key: bytes) -> bytes | None:
         """Return a value as the table has it, whatever the index says. This reads much of the file."""
         try:
-            with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+            with contextlib.closing(sqlite3.connect(address(self.path), uri=True)) as connection:
                 row = connection.execute("SELECT value FROM Dict NOT INDEXED WHERE key = ? LIMIT 1", (key,)).fetchone()
         except sqlite3.Error as error:
             raise Damaged(str(error)) from None
@@ -262,11 +261,6 @@ class DbmReader(StoreReader):
                 if sqlite_code(error) == sqlite3.SQLITE_CORRUPT:
                     return None
                 raise
-
-
-def read_only(path: Path) -> str:
-    """Return the address by which sqlite3 opens a file to read it."""
-    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def user_key(user_id: str) -> bytes:
@@ -379,7 +373,7 @@ class DbmStore(DbmReader, Store):
             if found is None:
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             # dbm requests the write-ahead log but does not check it, and leaves `synchronous` to the library's default.
-            with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+            with contextlib.closing(sqlite3.connect(address(self.path), uri=True)) as connection:
                 names = ("journal_mode", "synchronous", "secure_delete")
                 (journal,), (synchronous,), (erases,) = (
                     connection.execute(f"PRAGMA {name}").fetchone() for name in names
@@ -390,7 +384,7 @@ class DbmStore(DbmReader, Store):
             with contextlib.suppress(StorageUnavailable):  # if the disk is full, it has to wait
                 self._empty_log()  # a crash may have left there what was erased since
             self._has_failed_commit = True
-            self._overwrite_failed_commit()
+            self._overwrite_failed_commit()  # this shows whether the file can be written
             if self._has_failed_commit:
                 log(event="storage_error", reason="the file cannot be written: only reads are served; look at the disk")
                 return
@@ -462,7 +456,7 @@ class DbmStore(DbmReader, Store):
         """Return the pages that the file did not need a second ago. SQLite uses them before the file grows."""
         if self._free_pages.read_at < time.monotonic() - FREE_PAGES_SECONDS:
             try:
-                with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+                with contextlib.closing(sqlite3.connect(address(self.path), uri=True)) as connection:
                     names = ("freelist_count", "page_size", "auto_vacuum")
                     (count,), (size,), (vacuum,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in names)
             except sqlite3.Error as error:
@@ -570,13 +564,19 @@ class DbmStore(DbmReader, Store):
 
     def _empty_log(self) -> None:
         """Move what is in the write-ahead log to the file, and cut the log off: it still has what was erased."""
-        address = f"{self.path.absolute().as_uri()}?mode=rw"
+        ((is_busy, _, _),) = self._maintain("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._empty_log_at = time.monotonic() + bounds.EMPTY_LOG_SECONDS if is_busy else None  # somebody is reading it
+
+    def _maintain(self, statement: str) -> list[Any]:
+        """Run a statement that dbm.sqlite3 does not have, and return its rows. Raise StorageUnavailable.
+
+        The writing thread calls this, so there is still one writer.
+        """
         try:
-            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as connection:
-                ((is_busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.closing(sqlite3.connect(address(self.path, "rw"), uri=True, timeout=1)) as connection:
+                return connection.execute(statement).fetchall()
         except sqlite3.Error as error:
             raise StorageUnavailable(str(error)) from None
-        self._empty_log_at = time.monotonic() + bounds.EMPTY_LOG_SECONDS if is_busy else None  # somebody is reading it
 
     def _forget_later(self, user_id: str, record: Deleted) -> None:
         reserved = record.deleted_at + self._reserved_milliseconds - clock.now()
@@ -658,7 +658,7 @@ class DbmStore(DbmReader, Store):
         last, is_table_right = -1, True
         while True:
             try:
-                with contextlib.closing(sqlite3.connect(read_only(self.path), uri=True)) as connection:
+                with contextlib.closing(sqlite3.connect(address(self.path), uri=True)) as connection:
                     connection.execute("BEGIN")  # so that both are of one moment
                     rows = connection.execute(TABLE, (last,)).fetchall()
                     wrong = [key for rowid, key in rows if connection.execute(INDEX, (key,)).fetchone() != (rowid,)]
@@ -676,10 +676,10 @@ class DbmStore(DbmReader, Store):
                 is_table_right = is_table_right and self._is_right(key)
             last = rows[-1][0]
             for _, key in rows:
-                if user := USER_KEY.fullmatch(key):
-                    yield user[1].decode()
-                elif not BLOB_KEY.fullmatch(key) and key not in (b"format", PROBE):
+                if not (match := KEY.fullmatch(key)):
                     self._note_damage(repr(key), "key")
+                elif match[1]:
+                    yield match[1].decode()
             self._stopping.wait(0.001)
         if self._has_damaged_index and is_table_right:
             with self._turn():
@@ -687,23 +687,24 @@ class DbmStore(DbmReader, Store):
 
     def _is_right(self, key: bytes) -> bool:
         """Return whether a key in the table belongs to its value. If so, its copy in the index is wrong."""
-        value = self._in_table(key) or b""
-        with contextlib.suppress(Damaged):
-            if user := USER_KEY.fullmatch(key):
-                return bool(read_row(user[1].decode(), value))
-            if blob := BLOB_KEY.fullmatch(key):
-                row = read_row(blob[1].decode(), self._in_table(user_key(blob[1].decode())) or b"")
-                version = dict(zip(row.slots, row.versions, strict=True)).get(int(blob[2]))
-                return not value or version is not None and version.sha256 == hashlib.sha256(value).hexdigest()
-        return key in (b"format", PROBE)
+        match, value = KEY.fullmatch(key), self._in_table(key) or b""
+        if not match:
+            return False
+        user, owner, slot = match.groups()
+        try:
+            if user:
+                read_row(user.decode(), value)
+            elif owner and value:
+                row = read_row(owner.decode(), self._in_table(user_key(owner.decode())) or b"")
+                version = dict(zip(row.slots, row.versions, strict=True)).get(int(slot))
+                return version is not None and version.sha256 == hashlib.sha256(value).hexdigest()
+        except Damaged:
+            return False
+        return True
 
     def _rebuild_index(self) -> None:
         """Make the index anew from the table. This reads much of the file."""
-        try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as connection:
-                connection.execute("REINDEX Dict")
-        except sqlite3.Error as error:
-            raise StorageUnavailable(str(error)) from None
+        self._maintain("REINDEX Dict")
         self._has_damaged_index = False
         self._damaged = {what: kind for what, kind in self._damaged.items() if kind != "index"}
         log(event="index_rebuilt")
@@ -718,11 +719,7 @@ class DbmStore(DbmReader, Store):
         return True
 
     def _shrink_by_some(self) -> None:
-        try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=1)) as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
-        except sqlite3.Error as error:
-            raise StorageUnavailable(str(error)) from None
+        self._maintain(f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
         self._empty_log_soon()  # the file is cut off when the log is emptied
 
     def _look_after(self, user_id: str) -> None:

@@ -7,7 +7,6 @@ not grow meanwhile. Between two looks the server may change anything, so what be
 import contextlib
 import functools
 import hashlib
-import re
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.accounts import Account, Damaged
-from server.dbm_store import FILE_FORMAT, FORMER_FORMAT, Row, blob_key, user_key
+from server.dbm_store import DAMAGE, FILE_FORMAT, FORMER_FORMAT, KEY, Row, blob_key, sqlite_code, user_key
+from server.store_file import address
 
 CHUNK = 100  # keys in a transaction
-DAY = 86_400_000  # milliseconds
-KEY = re.compile(rb"user/([0-9a-f]{64})|blob/([0-9a-f]{64})/(0|[1-9][0-9]{0,8})|format|probe")
 UNREADABLE = (Damaged, ValueError, LookupError, TypeError, AttributeError)  # what a damaged record raises
-CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 Seen = Callable[[int, int], None]  # gets how many keys are done, and how many there are
 
@@ -36,7 +33,7 @@ class Broken(Unusable):
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in CORRUPT
+    return sqlite_code(error) in DAMAGE
 
 
 @contextlib.contextmanager
@@ -62,7 +59,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Return a connection that begins no transaction by itself. `mode` is ro or rw: it never makes a file."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    return sqlite3.connect(address(path, mode), uri=True, isolation_level=None)
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:

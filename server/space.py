@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from server.accounts import ESTABLISHED_DAYS, Account, StorageFull, Version, Volume
+from server.clock import DAY
 
 GIB = 1024**3
-DAY = 86_400_000  # milliseconds
 NEW_ACCOUNTS_SHARE = 1 / 3  # of the volume, for all new accounts together
 # What a record takes in the file, about: by itself, for each upload that it remembers, and for each version.
 RECORD_BYTES = 1000

@@ -163,8 +163,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def address(path: Path, mode: str = "ro") -> str:
+    """Return the address by which sqlite3 opens a file, without making one. `mode` is ro or rw."""
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
 def check_table(path: Path) -> None:
     """Refuse another program's database, before dbm.sqlite3 would add its table to it."""
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(address(path), uri=True)) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'Dict'").fetchone():
             raise StorageUnavailable(FOREIGN)
