@@ -1,7 +1,7 @@
 """The server with many accounts: how long a start takes, and what a request takes then.
 
 The server itself makes one account. Its record and its backup are then copied, under other userIds, straight into the
-file. So this module knows the records of `server/dbm_store.py`, and nothing else of the server.
+file. So this module knows the records of `server/dbm_reader.py`, and nothing else of the server.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from bench.generator import drive
 from bench.measure import Bench, Place, Say
 from bench.process import Measured, new_secret, server
 from bench.wire import UPLOADS, health
-from server.dbm_store import Row, blob_key, user_key
+from server.dbm_reader import Row, blob_key, user_key
 
 STARTS = 5
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from server import inspection, store_file
-from server.dbm_store import Row, blob_key
+from server.dbm_reader import Row, blob_key
 from server.inspection import UNREADABLE, Unusable, opened
 
 COMPANIONS = ("-wal", "-shm", "-journal")  # what SQLite may keep beside a file, and takes as a part of it

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.accounts import Account, Damaged
-from server.dbm_store import DAMAGE, FILE_FORMAT, FORMER_FORMAT, KEY, Row, blob_key, sqlite_code, user_key
+from server.dbm_reader import DAMAGE, FILE_FORMAT, FORMER_FORMAT, KEY, Row, blob_key, sqlite_code, user_key
 from server.store_file import address
 
 CHUNK = 100  # keys in a transaction

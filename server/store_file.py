@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from server.accounts import StorageUnavailable
@@ -18,6 +19,7 @@ MISSING = (
     "there is no store: is the volume there? Restore a copy, or set NEW_STORE=1 once if the store is to be a new one "
     "(on Fly: fly deploy -e NEW_STORE=1)"
 )
+READ_ONLY = "its folder is read-only: make it writable, and start the server again"
 BALLAST_BYTES = 16 * 1024 * 1024
 BALLAST_PART = 50  # of the volume, it is no more than one part in so many
 FOREIGN = "it is not a store of this server: name another file, or restore a copy"
@@ -165,7 +167,45 @@ def sync(path: Path) -> None:
 
 def address(path: Path, mode: str = "ro") -> str:
     """Return the address by which sqlite3 opens a file, without making one. `mode` is ro or rw."""
-    return f"{path.absolute().as_uri()}?mode={mode}"
+    frozen = "&immutable=1" if mode == "ro" and is_frozen(path) else ""
+    return f"{path.absolute().as_uri()}?mode={mode}{frozen}"
+
+
+def is_frozen(path: Path) -> bool:
+    """Return whether SQLite can open the file only if it hears that nobody can change it (`immutable`).
+
+    SQLite keeps a write-ahead log and an index of it beside the file. It cannot make them in a folder that is
+    read-only. If a log is there, it must not be passed over: it may have the last changes.
+    """
+    log = Path(f"{path.resolve()}-wal")
+    return not os.access(log.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+
+
+class FrozenFile:
+    """A file that nobody can change. It has what a store needs of `dbm.sqlite3`, which cannot open such a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raise sqlite3.Error."""
+        self._connection = sqlite3.connect(address(path), uri=True)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None if there is none."""
+        row = self._connection.execute("SELECT value FROM Dict WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        for (key,) in self._connection.execute("SELECT CAST(key AS BLOB) FROM Dict"):
+            yield key
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        raise StorageUnavailable(READ_ONLY)
+
+    def __delitem__(self, key: bytes) -> None:
+        raise StorageUnavailable(READ_ONLY)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
 
 
 def check_table(path: Path) -> None:

@@ -25,7 +25,9 @@ from server.accounts import (
     Upload,
     Version,
 )
-from server.dbm_store import DbmReader, DbmStore
+from server.dbm_reader import DbmReader
+from server.dbm_store import DbmStore
+from server.housekeeping import Housekeeper
 from server.log import log
 from server.records import checksum, from_bytes, to_bytes
 from server_tests.memory_store import MemoryStore
@@ -281,8 +283,8 @@ def test_others_have_their_turns_while_a_large_account_is_deleted(tmp_path, monk
         register(store)
         register(store, OTHER)
         versions = [append(store, b"%d" % number, keep=20) for number in range(20)]
-        erase = DbmStore._erase_blob
-        slow = mock.patch.object(DbmStore, "_erase_blob", lambda *blob: (time.sleep(0.1), erase(*blob))[1])
+        erase = DbmStore.erase_blob
+        slow = mock.patch.object(DbmStore, "erase_blob", lambda *blob: (time.sleep(0.1), erase(*blob))[1])
         with slow, ThreadPoolExecutor(1) as pool:
             deletion = pool.submit(delete, store, USER, clock.now())
             assert eventually(lambda: isinstance(store.find(USER), Deleted))
@@ -293,29 +295,29 @@ def test_others_have_their_turns_while_a_large_account_is_deleted(tmp_path, monk
         assert turns > 3
         deletion.result()
         for slot in range(len(versions) + 1):
-            assert store._blob(USER, slot) is None
+            assert store.blob(USER, slot) is None
 
 
 def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
     """It keeps its turn until its write has ended. Then it goes on where it was."""
-    monkeypatch.setattr(DbmStore, "_keep_house", lambda store: None)
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
         register(store)
         delete(store, USER)
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
-        with Stall("_erase_blob"):
-            unavailable(lambda: store._visit(USER))
+        with Stall("erase_blob"):
+            unavailable(lambda: store.housekeeper._visit(USER))
             unavailable(lambda: hold(store, OTHER))
         monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
-        store._visit(USER)
-        with Stall("_erase_blob"):
-            unavailable(store._forget_next)
+        store.housekeeper._visit(USER)
+        with Stall("erase_blob"):
+            unavailable(store.housekeeper._forget_next)
             monkeypatch.setattr(bounds, "TURN_SECONDS", 0.3)
-            unavailable(store._end_counting)
+            unavailable(store.housekeeper._end_counting)
         monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
-        store._forget_next()
+        store.housekeeper._forget_next()
         assert store.find(USER) is None
-        store._end_counting()
+        store.housekeeper._end_counting()
         assert store.stats().users == 0
 
 

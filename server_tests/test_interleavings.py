@@ -12,6 +12,7 @@ import pytest
 import backup_server
 from server.accounts import Account, Upload
 from server.dbm_store import DbmStore
+from server.housekeeping import Housekeeper
 from server.refused import RefusedUploads
 from server_tests.memory_store import HeldEntry, MemoryStore
 from worst_day import interleavings
@@ -110,19 +111,19 @@ def test_the_server_holds_on_its_file():
     assert found.levels[-1].states > 1900
 
 
-def forgotten_at_once(store, user_id, record):
-    store._deleted.append((0, user_id, record.deleted_at))
+def forgotten_at_once(house, user_id, record):
+    house._deleted.append((0, user_id, record.deleted_at))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "broken"),
+    ("part", "name", "value", "broken"),
     [
-        ("_forget_later", forgotten_at_once, "RESURRECTION: "),
-        ("_put_blob", lambda *_: None, "the bytes of version "),
+        (Housekeeper, "forget_later", forgotten_at_once, "RESURRECTION: "),
+        (DbmStore, "put_blob", lambda *_: None, "the bytes of version "),
     ],
 )
-def test_a_broken_file_is_found(name, value, broken):
-    with mock.patch.object(DbmStore, name, value), life_on("file", has_model=False) as life:
+def test_a_broken_file_is_found(part, name, value, broken):
+    with mock.patch.object(part, name, value), life_on("file", has_model=False) as life:
         found = explore(life, depth=4)
     assert found.broken is not None and found.broken.startswith(broken)
 

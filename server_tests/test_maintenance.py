@@ -29,7 +29,8 @@ from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
 from server import bounds, clock, copies, inspection, operator
 from server.accounts import Account, Upload, Version
-from server.dbm_store import DbmStore, Row
+from server.dbm_reader import Row
+from server.dbm_store import DbmStore
 
 DAY = 86_400_000
 MANY = {

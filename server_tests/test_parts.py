@@ -26,10 +26,12 @@ import waitress.adjustments
 import waitress.parser
 
 import backup_server
-from server import clock, dbm_store, i_json, records
+from server import clock, dbm_reader, dbm_writer, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
-from server.dbm_store import DbmReader, DbmStore
+from server.dbm_reader import DbmReader
+from server.dbm_store import DbmStore
 from server.guessing import Guessing
+from server.housekeeping import Housekeeper
 from server.http_parser import RequestParser
 from server.http_server import Channel, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
@@ -377,7 +379,7 @@ def test_damaged_bytes_are_mended(tmp_path):
     path = tmp_path / "backup.db"
     (version,) = store_with(path, b"right")
     with contextlib.closing(dbm.sqlite3.open(path, "w")) as file:
-        file[dbm_store.blob_key(USER, 0)] = b"wrong"
+        file[dbm_reader.blob_key(USER, 0)] = b"wrong"
     with contextlib.closing(DbmStore(path, 601)) as store:
         with pytest.raises(DamagedData):
             store.data(USER, version)
@@ -390,11 +392,11 @@ def test_a_file_that_is_refused_keeps_its_format(tmp_path):
     """The server that wrote it can still open it."""
     path = tmp_path / "backup.db"
     with contextlib.closing(dbm.sqlite3.open(path, "c")) as file:
-        file[b"format"] = dbm_store.FORMER_FORMAT
+        file[b"format"] = dbm_reader.FORMER_FORMAT
     with mock.patch.object(sqlite3, "connect", not_synced), pytest.raises(StorageUnavailable, match="sync"):
         DbmStore(path, 601)
     with contextlib.closing(dbm.sqlite3.open(path, "r")) as file:
-        assert file[b"format"] == dbm_store.FORMER_FORMAT
+        assert file[b"format"] == dbm_reader.FORMER_FORMAT
     DbmStore(path, 601).close()  # nothing of the first attempt holds it
 
 
@@ -436,7 +438,7 @@ def test_the_reserve_is_left_alone(tmp_path, monkeypatch):
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
         with store.account(USER) as account:
             account.create(ACCOUNT)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(dbm_store.RESERVE_BYTES + 3))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(dbm_writer.RESERVE_BYTES + 3))
         with store.account(USER) as account, pytest.raises(StorageFull):
             account.append(Account(1, "c" * 64, versions=(version_of(b"12", 1),)), b"12")
         with store.account(USER) as account:
@@ -474,7 +476,7 @@ def test_an_upload_that_failed_is_not_kept_in_memory(tmp_path):
 
         gc.disable()
         try:
-            with mock.patch.object(DbmStore, "_put_blob", lambda *_: storage_full()):
+            with mock.patch.object(DbmStore, "put_blob", lambda *_: storage_full()):
                 upload()
                 assert gone.wait(3)
         finally:
@@ -486,17 +488,17 @@ def storage_full() -> None:
 
 
 def test_what_cannot_be_forgotten_now_is_forgotten_later(tmp_path, at):
-    with mock.patch.object(DbmStore, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 601)) as store:
+    with mock.patch.object(Housekeeper, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 601)) as store:
         at(0)
         with store.account(USER) as account:
             account.create(ACCOUNT)
         with store.account(USER) as account:
             account.delete(0)
         at(601_000)
-        with mock.patch.object(store, "_forget", side_effect=StorageUnavailable), pytest.raises(StorageUnavailable):
-            store._forget_next()
+        with mock.patch.object(store, "forget", side_effect=StorageUnavailable), pytest.raises(StorageUnavailable):
+            store.housekeeper._forget_next()
         assert store.find(USER) == Deleted(0)
-        store._forget_next()
+        store.housekeeper._forget_next()
         assert store.find(USER) is None
 
 
@@ -510,7 +512,7 @@ def test_a_record_of_a_later_format_is_damage(monkeypatch):
 @pytest.mark.parametrize("stored", [b"{", b"{}", b'{"deletedAt": 1}', b'{"versions": 1}', b'{"versions": [[]]}'])
 def test_a_damaged_record_of_the_former_format(stored):
     with pytest.raises(Damaged, match="former format"):
-        dbm_store.Row.from_bytes(USER, stored)
+        dbm_reader.Row.from_bytes(USER, stored)
 
 
 def test_signatures_and_keys_are_in_no_repr():

@@ -17,7 +17,7 @@ from bench.process import ROOT
 from bench.siege import NotRun
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import eventually
-from server import dbm_store, space
+from server import dbm_writer, housekeeping, space
 from server.accounts import Account, StorageFull, Upload, Version, Volume
 from server.dbm_store import DbmStore
 from worst_day.space import FULL_DAYS, attack
@@ -171,7 +171,7 @@ def test_what_was_deleted_in_an_older_file_is_room_for_others(start_server):
     server.stop()
     server.database.unlink()
     file_with_free_pages(server.database)
-    server.volume = server.database.stat().st_size + dbm_store.RESERVE_BYTES + 3_000_000
+    server.volume = server.database.stat().st_size + dbm_writer.RESERVE_BYTES + 3_000_000
     user = server.start().client()
     assert user.register_user().status_code == 201
     assert user.store_backup(bytes(5_000_000), None).status_code == 201
@@ -186,14 +186,14 @@ def test_the_file_becomes_smaller(start_server):
     assert server.database.stat().st_size > 20_000_000
     for user in users:
         assert user.delete_user().status_code == 204
-    assert eventually(lambda: server.database.stat().st_size < 2 * dbm_store.SPARE_BYTES)
+    assert eventually(lambda: server.database.stat().st_size < 2 * housekeeping.SPARE_BYTES)
 
 
 def test_free_pages_are_no_room_for_the_log(tmp_path, monkeypatch):
     """What is written goes to the write-ahead log first, which grows on the disk."""
     file_with_free_pages(tmp_path / "x.db")
     with contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
-        on_a_disk(monkeypatch, 100_000_000, dbm_store.RESERVE_BYTES)
+        on_a_disk(monkeypatch, 100_000_000, dbm_writer.RESERVE_BYTES)
         store_versions(store, "a" * 64, [5_000_000])
         on_a_disk(monkeypatch, 100_000_000, 20_000_000)
         with pytest.raises(StorageFull):

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from bench.siege import NotRun, small_file_system
+from clients.python.backup_client import backup_bytes
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import eventually, outcome, sha256
 from server.accounts import StorageUnavailable
@@ -160,3 +162,47 @@ def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_
             server.stop()
     except NotRun as error:
         not_run(str(error))
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_file_system_that_is_read_only_serves_reads(start_server, tmp_path, end):
+    """A server that was killed leaves a write-ahead log, and one that was stopped leaves none."""
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            server = start_server(DATABASE_PATH=disk / "backup.db")
+            user = server.client()
+            assert outcome(user.register_user()) == "201"
+            assert outcome(user.store_backup(b"a backup")) == "201"
+            getattr(server, end)()
+            with read_only(disk):
+                server.start()
+                user.base_url = server.base_url
+                health = user.get_health()
+                assert (health.status_code, health.json()["degraded"]) == (200, ["writes"])
+                assert fetched(user) == b"a backup"
+                assert outcome(user.store_backup(b"another", sha256(b"a backup"))) == "503 unavailable"
+                assert outcome(user.delete_user()) == "503 unavailable"
+                assert outcome(server.client().register_user()) == "503 unavailable"
+                assert fetched(user) == b"a backup"
+                server.stop()
+            server.start()
+            user.base_url = server.base_url
+            assert outcome(user.store_backup(b"another", sha256(b"a backup"))) == "201"
+            assert user.get_health().json()["status"] == "ok"
+            server.stop()
+    except NotRun as error:
+        not_run(str(error))
+
+
+def fetched(user):
+    return backup_bytes(user.fetch_backup())
+
+
+@contextlib.contextmanager
+def read_only(disk):
+    """Remount a file system, so that nobody can write."""
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)

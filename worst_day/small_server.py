@@ -239,9 +239,9 @@ class FileShelf(Shelf):
     def __init__(self, directory: Path, reserved_seconds: int) -> None:
         self.store: DbmStore = DbmStore(directory / "backup.db", reserved_seconds)
         # What the housekeeper does depends on the clock, which here goes back and forth. `keep_house` does it instead.
-        assert self.store._counted.wait(10)
-        self.store._stopping.set()
-        self.store._housekeeper.join()
+        assert self.store.tally.is_complete.wait(10)
+        self.house = self.store.housekeeper
+        self.house.stop()
         self._rows = sqlite3.connect(directory / "backup.db", isolation_level=None)
 
     def save(self) -> Any:
@@ -258,11 +258,11 @@ class FileShelf(Shelf):
 
     def keep_house(self) -> None:
         record = self.store.find(USER)
-        self.store._deleted.clear()
+        self.house._deleted.clear()
         if isinstance(record, Deleted):
-            self.store._forget_later(USER, record)
-            if self.store._deleted[0][0] <= clock.monotonic():
-                self.store._forget_next()
+            self.house.forget_later(USER, record)
+            if self.house._deleted[0][0] <= clock.monotonic():
+                self.house._forget_next()
 
     def close(self) -> None:
         self._rows.close()

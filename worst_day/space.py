@@ -31,7 +31,7 @@ from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import MAX_DECODED_BYTES
 from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
 from server.accounts import ESTABLISHED_DAYS, Volume
-from server.dbm_store import RESERVE_BYTES
+from server.dbm_writer import RESERVE_BYTES
 from server.space import GROWTH_MARK, is_below
 from worst_day.progress import Progress
 

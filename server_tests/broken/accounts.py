@@ -11,7 +11,7 @@ import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock, dbm_store
 from server.accounts import Account, Deleted, Record, Version
-from server.dbm_store import Row
+from server.dbm_reader import DbmReader, Row
 from server.refused import RefusedUploads
 from server_tests.broken.fault import (
     add_to_limit,
@@ -154,7 +154,7 @@ def deleted_account_comes_back_with_a_restart() -> None:
         deleted[held._user_id] = Row(Deleted(moment))
         on_commit()
 
-    @instead_of(dbm_store.DbmReader, "_row")
+    @instead_of(DbmReader, "row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:
         return deleted.get(user_id) or real(store, user_id)
 
@@ -163,9 +163,9 @@ def deleted_account_comes_back_with_a_restart() -> None:
 def deleted_data_comes_back_with_a_registration() -> None:
     """A deletion hides an account, and a registration of the name shows it again."""
     hidden: dict[str, Row] = {}
-    change(dbm_store.DbmStore, "_erase_blob", lambda *_: None)
+    change(dbm_store.DbmStore, "erase_blob", lambda *_: None)
 
-    @instead_of(dbm_store.DbmStore, "_put_row")
+    @instead_of(dbm_store.DbmStore, "put_row")
     def put_row(real: Any, store: Any, user_id: str, before: Row | None, after: Row) -> None:
         if before and isinstance(after.record, Deleted):
             hidden[user_id] = before

@@ -140,9 +140,9 @@ def damage_is_not_seen() -> None:
             found: bytes | None = real(store, user_id, version)
             return found
         except Damaged:
-            row = store._row(user_id)
+            row = store.row(user_id)
             slot = row.slot(version) if row else None
-            return None if slot is None else store._blob(user_id, slot)
+            return None if slot is None else store.blob(user_id, slot)
 
 
 @breaks("retry.mends")

@@ -10,8 +10,10 @@ from typing import Any
 from backup_server import Request, Response, Server
 from server import bounds
 from server.accounts import Account, Damaged, StorageError, StorageUnavailable
-from server.dbm_store import DbmReader, DbmStore, HeldRow, Row, read_row, user_key
+from server.dbm_reader import DbmReader, Row, read_row, user_key
+from server.dbm_store import DbmStore, HeldRow
 from server.health import Watch
+from server.housekeeping import Housekeeper
 from server_tests.broken.fault import breaks, change, instead_of, instead_of_handler
 
 
@@ -20,7 +22,7 @@ def answers_go_ahead_of_the_disk() -> None:
     """The server acknowledges a change and writes it a moment later."""
     waiting: dict[str, tuple[Row | None, Row]] = {}
 
-    @instead_of(DbmStore, "_put_row")
+    @instead_of(DbmStore, "put_row")
     def put_row(real: Any, store: Any, user_id: str, before: Row | None, after: Row) -> None:
         if len(waiting) > 2:
             for each in list(waiting):
@@ -28,7 +30,7 @@ def answers_go_ahead_of_the_disk() -> None:
                 del waiting[each]
         waiting[user_id] = before, after
 
-    @instead_of(DbmReader, "_row")
+    @instead_of(DbmReader, "row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:
         _, acknowledged = waiting.get(user_id, (None, None))
         return acknowledged or real(store, user_id)
@@ -38,13 +40,13 @@ def answers_go_ahead_of_the_disk() -> None:
 def record_is_written_before_the_backup() -> None:
     """A crash between the two leaves a version without its bytes."""
     blobs: list[Any] = []
-    put_blob = DbmStore._put_blob
+    put_blob = DbmStore.put_blob
 
-    @instead_of(DbmStore, "_put_blob")
+    @instead_of(DbmStore, "put_blob")
     def put_blob_later(real: Any, store: Any, *blob: Any) -> None:
         blobs.append(blob)
 
-    @instead_of(DbmStore, "_put_row")
+    @instead_of(DbmStore, "put_row")
     def put_row(real: Any, store: Any, *arguments: Any) -> None:
         real(store, *arguments)
         time.sleep(0.1 * len(blobs))  # so that a crash is likely to come in between
@@ -57,12 +59,12 @@ def restart_forgets_the_limits() -> None:
     """After each deployment, everybody has all uploads left again."""
     served = set()
 
-    @instead_of(DbmStore, "_put_row")
+    @instead_of(DbmStore, "put_row")
     def put_row(real: Any, store: Any, user_id: str, *rows: Any) -> None:
         served.add(user_id)
         real(store, user_id, *rows)
 
-    @instead_of(DbmReader, "_row")
+    @instead_of(DbmReader, "row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:
         found = real(store, user_id)
         if found and isinstance(found.record, Account) and user_id not in served:
@@ -74,7 +76,7 @@ def restart_forgets_the_limits() -> None:
 def failed_commit_comes_back() -> None:
     """A deletion that the disk did not sync stays in the write-ahead log, and takes effect after a crash."""
 
-    @instead_of(DbmStore, "_overwrite_failed_commit")
+    @instead_of(DbmStore, "overwrite_failed_commit")
     def overwrite(real: Any, store: Any) -> None:
         pass
 
@@ -103,7 +105,7 @@ def commits_are_not_synced() -> None:
 def errors_of_the_disk_are_passed_over() -> None:
     """A change that is not on disk is acknowledged."""
 
-    @instead_of(DbmStore, "_put_row")
+    @instead_of(DbmStore, "put_row")
     def put_row(real: Any, *arguments: Any) -> None:
         with contextlib.suppress(StorageError):
             real(*arguments)
@@ -115,20 +117,20 @@ ERASED = "server_tests/test_erased.py::test_nothing_is_left_of_what_was_deleted_
 @breaks("erase.deleted", test=ERASED)
 def log_keeps_what_was_erased() -> None:
     """SQLite writes over the write-ahead log when it needs the space, which can take weeks."""
-    change(DbmStore, "_empty_log", lambda store: None)
+    change(DbmStore, "empty_log", lambda store: None)
 
 
 @breaks("erase.dropped", test=ERASED)
 def dropped_versions_stay_until_they_are_overwritten() -> None:
     """Whoever stores no more leaves the last dropped versions there for ever."""
-    change(DbmStore, "_to_erase", lambda *_: [])
+    change(Housekeeper, "_to_erase", lambda *_: [])
 
 
 @breaks("account.damaged")
 def damage_looks_like_absence() -> None:
     """An account whose record is damaged does not exist: its key is wrong, and anybody can register it."""
 
-    @instead_of(DbmReader, "_row")
+    @instead_of(DbmReader, "row")
     def row(real: Any, *arguments: Any) -> Row | None:
         try:
             found: Row | None = real(*arguments)
@@ -141,7 +143,7 @@ def damage_looks_like_absence() -> None:
 def missing_record_is_no_damage() -> None:
     """If a record cannot be found, its account does not exist, whatever else is there of it."""
 
-    @instead_of(DbmReader, "_row")
+    @instead_of(DbmReader, "row")
     def row(real: Any, store: Any, user_id: str) -> Row | None:
         with store._database() as database:
             stored = database.get(user_key(user_id))
@@ -151,7 +153,7 @@ def missing_record_is_no_damage() -> None:
 @breaks(test="server_tests/test_damage.py::test_a_round_each_week_finds_what_nobody_reads")
 def nobody_reads_what_is_stored() -> None:
     """A backup that is damaged is found when somebody needs it."""
-    change(DbmStore, "_verify", lambda *_: 0)
+    change(Housekeeper, "_verify", lambda *_: 0)
 
 
 # --- A disk that stalls -----------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ STALLED_CHANGES = "server_tests/test_store.py::test_a_stalled_disk_holds_up_noth
 def turn_passes_on_before_the_write_has_ended() -> None:
     """The next change does not know what a late write is about to do, and overwrites it."""
 
-    @instead_of(DbmStore, "_turn")
+    @instead_of(DbmStore, "turn")
     @contextlib.contextmanager
     def turn(real: Any, store: Any) -> Iterator[None]:
         if not store._changing.acquire(timeout=bounds.TURN_SECONDS):
@@ -178,7 +180,7 @@ def turn_passes_on_before_the_write_has_ended() -> None:
 def write_is_waited_for_without_end() -> None:
     """While the disk stalls, a client hears nothing until it gives up."""
 
-    @instead_of(DbmStore, "_write")
+    @instead_of(DbmStore, "write")
     def write(real: Any, store: Any, change: Any) -> None:
         store._last_write = store._start_write(change)
         store._last_write.result()
@@ -188,7 +190,7 @@ def write_is_waited_for_without_end() -> None:
 def turn_is_waited_for_without_end() -> None:
     """While the disk stalls, the changes behind the first one hear nothing, and hold the threads."""
 
-    @instead_of(DbmStore, "_turn")
+    @instead_of(DbmStore, "turn")
     @contextlib.contextmanager
     def turn(real: Any, store: Any) -> Iterator[None]:
         store._changing.acquire()

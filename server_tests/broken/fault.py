@@ -162,9 +162,9 @@ def change_account(server: backup_server.Server, user_id: str, **members: Any) -
     """Change members of an account's record behind the server's back. The bytes of its versions stay as they are."""
     store: Any = server.store  # a DbmStore: this uses more than the interface of a store
     with store.account(user_id):
-        before = store._row(user_id)
+        before = store.row(user_id)
         after = dataclasses.replace(before, record=dataclasses.replace(before.record, **members))
-        store._write(functools.partial(store._put_row, user_id, before, after))
+        store.write(functools.partial(store.put_row, user_id, before, after))
 
 
 def count_upload(server: backup_server.Server, user_id: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import backup_server
 from backup_server import Request, Response, Server, Spec
 from server.accounts import Deleted, Record
-from server.dbm_store import Counts
+from server.counts import Counts
 from server.log import Log, log
 from server_tests.broken.fault import (
     breaks,

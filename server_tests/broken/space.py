@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
-from server import dbm_store, space
+from server import dbm_store, dbm_writer, space
 from server.accounts import Account, StorageFull
-from server.dbm_store import DbmStore, FreePages, HeldRow
+from server.dbm_store import DbmStore, HeldRow
+from server.dbm_writer import FreePages
+from server.housekeeping import Housekeeper
 from server_tests.broken.fault import breaks, change, instead_of
 
 
@@ -80,23 +82,23 @@ def deletion_needs_space() -> None:
 
     @instead_of(HeldRow, "delete")
     def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
-        held._store._check_space(0)
+        held._store.check_space(0)
         real(held, *arguments, **options)
 
 
 @breaks(test="server_tests/test_space.py::test_the_file_becomes_smaller")
 def file_never_becomes_smaller() -> None:
     """What strangers had and deleted is lost for the volume."""
-    change(DbmStore, "_shrink", lambda store: False)
+    change(Housekeeper, "_shrink", lambda house: False)
 
 
 @breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup")
 def free_pages_are_counted_once() -> None:
     """What was free at the start counts as free for ever, and nothing else does."""
-    change(dbm_store, "FREE_PAGES_SECONDS", math.inf)
+    change(dbm_writer, "FREE_PAGES_SECONDS", math.inf)
 
 
 @breaks(test="server_tests/test_space.py::test_what_was_deleted_in_an_older_file_is_room_for_others")
 def free_pages_are_no_room() -> None:
     """In a file that cannot become smaller, what strangers had and deleted is lost for everybody."""
-    change(DbmStore, "_free_in_file", lambda store: FreePages(0, False, 0))
+    change(DbmStore, "free_in_file", lambda store: FreePages(0, False, 0))
