@@ -123,9 +123,13 @@ class DbmReader(StoreReader):
     def __init__(self, path: Path) -> None:
         """Take the file's path. Each thread opens the file when it first reads from it. Nothing is ever written."""
         self.path = path
-        self.address = address(path)  # for what dbm.sqlite3 does not have
         self._local = threading.local()
         self.has_damaged_index = False  # as far as is known
+
+    @property
+    def address(self) -> str:
+        """The address of the file, for what dbm.sqlite3 does not have."""
+        return address(self.path)
 
     def _open_file(self, flag: Literal["r", "w"]) -> Any:
         return FrozenFile(self.path) if is_frozen(self.path) else dbm.sqlite3.open(self.path, flag)

@@ -29,7 +29,7 @@ from server.accounts import StorageError, StorageFull, StorageUnavailable, Volum
 from server.counts import Tally
 from server.dbm_reader import ERRORS, FILE_FORMAT, FORMER_FORMAT, UNKNOWN_FORMAT, DbmReader, Row, blob_key, user_key
 from server.log import log
-from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast
+from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, whose
 
 PROBE = b"probe"  # the key of a value that means nothing
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
@@ -110,13 +110,13 @@ class DbmWriter(DbmReader):
                     self.empty_log()  # a crash may have left there what was erased since
                 self.overwrite_failed_commit()  # this shows whether the file can be written
             if self.has_failed_commit:
-                log(event="storage_error", reason=ONLY_READS)
+                log(event="storage_error", reason=f"{ONLY_READS}{whose(self.path)}")
                 return
             # The last step: a server that knows only the former format can no longer open the file.
             if found == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
         except ERRORS as error:
-            raise StorageUnavailable(f"it cannot be used: {error}") from None
+            raise StorageUnavailable(f"it cannot be used: {error}{whose(self.path)}") from None
 
     def _check_that_it_syncs(self) -> None:
         """Look at what dbm.sqlite3 requests but does not check (the log), and what it leaves to the library (syncs)."""

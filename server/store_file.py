@@ -1,6 +1,7 @@
 """The file of a store before and after SQLite has it open: how it is made, recognised and locked."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -20,6 +21,16 @@ MISSING = (
     "(on Fly: fly deploy -e NEW_STORE=1)"
 )
 READ_ONLY = "its folder is read-only: make it writable, and start the server again"
+REMEDIES = {
+    errno.EEXIST: "a part of the path is a file, so name another path",
+    errno.ENOTDIR: "a part of the path is a file, so name another path",
+    errno.ENOENT: "a link leads to nothing: is the volume there?",
+    errno.ELOOP: "links lead in a circle, so name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOSPC: "make room on the volume",
+    errno.EROFS: "the file system is read-only: mount it in another way",
+    errno.EIO: "the disk fails: restore a copy on another one",
+}
 BALLAST_BYTES = 16 * 1024 * 1024
 BALLAST_PART = 50  # of the volume, it is no more than one part in so many
 FOREIGN = "it is not a store of this server: name another file, or restore a copy"
@@ -46,7 +57,7 @@ class StoreFile:
                 raise StorageUnavailable(MISSING)
             if self.is_made:
                 make(path.resolve(), new_format)
-            self._descriptors = [os.open(path, os.O_RDONLY)]
+            self._descriptors = [os.open(path, os.O_RDONLY | os.O_NONBLOCK)]  # a pipe would wait for a writer
         except (OSError, sqlite3.Error) as error:
             raise StorageUnavailable(f"it cannot be used: {reason(path, error)}") from None
         try:
@@ -82,15 +93,31 @@ class StoreFile:
 
 
 def reason(path: Path, error: Exception) -> str:
-    """Say why a file cannot be used. If it belongs to somebody else, say to whom, and what to do."""
+    """Say why a file cannot be used, and what to do about it."""
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, PermissionError):
-        there = next(each for each in (path, *path.parents) if os.access(each.parent, os.X_OK))
+        return f"{text}{whose(path)}"
+    remedy = REMEDIES.get(getattr(error, "errno", None))
+    return f"{text}: {remedy}" if remedy else text
+
+
+def whose(path: Path) -> str:
+    """Say to whom the first thing belongs that this user may not use: the file, what SQLite has beside it, a folder.
+
+    Return an empty text if it is no matter of users.
+    """
+    path = path.resolve()
+    beside = [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm")]
+    folders = list(path.parents)
+    needs = dict.fromkeys([path, *beside], os.R_OK | os.W_OK) | {path.parent: os.W_OK | os.X_OK}
+    for each in (*reversed(folders), path, *beside):
         with contextlib.suppress(OSError):
-            found = there.stat()
-            owner = f"belongs to the user {found.st_uid} (mode {found.st_mode & 0o777:04o})"
-            text += f": {there} {owner}, and the server runs as {os.geteuid()}: give it to that one (chown)"
-    return text
+            found = each.stat()
+            if not os.access(each, needs.get(each, os.X_OK)) and not os.statvfs(each).f_flag & os.ST_RDONLY:
+                owner = f"belongs to the user {found.st_uid} (mode {stat.S_IMODE(found.st_mode):04o})"
+                remedy = "change its mode (chmod)" if found.st_uid == os.geteuid() else "give it to that one (chown)"
+                return f": {each} {owner}, and the server runs as {os.geteuid()}: {remedy}"
+    return ""
 
 
 def ballast(path: Path) -> Path:
@@ -177,8 +204,11 @@ def is_frozen(path: Path) -> bool:
     SQLite keeps a write-ahead log and an index of it beside the file. It cannot make them in a folder that is
     read-only. If a log is there, it must not be passed over: it may have the last changes.
     """
-    log = Path(f"{path.resolve()}-wal")
-    return not os.access(log.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    log = Path(f"{os.path.realpath(path)}-wal")
+    try:
+        return not os.access(log.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    except OSError:  # nobody can open it
+        return False
 
 
 class FrozenFile:

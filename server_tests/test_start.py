@@ -4,6 +4,8 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from bench.siege import NotRun, small_file_system
 from clients.python.backup_client import backup_bytes
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import eventually, outcome, sha256
+from contract_tests.target.openapi import REPOSITORY
 from server.accounts import StorageUnavailable
 from server.dbm_store import DbmStore
 from worst_day.disks import full
@@ -110,15 +113,97 @@ def test_what_a_start_that_was_killed_has_left_is_removed(tmp_path):
     assert not left.exists()
 
 
-def test_a_file_that_cannot_be_opened_says_whose_it_is(tmp_path, monkeypatch):
-    path = tmp_path / "backup.db"
-    DbmStore(path, 901).close()
+AS_ANOTHER_USER = """
+import os, sys, urllib.request
+from pathlib import Path
+from server.accounts import StorageUnavailable
+from server.dbm_store import DbmStore
+from server.log import log
 
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
+os.setgid(65534)
+os.setuid(65534)  # from here on, this process may read and write what that user may
+try:
+    store = DbmStore(Path(sys.argv[1]), 901)
+except StorageUnavailable as error:
+    print(error)
+else:
+    print("served", *store.degraded())
+    log.finish(1)
+    store.close()
+"""
 
-    monkeypatch.setattr("server.store_file.lock", refuse)
-    assert f"belongs to the user {os.getuid()} (mode 0600)" in refusal_of(path) and "chown" in refusal_of(path)
+
+@pytest.fixture
+def ours(tmp_path):
+    """A store in a folder that everybody can reach."""
+    if os.geteuid():
+        not_run("another user, which needs root")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        DbmStore(Path(name) / "data" / "backup.db", 901).close()
+        yield Path(name) / "data" / "backup.db"
+
+
+@pytest.mark.parametrize(
+    ("owner", "folder_mode", "file_mode", "says"),
+    [
+        (0, 0o700, 0o600, ["data belongs to the user 0 (mode 0700)", "chown"]),
+        (0, 0o777, 0o600, ["backup.db belongs to the user 0 (mode 0600)", "chown"]),
+        (0, 0o777, 0o644, ["served writes", "backup.db belongs to the user 0 (mode 0644)", "chown"]),
+        (0, 0o755, 0o644, ["served writes", "data belongs to the user 0 (mode 0755)", "chown"]),
+        (0, 0o755, 0o666, ["served writes", "data belongs to the user 0 (mode 0755)", "chown"]),
+        (65534, 0o500, 0o600, ["served writes", "data belongs to the user 65534 (mode 0500)", "chmod"]),
+        (65534, 0o700, 0o400, ["served writes", "backup.db belongs to the user 65534 (mode 0400)", "chmod"]),
+        (65534, 0o700, 0o600, ["served"]),
+    ],
+)
+def test_whoever_may_not_write_hears_whose_it_is(ours, owner, folder_mode, file_mode, says):
+    change(ours, owner, file_mode)
+    change(ours.parent, owner, folder_mode)
+    found = started_by_another(ours)
+    assert all(each in found for each in says)
+    assert ("served" in found, "belongs" in found) == ("served" in says[0], len(says) > 1)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_what_sqlite_left_for_another_user(ours, suffix):
+    """Whoever looks into a store as root leaves files that the server cannot open."""
+    change(ours, 65534, 0o600)
+    change(ours.parent, 65534, 0o700)
+    left = ours.with_name(f"backup.db{suffix}")
+    left.touch(0o600)
+    assert f"{left} belongs to the user 0 (mode 0600)" in started_by_another(ours)
+
+
+def change(path, owner, mode):
+    os.chown(path, owner, owner)
+    path.chmod(mode)
+
+
+def started_by_another(path):
+    arguments = [sys.executable, "-c", AS_ANOTHER_USER, path]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("file/backup.db", "a part of the path is a file"),
+        ("file/below/backup.db", "a part of the path is a file"),
+        ("nowhere", "a link leads to nothing"),
+        ("circle", "links lead in a circle"),
+        ("pipe", "it is not a file"),
+        ("x" * 300, "name a shorter path"),
+    ],
+)
+def test_a_path_that_leads_to_no_file_says_what_to_do(tmp_path, name, says):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "backup.db")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.mkfifo(tmp_path / "pipe")
+    assert says in refusal_of(tmp_path / name)
 
 
 # ---- A disk that cannot be written ---------------------------------------------------------------------------------
