@@ -43,6 +43,7 @@ LARGE_WRITES = (1, 32)  # bodies that are on disk: each takes 25 MB while it is 
 TURN_SECONDS = 5  # until earlier changes are done; each takes some milliseconds on a disk that works
 DISK_SECONDS = 10  # for a change; the largest takes a second on a slow disk, and SQLite waits 5 for another's lock
 EMPTY_LOG_SECONDS = 5  # after an erasure, until the write-ahead log no longer has what was erased; some share the cost
+DAMAGED = 10_000  # accounts, versions and keys that are remembered as damaged: 2 MB; the next ones are not counted
 HEALTH_SECONDS = 3  # until a look at the database has ended; there is one each second, so /health is never much older
 
 # --- Bodies and answers -----------------------------------------------------------------------------------------------

@@ -27,13 +27,25 @@ from typing import Any, NamedTuple
 from server import bounds, lanes
 from server.accounts import StorageError, StorageFull, StorageUnavailable, Volume
 from server.counts import Tally
-from server.dbm_reader import ERRORS, FILE_FORMAT, FORMER_FORMAT, UNKNOWN_FORMAT, DbmReader, Row, blob_key, user_key
+from server.dbm_reader import (
+    DAMAGE,
+    ERRORS,
+    FILE_FORMAT,
+    FORMER_FORMAT,
+    UNKNOWN_FORMAT,
+    DbmReader,
+    Row,
+    blob_key,
+    sqlite_code,
+    user_key,
+)
 from server.log import log
 from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, whose
 
 PROBE = b"probe"  # the key of a value that means nothing
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 ONLY_READS = "the file cannot be written, so only reads are served: look at the disk, and how it is mounted"
+RESTORE = ": it is damaged as a whole, so restore a copy (maintenance.py restore)"
 RESERVE_BYTES = 32 * 1024 * 1024  # kept free, because a deletion first needs room in the write-ahead log
 FREE_PAGES_SECONDS = 1  # for so long it is known how many there are
 INCREMENTAL = 2  # the value of SQLite's auto_vacuum; a file that an older server made does not have it
@@ -116,7 +128,8 @@ class DbmWriter(DbmReader):
             if found == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
         except ERRORS as error:
-            raise StorageUnavailable(f"it cannot be used: {error}{whose(self.path)}") from None
+            remedy = RESTORE if sqlite_code(error) in DAMAGE else whose(self.path)
+            raise StorageUnavailable(f"it cannot be used: {error}{remedy}") from None
 
     def _check_that_it_syncs(self) -> None:
         """Look at what dbm.sqlite3 requests but does not check (the log), and what it leaves to the library (syncs)."""

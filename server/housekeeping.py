@@ -41,7 +41,6 @@ VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of r
 VERIFY_PAUSE_SECONDS = 0.2
 SPARE_BYTES = 8 * 1024 * 1024  # stay in the file for the next uploads
 SHRINK_PAGES = 256  # at a time: 1 MiB
-MOST_DAMAGE = 10_000  # so much is remembered
 TABLE = "SELECT rowid, CAST(key AS BLOB) FROM Dict NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT 100"
 INDEX = "SELECT rowid FROM Dict INDEXED BY sqlite_autoindex_Dict_1 WHERE key = ?"
 
@@ -289,7 +288,7 @@ class Housekeeper:
 
     def _note_damage(self, what: str, kind: str) -> None:
         self._store.has_damaged_index |= kind == "index"
-        if what not in self.damaged and len(self.damaged) < MOST_DAMAGE:
+        if what not in self.damaged and len(self.damaged) < bounds.DAMAGED:
             self.damaged[what] = kind
             log(event="damage", kind=kind, damaged=len(self.damaged))
 

@@ -97,7 +97,7 @@ def reason(path: Path, error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, PermissionError):
         return f"{text}{whose(path)}"
-    remedy = REMEDIES.get(getattr(error, "errno", None))
+    remedy = REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
     return f"{text}: {remedy}" if remedy else text
 
 

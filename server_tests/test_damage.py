@@ -15,6 +15,7 @@ import pytest
 from contract_tests.target.calls import eventually
 from contract_tests.target.openapi import LIMITS
 from server.records import from_bytes
+from server_tests.test_bounds import bounded
 
 BLOB, OTHER_BLOB = b"a backup", b"another backup"
 
@@ -87,6 +88,22 @@ def test_a_round_each_week_finds_what_nobody_reads(start_server):
     assert user.store_backup(BLOB).status_code == 200  # the retry mends it
     server.move_clock(43_200)
     assert eventually(lambda: damaged() == 0)
+
+
+def test_so_much_damage_is_remembered(start_server):
+    server = start_server(command=bounded(DAMAGED=1))
+    users = [server.client() for _ in range(3)]
+    for each in users:
+        assert each.register_user().status_code == 201
+    server.stop()
+    for each in users:
+        flip_a_bit(server.database, f"user/{each.credentials[0]}", 8 * 50)
+    server.start()
+    # The statistics wait until every account was visited once.
+    assert server.client().get_admin_stats(server.admin_key).json()["damaged"] == 1
+    for each in users:
+        each.base_url = server.base_url
+        assert each.fetch_backup().json()["code"] == "account_damaged"
 
 
 def test_a_damaged_tombstone_holds_up_no_other(start_server):

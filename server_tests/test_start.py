@@ -15,9 +15,11 @@ from clients.python.backup_client import backup_bytes
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import eventually, outcome, sha256
 from contract_tests.target.openapi import REPOSITORY
-from server.accounts import StorageUnavailable
+from server.accounts import Account, StorageUnavailable
 from server.dbm_store import DbmStore
 from worst_day.disks import full
+
+USER = "a" * 64
 
 
 def refusal_of(path: Path) -> str:
@@ -50,6 +52,16 @@ def test_the_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path)
         connection.execute("CREATE TABLE photos (id)")
     content = path.read_bytes()
     assert "not a store" in refusal_of(path)
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_was_cut_off_is_refused_and_stays_as_it_is(tmp_path):
+    path = tmp_path / "backup.db"
+    with contextlib.closing(DbmStore(path, 901)) as store, store.account(USER) as account:
+        account.create(Account(1, "c" * 64))
+    os.truncate(path, path.stat().st_size - 4096)
+    content = path.read_bytes()
+    assert "restore a copy" in refusal_of(path)
     assert path.read_bytes() == content
 
 
@@ -116,7 +128,7 @@ def test_what_a_start_that_was_killed_has_left_is_removed(tmp_path):
 AS_ANOTHER_USER = """
 import os, sys, urllib.request
 from pathlib import Path
-from server.accounts import StorageUnavailable
+from server.accounts import Account, StorageUnavailable
 from server.dbm_store import DbmStore
 from server.log import log
 

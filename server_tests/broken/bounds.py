@@ -37,6 +37,10 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "SHARE_OF_A_USER": (1, f"{TESTS}room_for_bodies"),
     "UNREAD_ANSWERS": (math.inf, f"{TESTS}room_for_answers[UNREAD_ANSWERS]"),
     "UNREAD_ANSWERS_OF_AN_ADDRESS": (math.inf, f"{TESTS}room_for_answers[UNREAD_ANSWERS_OF_AN_ADDRESS]"),
+    "DAMAGED": (math.inf, "server_tests/test_damage.py::test_so_much_damage_is_remembered"),
+    "OPERATOR_SECONDS": (3600, "server_tests/test_maintenance.py::test_whoever_is_slow_or_gone_does_not_stay_long"),
+    "OPERATOR_LINE_BYTES": (2**24, "server_tests/test_maintenance.py::test_the_socket_refuses_what_it_does_not_know"),
+    "OPERATOR_ACCOUNTS": (math.inf, "server_tests/test_maintenance.py::test_the_socket_refuses_what_it_does_not_know"),
     "LOG_BYTES": (math.inf, "server_tests/test_process.py::test_nobody_reads_the_log"),
 }
 
