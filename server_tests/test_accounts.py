@@ -231,7 +231,7 @@ def test_a_request_hears_of_a_stalled_disk_while_its_client_waits():
     assert bounds.QUEUE_SECONDS + bounds.TURN_SECONDS + bounds.DISK_SECONDS < 30
 
 
-@pytest.mark.parametrize("method", ["_put_blob", "_put_row"])
+@pytest.mark.parametrize("method", ["put_blob", "put_row"])
 def test_an_upload_that_stalls(tmp_path, monkeypatch, impatient, method):
     """Its caller and the next ones fail in time, reads go on, and the next change builds on what it did later."""
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
@@ -266,7 +266,7 @@ def test_another_change_that_stalls(tmp_path, monkeypatch, impatient, change):
         append(store, b"data")
         assert store.stats().users == 1
         user_id = USER if change is delete else OTHER
-        with Stall("_put_row"):
+        with Stall("put_row"):
             unavailable(lambda: change(store, user_id))
             unavailable(lambda: hold(store, OTHER))
             assert store.stats().users == 1
@@ -306,10 +306,11 @@ def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
         delete(store, USER)
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
         with Stall("erase_blob"):
-            unavailable(lambda: store.housekeeper._visit(USER))
+            unavailable(lambda: store.housekeeper._erase_in_turns(USER))
             unavailable(lambda: hold(store, OTHER))
         monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
         store.housekeeper._visit(USER)
+        store.housekeeper._erase_in_turns(USER)
         with Stall("erase_blob"):
             unavailable(store.housekeeper._forget_next)
             monkeypatch.setattr(bounds, "TURN_SECONDS", 0.3)
@@ -325,7 +326,7 @@ def test_a_store_is_closed_in_time(tmp_path, impatient, capfd):
     """Until the write has ended, no other server can open the file."""
     store = DbmStore(tmp_path / "backup.db", 601)
     register(store)
-    with Stall("_put_blob"):
+    with Stall("put_blob"):
         unavailable(lambda: append(store, b"late"))
         started = time.monotonic()
         store.close()

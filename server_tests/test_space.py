@@ -20,6 +20,7 @@ from contract_tests.target.calls import eventually
 from server import dbm_writer, housekeeping, space
 from server.accounts import Account, StorageFull, Upload, Version, Volume
 from server.dbm_store import DbmStore
+from server.housekeeping import Housekeeper
 from worst_day.space import FULL_DAYS, attack
 
 GB = 1_000_000_000
@@ -201,7 +202,7 @@ def test_free_pages_are_no_room_for_the_log(tmp_path, monkeypatch):
 
 
 def test_what_was_deleted_is_known_to_be_free_although_housekeeping_has_other_work(tmp_path, monkeypatch):
-    with mock.patch.object(DbmStore, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
+    with mock.patch.object(Housekeeper, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
         store_versions(store, "a" * 64, [2_000_000, 2_000_000])
         on_a_disk(monkeypatch, 10**9, 10**8)
         before = store.volume().free
@@ -218,7 +219,7 @@ def test_what_was_deleted_is_known_to_be_free_although_housekeeping_has_other_wo
 
 def test_what_an_account_gives_up_is_not_free_for_others(tmp_path, monkeypatch):
     """Otherwise, the volume would be full when the account needs its room again."""
-    with mock.patch.object(DbmStore, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
+    with mock.patch.object(Housekeeper, "_keep_house"), contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
         on_a_disk(monkeypatch, 10**9, 5 * 10**8)
         store_versions(store, "a" * 64, [2_000_000, 2_000_000])
         before, account = store.volume().free, store.find("a" * 64)
@@ -237,6 +238,6 @@ def test_what_an_account_gives_up_is_not_free_for_others(tmp_path, monkeypatch):
 def test_an_upload_is_stored_even_if_what_it_drops_cannot_be_erased(tmp_path):
     """507 says that nothing was changed."""
     with contextlib.closing(DbmStore(tmp_path / "x.db", 901)) as store:
-        with mock.patch.object(DbmStore, "_erase_dropped", side_effect=StorageFull):
+        with mock.patch.object(DbmStore, "erase_dropped", side_effect=StorageFull):
             store_versions(store, "a" * 64, [10, 10, 10], gives_back=True)
         assert store.find("a" * 64).latest.number == 3
