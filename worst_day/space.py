@@ -159,8 +159,9 @@ def filled(folder: Path, server: ServerProcess, size: int, is_real: bool) -> Ite
     def rest() -> int:
         return int(free(server) - FULL * size)
 
-    if is_real:  # what is free in the database file has to be given back to the disk first
-        eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 120)
+    # What is free in the database file has to be given back to the disk first. That comes after the day's verification.
+    if is_real and not eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 600):
+        raise TimeoutError("the file does not become smaller")
     filler = folder / "filler"
     with open(filler, "wb") as file:
         if rest() > 0 and FULL * size > RESERVE_BYTES + MAX_DECODED_BYTES:
