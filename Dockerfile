@@ -1,7 +1,7 @@
 # Build the reference page. It needs Node only here: the server sends the finished files.
 FROM node:24-slim AS reference
 WORKDIR /reference
-COPY reference/ ./
+COPY --chmod=755 reference/ ./
 RUN npm ci && node build.mjs
 
 FROM python:3.13-slim
@@ -15,14 +15,15 @@ WORKDIR /app
 
 # The base image has no bytecode of the standard library, and the server's user cannot write any. Compile it here,
 # or Python compiles it again at each start.
-COPY requirements/server.txt requirements/
+# --chmod: a checkout that only its owner can read makes an image that the server's user can read.
+COPY --chmod=755 requirements/server.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/server.txt \
     && python -m compileall -q /usr/local/lib/python3.13
 
-COPY backup_server.py maintenance.py openapi.yaml ./
-COPY server/ server/
+COPY --chmod=755 backup_server.py maintenance.py openapi.yaml ./
+COPY --chmod=755 server/ server/
 RUN python -m compileall -q server
-COPY --from=reference /reference/dist reference/dist
+COPY --chmod=755 --from=reference /reference/dist reference/dist
 
 # NEW_STORE: a missing volume must not look like a store without accounts. The first deployment sets it to 1.
 # HOST: the proxy reaches the port from outside the container.
@@ -32,6 +33,8 @@ ENV DATABASE_PATH=/data/backup.db \
     PORT=8080
 
 EXPOSE 8080
+# What `docker stop` sends. Without it, too, the server would stop gracefully.
+STOPSIGNAL SIGTERM
 # The user `server`, by number: a number needs no look-up.
 USER 10001
 # The exec form starts no shell, so the server itself gets SIGTERM.

@@ -40,7 +40,7 @@ import jsonschema
 import pybase64
 import yaml
 
-from server import bounds, clock, i_json, memory, operator, process, reference_page, space
+from server import bounds, clock, i_json, memory, operator, origins, process, reference_page, space
 from server.accounts import (
     Account,
     Damaged,
@@ -73,6 +73,7 @@ ROOT = Path(__file__).parent  # openapi.yaml and the reference page are here
 NEW_SECRET = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'  # noqa: S105 - a command
 
 KEYID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML without libyaml takes a second instead of 0.1
 
 SETTINGS_HELP = """\
 environment variables:
@@ -80,7 +81,10 @@ environment variables:
                     keyid:secret,keyid:secret (the keyid of a single secret is "app")
   RETIRED_KEYIDS    keyids of outdated versions of the app, which get 403 app_outdated: app,app2
   ADMIN_SECRET_KEY  bearer key for GET /admin/stats, at least 32 characters; if it is not set, the path does not exist
-  ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,https://b.example
+  ALLOWED_ORIGINS   web origins that may call the server (CORS): https://app.example,capacitor://localhost
+  CLIENT_ADDRESS_HEADER
+                    the header in which a proxy sends the client's address; on Fly it is Fly-Client-IP. Set it only if
+                    every request comes through a proxy that replaces the header, or anybody can write any address
   DATABASE_PATH     database file (./data/backup.db)
   NEW_STORE         1: the store is a new one; 0: it has to be there already (if it is not set, a missing one is made)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
@@ -128,7 +132,7 @@ class Settings:
     failed_credentials_per_account_per_day: int
     keep_versions: tuple[int, ...]  # last versions, UTC days, ISO weeks, months
     account_bytes: int
-    on_fly: bool
+    address_header: str | None  # the one that a trusted proxy sets
     debug: bool
 
     @classmethod
@@ -172,16 +176,22 @@ class Settings:
         if retired >= app_secrets.keys():
             raise StartupError("RETIRED_KEYIDS names every keyid of APP_SECRET_KEY, so no app could sign a request.")
 
-        origins = frozenset(origin.strip() for origin in read("ALLOWED_ORIGINS").split(",") if origin.strip())
-        if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in origins):
-            raise StartupError("ALLOWED_ORIGINS must be origins such as https://app.example, separated by commas.")
+        allowed = (origin.strip() for origin in read("ALLOWED_ORIGINS").split(","))
+        try:
+            allowed_origins = frozenset(origins.checked(origin) for origin in allowed if origin)
+        except origins.NoOrigin as error:
+            raise StartupError(f"ALLOWED_ORIGINS: {error}.") from None
+        # Trust no header unless all requests come through a proxy that sets it. On Fly, they do.
+        address_header = read("CLIENT_ADDRESS_HEADER", "Fly-Client-IP" if "FLY_APP_NAME" in environ else "") or None
+        if address_header and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", address_header):
+            raise StartupError("CLIENT_ADDRESS_HEADER must be the name of a header, such as X-Real-IP.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(
             app_secrets=app_secrets,
             retired_keyids=retired,
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
-            allowed_origins=origins,
+            allowed_origins=allowed_origins,
             database_path=Path(read("DATABASE_PATH", "data/backup.db")),
             is_new_store=bool(whole_number("NEW_STORE", least=0, most=1)) if read("NEW_STORE") else None,
             host=read("HOST", "127.0.0.1"),
@@ -195,7 +205,7 @@ class Settings:
             failed_credentials_per_account_per_day=whole_number("FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY"),
             keep_versions=tuple(int(number) for number in read("KEEP_VERSIONS").split(",")),
             account_bytes=whole_number("ACCOUNT_BYTES", most=999_999_999),
-            on_fly="FLY_APP_NAME" in environ,
+            address_header=address_header,
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
         )
 
@@ -396,7 +406,7 @@ class Spec:
         """
         try:
             self.yaml = path.read_bytes()
-            document = yaml.load(self.yaml, yaml.CSafeLoader)
+            document = yaml.load(self.yaml, YamlLoader)  # noqa: S506 - both are safe
             self.json = i_json.encode(document)
             self.version: str = document["info"]["version"]
             self.limits: Mapping[str, int] = {name: document["x-limits"][name] for name in LIMITS}
@@ -1321,17 +1331,29 @@ def show(page: Page, environ: Environ, parameters: Mapping[str, str]) -> Respons
     return Response(200, page.body, page.headers)
 
 
-def client_address(connection: str, headers: Mapping[str, str], on_fly: bool) -> str:
-    """Return the client's address. Return an IPv6 address as its /64, but an IPv4-mapped one as IPv4.
+ADDRESS_WITH_PORT = re.compile(r"\[([^\]]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 
-    `connection` is the address of the connection. The headers' names are as in WSGI, without HTTP_.
+
+def client_address(connection: str, headers: Mapping[str, str], header: str | None) -> str:
+    """Return the client's address, in the form that the limits count by.
+
+    `connection` is the address of the connection. `header` is the one that the proxy sets, if there is one. The names
+    of `headers` are as in WSGI, without HTTP_. If the header has no address, the connection's counts.
     """
-    # Trust this header on Fly only. Anywhere else, anybody could send it.
-    text = headers.get("FLY_CLIENT_IP", connection) if on_fly else connection
+    sent = headers.get(header.upper().replace("-", "_"), "") if header else ""
+    return address_in(sent) or address_in(connection) or connection
+
+
+def address_in(text: str) -> str | None:
+    """Return an IPv6 address as its /64, but an IPv4-mapped one as IPv4. Return None if the text has no address."""
+    # A proxy may add to a list (X-Forwarded-For). Only what it added itself, at the end, is to be trusted.
+    text = text.rpartition(",")[2].strip()
+    if match := ADDRESS_WITH_PORT.fullmatch(text):
+        text = match[1] or match[2]
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return connection
+        return None
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return str(address.ipv4_mapped)
@@ -1357,8 +1379,8 @@ def serve(settings: Settings, spec: Spec) -> None:
         )
         options = HttpOptions(
             refuse=app.refuse,
-            address_of=functools.partial(client_address, on_fly=settings.on_fly),
-            is_proxied=settings.on_fly,
+            address_of=functools.partial(client_address, header=settings.address_header),
+            is_proxied=settings.address_header is not None,
             at_once={"/health"},
             body_directory=settings.database_path.parent,
         )

@@ -614,8 +614,7 @@ class HttpServer:
 
     def __init__(self, app: WsgiApp, host: str, port: int, limits: RequestLimits, options: HttpOptions) -> None:
         """Bind the address. Port 0 picks a free port. Raise OSError or UnicodeError if the address cannot be bound."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
+        listener = listen(host, port)
         logging.getLogger("waitress").addHandler(WaitressLog())
         logging.getLogger("waitress").propagate = False
         adjustments = waitress.adjustments.Adjustments(
@@ -685,6 +684,18 @@ class HttpServer:
             self._poll(0.05)
             self._look()
         self._listener.lanes.shutdown()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address or a name. `::` is every address, of IPv4 and of IPv6.
+
+    A name is looked up, and IPv4 comes first. Raise OSError or UnicodeError.
+    """
+    host = host.removeprefix("[").removesuffix("]")  # as in a URL
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    is_both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, dualstack_ipv6=is_both)
 
 
 def in_memory(app: WsgiApp) -> WsgiApp:

@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from server import bounds
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "audit.txt"]
@@ -56,7 +58,8 @@ def image_environment() -> dict[str, str]:
 
 def copied_files() -> list[str]:
     """Return the files and directories/ that the build stage or the image copies from the checkout."""
-    return [name for rest in arguments("COPY") if not rest.startswith("--from") for name in rest.split()[:-1]]
+    copies = [rest.split()[:-1] for rest in arguments("COPY") if "--from" not in rest]
+    return [name for copy in copies for name in copy if not name.startswith("--")]
 
 
 def image_files() -> list[str]:
@@ -89,7 +92,12 @@ def test_the_image_holds_the_server_and_nothing_else():
 def test_the_image_holds_the_reference_page_that_it_builds_from_what_is_pinned():
     assert set(copied_files()) - set(image_files()) == {"reference/"}
     assert "npm ci && node build.mjs" in arguments("RUN")
-    assert "--from=reference /reference/dist reference/dist" in arguments("COPY")
+    assert "--chmod=755 --from=reference /reference/dist reference/dist" in arguments("COPY")
+
+
+def test_the_server_can_read_an_image_from_a_checkout_that_only_its_owner_can_read():
+    """Under umask 077, the files of a checkout have the mode 0600, and COPY keeps it, unless it is told another."""
+    assert {rest.split()[0] for rest in arguments("COPY")} == {"--chmod=755"}
 
 
 def test_the_image_installs_only_what_is_pinned_by_hash():
@@ -170,6 +178,10 @@ def test_fly_runs_one_small_machine_in_one_place():
 def test_flys_volume_is_where_the_image_keeps_its_data():
     (mount,) = FLY["mounts"]
     assert mount["source"] == "dailyreps_data" and 5 <= mount["snapshot_retention"] <= 60
+    # fly.toml counts only for volumes that a deploy makes.
+    size = mount["initial_size"].removesuffix("gb")
+    retention = f"--snapshot-retention {mount['snapshot_retention']}"
+    assert f"fly volumes create {mount['source']} --region {FLY['primary_region']} --size {size} {retention}" in README
     assert Path(image_environment()["DATABASE_PATH"]).parent == Path(mount["destination"]) == Path("/data")
 
 
@@ -179,7 +191,20 @@ def test_flys_proxy_reaches_the_port_that_the_image_serves_and_only_by_https():
     assert arguments("EXPOSE") == ["8080"]
     assert image_environment()["HOST"] == "0.0.0.0"
     assert service["force_https"] is True
-    assert service["auto_stop_machines"] == "off" and service["min_machines_running"] == 1
+    # Fly's documentation advises to set both together.
+    assert service["auto_stop_machines"] == "off" and service["auto_start_machines"] is False
+    assert service["min_machines_running"] == 1
+
+
+def test_flys_proxy_opens_no_more_connections_than_the_server_holds():
+    concurrency = FLY["http_service"]["concurrency"]
+    assert concurrency["type"] == "requests"
+    # The check has a connection of its own.
+    assert 0 < concurrency["soft_limit"] < concurrency["hard_limit"] < bounds.CONNECTIONS
+
+
+def test_fly_starts_the_server_again_however_often_it_ends():
+    assert FLY["restart"] == [{"policy": "always"}]
 
 
 def test_fly_checks_an_operation_of_the_contract_that_needs_no_proof():
@@ -192,7 +217,9 @@ def test_fly_checks_an_operation_of_the_contract_that_needs_no_proof():
 
 
 def test_fly_leaves_time_for_a_graceful_stop():
-    assert FLY["kill_signal"] == "SIGTERM" and 30 <= seconds(FLY["kill_timeout"]) <= 300
+    assert arguments("STOPSIGNAL") == [FLY["kill_signal"]] == ["SIGTERM"]
+    needed = bounds.DRAIN_SECONDS + bounds.TURN_SECONDS + bounds.DISK_SECONDS + bounds.STOP_LOG_SECONDS
+    assert needed < seconds(FLY["kill_timeout"]) <= 300  # Fly's most
 
 
 # ---- The pinned requirements -------------------------------------------------------------------------------

@@ -260,7 +260,12 @@ SAME_ADDRESS = {
     "another IPv6 /64": ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
     "IPv4 mapped into IPv6": ("::ffff:192.0.2.1", "192.0.2.1", True),
     "IPv4 mapped into IPv6, others": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
-    "no addresses": ("nobody", "[2001:db8::1]", True),  # then it is the connection's
+    "no addresses": ("nobody", "[nowhere]:80", True),  # then it is the connection's
+    "a list, to which the proxy has added one": ("192.0.2.1, 192.0.2.9", "192.0.2.2,192.0.2.9", True),
+    "a list that ends in others": ("192.0.2.9, 192.0.2.1", "192.0.2.9, 192.0.2.2", False),
+    "with a port": ("192.0.2.1:50000", "192.0.2.1:50001", True),
+    "IPv6 with a port": ("[2001:db8::1]:50000", "2001:db8::1", True),
+    "IPv6 with a port, others": ("[2001:db8:0:1::1]:50000", "[2001:db8:0:2::1]:50000", False),
     "two spellings": ("2001:DB8:0:1:0:0:0:1", "2001:db8:0:1::1", True),
 }
 
@@ -269,6 +274,21 @@ SAME_ADDRESS = {
 def on_fly(start_shared_server):
     settings = {"FLY_APP_NAME": "a-name-that-fly-sets", "FAILED_CREDENTIALS_PER_5_MINUTES": 2}
     return start_shared_server(frozen=1_800_000_000, **settings)
+
+
+def test_another_proxy_has_another_header(start_server):
+    """Behind another CDN, Fly-Client-IP is the address of the CDN."""
+    server = start_server(
+        FLY_APP_NAME="a-name-that-fly-sets", CLIENT_ADDRESS_HEADER="X-Real-IP", FAILED_CREDENTIALS_PER_5_MINUTES=2
+    )
+    stranger = server.client()
+    for number in range(4):
+        stranger.session.headers.update({"Fly-Client-IP": "192.0.2.1", "X-Real-IP": f"192.0.2.{number}"})
+        fail(stranger)
+    for number in range(2):
+        stranger.session.headers.update({"Fly-Client-IP": f"192.0.2.{number}", "X-Real-IP": "192.0.2.9"})
+        fail(stranger)
+    assert outcome(stranger.list_backup_versions()) == "429 rate_limited"
 
 
 @pytest.mark.parametrize(("first", "second", "same"), SAME_ADDRESS.values(), ids=SAME_ADDRESS)

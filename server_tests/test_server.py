@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from clients.python.backup_client import authorization, backup_bytes, content_digest
+from contract_tests.suite.outcomes import not_run
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import outcome
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
+from server import http_server, origins
 from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
@@ -32,6 +34,7 @@ SETTINGS = [
     "RETIRED_KEYIDS",
     "ADMIN_SECRET_KEY",
     "ALLOWED_ORIGINS",
+    "CLIENT_ADDRESS_HEADER",
     "DATABASE_PATH",
     "HOST",
     "PORT",
@@ -116,6 +119,24 @@ REFUSED_SETTINGS = [
     ("ALLOWED_ORIGINS", "*"),
     ("ALLOWED_ORIGINS", "app.example"),
     ("ALLOWED_ORIGINS", "https://app.example/path"),
+    ("ALLOWED_ORIGINS", "https://app.example/"),
+    ("ALLOWED_ORIGINS", "https://app.example:443"),
+    ("ALLOWED_ORIGINS", "http://app.example:80"),
+    ("ALLOWED_ORIGINS", "http://app.example:0080"),
+    ("ALLOWED_ORIGINS", "http://app.example:99999"),
+    ("ALLOWED_ORIGINS", "https://App.example"),
+    ("ALLOWED_ORIGINS", "HTTPS://app.example"),
+    ("ALLOWED_ORIGINS", "https://*.example"),
+    ("ALLOWED_ORIGINS", "https://bücher.example"),
+    ("ALLOWED_ORIGINS", "https://user@app.example"),
+    ("ALLOWED_ORIGINS", "http://[0:0:0:0:0:0:0:1]:5173"),
+    ("ALLOWED_ORIGINS", "http://[::g]"),
+    ("ALLOWED_ORIGINS", "null"),
+    ("ALLOWED_ORIGINS", "file://"),
+    ("ALLOWED_ORIGINS", "https://app.example https://b.example"),
+    ("CLIENT_ADDRESS_HEADER", "X Real IP"),
+    ("CLIENT_ADDRESS_HEADER", "X-Real-IP:"),
+    ("CLIENT_ADDRESS_HEADER", "X_Real_IP"),
     ("PORT", "x"),
     ("PORT", "-1"),
     ("PORT", "65536"),
@@ -216,6 +237,110 @@ def test_a_taken_port_is_refused(tmp_path):
         port = str(taken.getsockname()[1])
         done = run(tmp_path, APP_SECRET_KEY=SECRET, PORT=port, DATABASE_PATH="backup.db")
     assert (done.returncode, "PORT" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("[::1]", ["::1"]),
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("::", ["127.0.0.1", "::1"]),
+        ("localhost", ["127.0.0.1"]),
+    ],
+)
+def test_the_addresses_that_are_listened_on(tmp_path, host, reached):
+    """`::` is every address, of IPv4 and of IPv6."""
+    if "::1" in reached and not has_ipv6():
+        not_run("this machine has no IPv6")
+    with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0", HOST=host) as (process, line):
+        port = urlsplit(line["url"]).port
+        for address in reached:
+            connection = http.client.HTTPConnection(address, port)
+            connection.request("GET", "/health")
+            assert connection.getresponse().status == 200
+            connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def has_ipv6():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_name_that_has_no_ipv4_address(monkeypatch):
+    """Such as fly-local-6pn. No such name is sure to be known here, so the look-up is changed."""
+    if not has_ipv6():
+        not_run("this machine has no IPv6")
+    found = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with http_server.listen("fly-local-6pn", 0) as listener:
+        assert listener.getsockname()[0] == "::1"
+
+
+HINTS = {
+    "https://app.example:443": "write https://app.example.",
+    "http://App.example:08080/path": "write http://app.example:8080.",
+    "capacitor://localhost/": "write capacitor://localhost.",
+    "http://[0:0::1]": "write http://[::1].",
+    "app.example": "such as https://app.example",
+    "null": "every page",
+}
+
+
+@pytest.mark.parametrize("text", HINTS)
+def test_an_origin_that_no_browser_sends(text):
+    with pytest.raises(origins.NoOrigin) as caught:
+        origins.checked(text)
+    assert HINTS[text] in f"{caught.value}."
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example",
+        "http://localhost:5173",
+        "http://127.0.0.1:8080",
+        "http://[::1]:5173",
+        "https://app.example:8443",
+        "http://app.example:443",
+        "https://xn--bcher-kva.example",
+        "capacitor://localhost",
+        "ionic://localhost",
+        "chrome-extension://mhjfbmdgcfjbbpaeojofohoefgiehjai",
+    ],
+)
+def test_an_origin_that_a_browser_sends(origin):
+    assert origins.checked(origin) == origin
+
+
+def test_a_web_view_may_call(start_server):
+    """It has a scheme of its own. Here, it is the second of two origins, after a space."""
+    server = start_server(ALLOWED_ORIGINS="https://app.example, capacitor://localhost")
+    for origin in ("https://app.example", "capacitor://localhost"):
+        answer = server.client().request("GET", "/health", headers={"Origin": origin})
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+    other = server.client().request("GET", "/health", headers={"Origin": "capacitor://localhost:1"})
+    assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_yaml_without_libyaml(tmp_path):
+    """PyYAML that was built where libyaml is missing has no CSafeLoader."""
+    script = "import sys, yaml; del yaml.CSafeLoader; import backup_server; sys.exit(backup_server.main(['--help']))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=MEASURED | {"PYTHONPATH": str(SERVER.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "APP_SECRET_KEY" in done.stdout, done.stderr) == (0, True, "")
 
 
 def test_defaults(tmp_path):
