@@ -45,11 +45,9 @@ QUICK = {
         "contract_tests/test_guessing.py::test_after_a_key_change_only_the_address_that_made_it_is_known"
     ),
     "problem-has-no-code": "contract_tests/test_problems.py::test_nothing_of_the_request_is_repeated[Zebra7-/health]",
-    "json-document-is-another": "contract_tests/test_operations.py::test_the_documents_say_what_the_server_does",
     "any-origin-is-reflected": "contract_tests/test_http.py::test_any_other_options_is_405[lines7]",
     "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
     "restart-forgets-the-limits": "contract_tests/test_limits.py::test_the_windows_survive_a_restart",
-    "credentials-are-logged": "server_tests/test_server.py::test_the_log_tells_what_happened_and_no_secret",
     "new-accounts-may-take-everything": ("contract_tests/test_space.py::test_new_accounts_share_a_third_of_the_volume"),
     "no-connections-of-an-address": "server_tests/test_bounds.py::test_addresses_have_places_of_their_own",
 }

@@ -28,7 +28,7 @@ def flip_a_bit(database: Path, key: str, bit: int) -> None:
         file[key.encode()] = bytes(value)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_flipped_bit_in_a_record_is_no_wrong_password(start_server, seed):
     """Every operation of this account gets a logged 500, with any key. Other accounts still work."""
     server = start_server()
@@ -135,8 +135,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("bit", [0, 7])
-@pytest.mark.parametrize("where", [0, 40])
+@pytest.mark.parametrize(("where", "bit"), [(0, 7), (40, 0)])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_flipped_bit_in_a_key_is_no_absence(start_server, place, where, bit):
     """Nobody is told that an account does not exist, nobody can register it anew, and the others are served."""
