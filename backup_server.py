@@ -88,6 +88,7 @@ environment variables:
   DATABASE_PATH     database file (./data/backup.db)
   NEW_STORE         1: the store is a new one; 0: it has to be there already (if it is not set, a missing one is made)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
+  METRICS_PORT      a port for Prometheus (/metrics), at the same address; if it is not set, there are no metrics
   BACKUPS_PER_HOUR, BACKUPS_PER_DAY
                     new versions per account ({BACKUPS_PER_HOUR}, {BACKUPS_PER_DAY})
   KEY_CHANGES_PER_HOUR, KEY_CHANGES_PER_DAY
@@ -123,6 +124,7 @@ class Settings:
     is_new_store: bool | None  # None: a missing store is made
     host: str
     port: int
+    metrics_port: int | None
     backups_per_hour: int
     backups_per_day: int
     key_changes_per_hour: int
@@ -196,6 +198,7 @@ class Settings:
             is_new_store=bool(whole_number("NEW_STORE", least=0, most=1)) if read("NEW_STORE") else None,
             host=read("HOST", "127.0.0.1"),
             port=whole_number("PORT", "8080", least=0, most=65535),
+            metrics_port=whole_number("METRICS_PORT", least=0, most=65535) if read("METRICS_PORT") else None,
             backups_per_hour=whole_number("BACKUPS_PER_HOUR"),
             backups_per_day=whole_number("BACKUPS_PER_DAY"),
             key_changes_per_hour=whole_number("KEY_CHANGES_PER_HOUR"),
@@ -251,6 +254,7 @@ class Response:
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    code: str | None = None  # of the problem, for the log
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         """Return a copy of this answer that also has these headers."""
@@ -288,7 +292,7 @@ class Problem(Exception):
             headers["WWW-Authenticate"] = "Bearer" if self.code == "admin_key_invalid" else 'Basic realm="backup"'
         if self.retry_after:
             headers["Retry-After"] = str(self.retry_after)
-        return Response(status, i_json.encode(value | self.members), headers | self.headers)
+        return Response(status, i_json.encode(value | self.members), headers | self.headers, self.code)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -1241,6 +1245,7 @@ class App:
             requestBytes=int(environ.get("CONTENT_LENGTH") or 0),
             responseBytes=len(response.body),
             requestId=request_id,
+            **({"code": response.code} if response.code else {}),
         )
         start_response(status_line(response.status), headers)
         return [] if method == "HEAD" else [response.body]
@@ -1253,7 +1258,7 @@ class App:
         response = refusal(status, self._server.spec.limits).response
         headers = list(response.headers.items())
         request_id = self._finish_headers(headers, origin)
-        log(event="request", method=None, route=None, status=response.status, requestId=request_id)
+        log(event="request", method=None, route=None, status=response.status, requestId=request_id, code=response.code)
         return Refusal(status_line(response.status), headers, response.body)
 
     def _respond(self, environ: Environ) -> tuple[Route | None, Response]:
@@ -1389,9 +1394,26 @@ def serve(settings: Settings, spec: Spec) -> None:
         except (OSError, UnicodeError) as error:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
+        notes = {"newStore": store.is_made, "leavesDeletedBytes": not store.erases}
+        serving: dict[str, Any] = {name: True for name, is_so in notes.items() if is_so}
+        if settings.metrics_port is not None:
+            serving["metrics"] = serve_metrics(settings, spec, store, health, http)
         with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
-            notes = {"newStore": store.is_made, "leavesDeletedBytes": not store.erases}
-            http.run(operations=len(spec.operations), **{name: True for name, is_so in notes.items() if is_so})
+            http.run(operations=len(spec.operations), **serving)
+
+
+def serve_metrics(settings: Settings, spec: Spec, store: Store, health: Watch, http: HttpServer) -> str:
+    """Serve metrics, and return their URL. Raise StartupError if METRICS_PORT cannot be used."""
+    from server import metrics  # it takes memory, so who does not want metrics does without it
+
+    try:
+        counted = metrics.Metrics(metrics.States(spec.version, store, health, http))
+        url = counted.serve(settings.host, settings.metrics_port or 0)
+    except OSError as error:
+        where = f"HOST {settings.host}, METRICS_PORT {settings.metrics_port}"
+        raise StartupError(f"{where}: the metrics cannot be served on this address: {error}.") from None
+    log.listener = counted.count
+    return url
 
 
 def main(argv: list[str] | None = None) -> int:

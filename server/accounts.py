@@ -94,7 +94,7 @@ class Stats:
     """The number of accounts, of accounts with a backup, and of versions, and the size of the database.
 
     `free_bytes` is what is free on the volume and in the database. `damaged` is how many damaged accounts, versions and
-    keys are known.
+    keys are known. `round_seconds` is how long ago a round through all accounts ended, or the store was opened.
     """
 
     users: int
@@ -103,6 +103,7 @@ class Stats:
     database_bytes: int
     free_bytes: int = 0
     damaged: int = 0
+    round_seconds: float = 0
 
 
 @dataclass(frozen=True)

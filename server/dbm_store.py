@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from server import clock
 from server.accounts import (
     Account,
     Deleted,
@@ -68,9 +69,16 @@ class DbmStore(DbmWriter, Store):
             raise StorageUnavailable("the accounts are still being counted", retry_after=1)
         files = [self.path, Path(f"{self.path}-wal")]
         size = sum(file.stat().st_size for file in files if file.exists())
-        counts = self.tally.counts
-        damaged = len(self.housekeeper.damaged)
-        return Stats(counts.users, counts.backups, counts.versions, size, self.volume().free, damaged)
+        counts, house = self.tally.counts, self.housekeeper
+        return Stats(
+            users=counts.users,
+            backups=counts.backups,
+            versions=counts.versions,
+            database_bytes=size,
+            free_bytes=self.volume().free,
+            damaged=len(house.damaged),
+            round_seconds=(clock.monotonic() - house.round_ended) / 1000,
+        )
 
     def degraded(self) -> list[str]:
         house = self.housekeeper

@@ -59,6 +59,7 @@ class Housekeeper:
         self._unerased: deque[str] = deque()  # deleted users whose blobs have still to be erased
         self._round: Iterator[str] = iter(())  # the users whom the current round has still to visit
         self._next_round = clock.monotonic()
+        self.round_ended = clock.monotonic()  # or the start
         self._to_verify: list[tuple[str, Version, float]] = []  # of the user who was visited last
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
@@ -196,6 +197,7 @@ class Housekeeper:
                 elif match[1]:
                     yield match[1].decode()
             self._stopping.wait(0.001)
+        self.round_ended = clock.monotonic()
         if self._store.has_damaged_index and is_table_right:
             with self._store.turn():
                 self._store.write(self._rebuild_index)

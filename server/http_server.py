@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import waitress.adjustments
 import waitress.buffers
@@ -511,6 +511,14 @@ class Listener(waitress.server.TcpWSGIServer):
         body.keep()
         return True
 
+    def load(self) -> "Load":
+        """Return what there is to do now."""
+        sizes = dict.fromkeys(("memory", "disk"), 0)
+        for each in self.channels():
+            if (request := each.current) and request.is_wanted and (body := request.body):
+                sizes["disk" if body.is_large else "memory"] += body.expected
+        return Load(len(self.active_channels), self.lanes.waiting(), sizes)
+
     def readable(self) -> bool:
         if not self.accepting or time.monotonic() < self._accepts_from:
             return False
@@ -573,6 +581,11 @@ class Lanes:
             return self._reads
         return self._large_writes if request.body and request.body.is_large else self._writes
 
+    def waiting(self) -> dict[str, int]:
+        """Return how many requests wait in each lane."""
+        found = {"reads": self._reads, "writes": self._writes, "large writes": self._large_writes}
+        return {name: lane.waiting for name, lane in found.items()}
+
     def serve_now(self) -> None:
         """Serve what takes no time: refusals, and the targets that are to be answered at once."""
         while self._now:
@@ -590,6 +603,14 @@ class WaitressLog(logging.Handler):
         log(event="http_server", level=record.levelname, at=f"{record.module}:{record.lineno}")
         if record.exc_info and record.exc_info[1]:
             log.error(record.exc_info[1])
+
+
+class Load(NamedTuple):
+    """What the server has to do at a moment. Bytes are those that the bodies in flight may have."""
+
+    connections: int
+    waiting: Mapping[str, int]  # requests, by lane
+    body_bytes: Mapping[str, int]  # by place: memory or disk
 
 
 @dataclass(frozen=True)
@@ -656,6 +677,10 @@ class HttpServer:
                 self._look()
         log(event="stopping")
         self._drain()
+
+    def load(self) -> "Load":
+        """Return what the server has to do now. Any thread may ask."""
+        return self._listener.load()
 
     def _poll(self, seconds: float) -> None:
         self._listener.poll(seconds)

@@ -37,6 +37,11 @@ class Lane:
         self._queue.put(work)
         return True
 
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait for a thread."""
+        return self._queue.qsize()
+
     def end(self) -> list[threading.Thread]:
         """Let the threads end after the work that they have. Return them."""
         for _ in self._threads:

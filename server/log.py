@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ class Line(NamedTuple):
     stands_for: int = 1
 
 
+def nothing(event: Mapping[str, Any]) -> None:
+    """Hear an event, and do nothing."""
+
+
 class Log:
     """Writes events to a file descriptor.
 
@@ -37,6 +42,7 @@ class Log:
 
     def __init__(self, descriptor: int = 1) -> None:
         self.debug = False
+        self.listener: Callable[[Mapping[str, Any]], None] = nothing  # gets each event, in the thread that logs it
         self._descriptor = descriptor
         self._encode = json.JSONEncoder(check_circular=False).encode  # json.dumps takes half as long again
         self._time = (0, "")  # a second, and how it is written
@@ -49,6 +55,7 @@ class Log:
 
     def __call__(self, **event: Any) -> None:
         """Log one event, without waiting. Never pass an identifier, a key, a signature or a body."""
+        self.listener(event)
         line = self._line(event)
         with self._lock:
             if self._bytes + len(line) > bounds.LOG_BYTES:
@@ -92,12 +99,17 @@ class Log:
                 size += len(lines[-1])
             with self._lock:
                 lost, self._lost = self._lost, 0
-            report = [Line(self._line({"event": "log_lost", "lines": lost}), lost)] if lost else []
+            report = [self._report(lost)] if lost else []
             lost = self._write([*report, *map(Line, lines)])
             with self._lock:
                 self._lost += lost
                 self._bytes -= size
             time.sleep(PAUSE_SECONDS)
+
+    def _report(self, lost: int) -> Line:
+        event = {"event": "log_lost", "lines": lost}
+        self.listener(event)
+        return Line(self._line(event), lost)
 
     def _write(self, lines: list[Line]) -> int:
         """Write lines, after the rest of one that is begun. Return how many lines are lost."""

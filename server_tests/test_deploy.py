@@ -124,7 +124,8 @@ def test_the_image_sets_documented_variables_and_no_secret():
         "PORT": "8080",
     }
     assert set(image_environment()) <= documented_variables()
-    assert "SECRET" not in (ROOT / "Dockerfile").read_text() and "env" not in FLY
+    assert "SECRET" not in (ROOT / "Dockerfile").read_text()
+    assert FLY["env"].keys() <= documented_variables() and "SECRET" not in str(FLY["env"])
 
 
 def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
@@ -201,6 +202,12 @@ def test_flys_proxy_opens_no_more_connections_than_the_server_holds():
     assert concurrency["type"] == "requests"
     # The check has a connection of its own.
     assert 0 < concurrency["soft_limit"] < concurrency["hard_limit"] < bounds.CONNECTIONS
+
+
+def test_fly_reads_the_metrics_on_a_port_that_is_in_no_service():
+    port = int(FLY["env"]["METRICS_PORT"])
+    assert FLY["metrics"] == {"port": port, "path": "/metrics"}
+    assert port != FLY["http_service"]["internal_port"] and "services" not in FLY
 
 
 def test_fly_starts_the_server_again_however_often_it_ends():

@@ -220,7 +220,7 @@ def main() -> int:
     )
     parser.add_argument("--bytes", type=int, default=1_000_000_000, help="of the volume (%(default)s)")
     parser.add_argument("--addresses", type=int, default=50, help="of the attacker (%(default)s)")
-    parser.add_argument("--days", type=int, default=24, help="simulated (%(default)s)")
+    parser.add_argument("--days", type=int, default=14, help="simulated (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = arguments.bytes, arguments.addresses, arguments.days

@@ -1,0 +1,117 @@
+"""Metrics for Prometheus, on a port of their own. This module is loaded only if METRICS_PORT is set.
+
+What is counted comes from the events of the log, so no other module knows of Prometheus. What is a state is read when
+Prometheus asks. No label names a user, an address or anything else that a client has sent.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from server.accounts import StorageUnavailable, Store
+from server.health import Watch
+from server.http_server import HttpServer
+
+PREFIX = "backup_server"
+PARTS = ("writes", "space", "scrub")  # what may be degraded
+# A refusal takes a millisecond. An upload of 5 MiB takes some seconds on a disk of 16 MiB/s, and no more than 15.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
+
+
+class Metrics:
+    """Counts the events of the log, and tells Prometheus."""
+
+    def __init__(self, states: Collector) -> None:
+        """Take what collects the states."""
+        disable_created_metrics()  # when each counter began: a second row for each
+        self._registry = CollectorRegistry()
+        self._registry.register(states)
+        ProcessCollector(registry=self._registry)
+        of_request = ("method", "route", "status")
+        self._requests = self._counter("requests", "Requests that were answered", *of_request)
+        self._refusals = self._counter("problems", "Answers that were problems, by code", "code")
+        self._received = self._counter("request_body_bytes", "Bytes of the bodies that requests announced")
+        self._sent = self._counter("response_body_bytes", "Bytes of the bodies of answers")
+        self._events = self._counter("events", "Lines of the log", "event")
+        self._lost = self._counter("log_lines_lost", "Lines of the log that nobody has read")
+        name = f"{PREFIX}_request_seconds"
+        text = "Time from the head, or from the body's end if there is a body, to the answer"
+        self._seconds = Histogram(name, text, ("method", "route"), buckets=SECONDS, registry=self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self._registry)
+
+    def count(self, event: Mapping[str, Any]) -> None:
+        """Count an event of the log."""
+        self._events.labels(event["event"]).inc()
+        if event["event"] == "log_lost":
+            self._lost.inc(event["lines"])
+        if event["event"] != "request":
+            return
+        method, route = event["method"] or "none", event["route"] or "none"
+        self._requests.labels(method, route, event["status"]).inc()
+        self._received.inc(event.get("requestBytes", 0))
+        self._sent.inc(event.get("responseBytes", 0))
+        if code := event.get("code"):
+            self._refusals.labels(code).inc()
+        if "milliseconds" in event:
+            self._seconds.labels(method, route).observe(event["milliseconds"] / 1000)
+
+    def serve(self, host: str, port: int) -> str:
+        """Answer at /metrics, in threads of their own, until the process ends. Return the URL. Raise OSError."""
+        server, _ = start_http_server(port, host, self._registry)
+        return f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
+
+
+class States(Collector):
+    """Reads the state of the server each time that Prometheus asks."""
+
+    def __init__(self, version: str, store: Store, health: Watch, http: HttpServer) -> None:
+        """Take the parts of the server."""
+        self._version, self._store, self._health, self._http = version, store, health, http
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the states. What the store cannot tell now is left out."""
+        load, degraded = self._http.load(), self._store.degraded()
+        yield gauge("info", "The version of openapi.yaml that the server runs on", {self._version: 1}, "version")
+        yield gauge("healthy", "Whether reads are served", float(self._is_healthy()))
+        yield gauge("degraded", "Which part does not work", {part: part in degraded for part in PARTS}, "part")
+        yield gauge("connections", "Open connections", load.connections)
+        yield gauge("waiting_requests", "Requests that wait for a thread, by lane", load.waiting, "lane")
+        yield gauge("body_bytes", "Bytes of the bodies in flight, by place", load.body_bytes, "place")
+        try:
+            stats = self._store.stats()
+        except StorageUnavailable:
+            return
+        yield gauge("accounts", "Accounts", stats.users)
+        yield gauge("accounts_with_backup", "Accounts that have a backup", stats.backups)
+        yield gauge("versions", "Kept versions", stats.versions)
+        yield gauge("database_bytes", "Size of the database with its write-ahead log", stats.database_bytes)
+        yield gauge("free_bytes", "What is free on the volume and in the database", stats.free_bytes)
+        yield gauge("round_seconds", "Since a round through all accounts ended", stats.round_seconds)
+        yield gauge("damaged", "Damaged accounts, versions and keys that are known", stats.damaged)
+
+    def _is_healthy(self) -> bool:
+        try:
+            self._health.check()
+        except StorageUnavailable:
+            return False
+        return True
+
+
+def gauge(name: str, text: str, value: float | Mapping[str, float], label: str | None = None) -> GaugeMetricFamily:
+    """Return one value, or one for each value of a label."""
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=(label,) if label else None)
+    for labels, each in value.items() if isinstance(value, Mapping) else [((), value)]:
+        family.add_metric((labels,) if isinstance(labels, str) else (), each)
+    return family

@@ -1,0 +1,131 @@
+"""What Prometheus reads: the numbers are right, no label has a secret, and nobody pays for what is switched off."""
+
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract_tests.target import raw
+from contract_tests.target.calls import eventually, outcome
+from contract_tests.target.openapi import REPOSITORY
+from server_tests.test_bounds import upload_head
+
+COUNTED = {"requests", "problems", "request_body_bytes", "response_body_bytes", "events", "log_lines_lost"}
+STATES = {
+    "info",
+    "healthy",
+    "degraded",
+    "connections",
+    "waiting_requests",
+    "body_bytes",
+    "round_seconds",
+    "accounts",
+    "accounts_with_backup",
+    "versions",
+    "database_bytes",
+    "free_bytes",
+    "damaged",
+}
+
+
+@pytest.fixture
+def server(start_server):
+    return start_server(METRICS_PORT=0)
+
+
+def text_of(server):
+    (url,) = [line["metrics"] for line in server.log() if line["event"] == "serving"][-1:]
+    assert url.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def values_of(server):
+    """Return each value by its name and labels, without the prefix."""
+    found = {}
+    for family in text_string_to_metric_families(text_of(server)):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name.removeprefix('backup_server_')}{{{labels}}}"] = sample.value
+    return found
+
+
+def test_what_is_counted(server):
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(b"x" * 3000)) == "201"
+    assert outcome(user.fetch_backup()) == "200"
+    assert outcome(user.fetch_backup_version(7)) == "404 no_such_version"
+    assert outcome(server.client().fetch_backup()) == "401 credentials_invalid"
+    assert outcome(raw.send(server, b"nonsense\r\n\r\n")) == "400 malformed_request"
+    found = values_of(server)
+    assert found["requests_total{method=POST,route=/api/backup,status=201}"] == 1
+    assert found["requests_total{method=GET,route=/api/backup,status=200}"] == 1
+    assert found["requests_total{method=GET,route=/api/backup/versions/{version},status=404}"] == 1
+    assert found["requests_total{method=none,route=none,status=400}"] == 1
+    assert found["problems_total{code=credentials_invalid}"] == 1
+    assert found["request_seconds_count{method=GET,route=/api/backup}"] == 2
+    assert 4000 < found["request_body_bytes_total{}"] < 4200
+    assert found["response_body_bytes_total{}"] > 4000
+    assert found["events_total{event=request}"] == 6
+
+
+def test_the_states(server):
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    assert eventually(lambda: "accounts{}" in values_of(server))
+    assert outcome(user.store_backup(b"x")) == "201"
+    found = values_of(server)
+    names = ("healthy", "accounts", "accounts_with_backup", "versions", "damaged")
+    assert [found[f"{name}{{}}"] for name in names] == [1, 1, 1, 1, 0]
+    assert [found[f"degraded{{part={part}}}"] for part in ("writes", "space", "scrub")] == [0, 0, 0]
+    assert found["connections{}"] >= 1
+    assert found["waiting_requests{lane=large writes}"] == found["body_bytes{place=disk}"] == 0
+    assert found["free_bytes{}"] > found["database_bytes{}"] > 0
+    assert found["info{version=2.0.0}"] == 1
+    assert found["process_resident_memory_bytes{}"] > 1_000_000
+
+
+def test_every_name_is_in_the_readme_and_no_label_has_what_a_client_sent(server):
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    user.request("ZEBRA", "/zebra/{zebra}", headers={"X-Zebra": "zebra"})
+    text = text_of(server)
+    assert "zebra" not in text.lower()
+    assert not any(secret in text for secret in user.credentials)
+    families = {family.name for family in text_string_to_metric_families(text)}
+    ours = {name.removeprefix("backup_server_") for name in families if name.startswith("backup_server_")}
+    assert ours == COUNTED | STATES | {"request_seconds"}
+    readme = (REPOSITORY / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in ours)
+
+
+def test_a_body_that_arrives(server):
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    body = b'{"data": "' + b"A" * 400_000 + b'"}'
+    head = upload_head(server, user, body)
+    with raw.connected(server) as connection:
+        connection.sendall(head + body[:1000])
+        assert eventually(lambda: values_of(server)["body_bytes{place=memory}"] == len(body))
+
+
+def test_the_public_port_has_no_metrics(server):
+    assert outcome(server.client().request("GET", "/metrics")) == "404 not_found"
+
+
+def test_who_wants_no_metrics_does_not_load_them(start_server):
+    server = start_server()
+    assert "metrics" not in server.log()[0]
+    script = "import backup_server, sys; print('prometheus_client' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_port_that_is_taken(start_server):
+    first = start_server()
+    port = int(first.base_url.rpartition(":")[2])
+    with pytest.raises(RuntimeError, match="METRICS_PORT"):
+        start_server(METRICS_PORT=port)
