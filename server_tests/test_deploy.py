@@ -280,7 +280,18 @@ def test_the_server_imports_what_it_requires_and_requires_nothing_else():
             imported.add(node.module.partition(".")[0])
     distributions = packages_distributions()
     third_party = {distributions[name][0].lower() for name in imported - sys.stdlib_module_names - {"server"}}
-    assert third_party == wanted("server.in") == {"bottle", "jsonschema", "pybase64", "pyyaml", "waitress"}
+    assert (
+        third_party
+        == wanted("server.in")
+        == {
+            "bottle",
+            "jsonschema",
+            "prometheus-client",
+            "pybase64",
+            "pyyaml",
+            "waitress",
+        }
+    )
 
 
 @pytest.mark.parametrize("directory", NPM_LOCKS)
