@@ -1407,7 +1407,7 @@ def serve_metrics(settings: Settings, spec: Spec, store: Store, health: Watch, h
     from server import metrics  # it takes memory, so who does not want metrics does without it
 
     try:
-        counted = metrics.Metrics(metrics.States(spec.version, store, health, http))
+        counted = metrics.Metrics(metrics.States(spec.version, store, health, http), PROBLEMS)
         url = counted.serve(settings.host, settings.metrics_port or 0)
     except OSError as error:
         where = f"HOST {settings.host}, METRICS_PORT {settings.metrics_port}"

@@ -1,6 +1,6 @@
 """The tools of whoever runs the server: look at the store, copy it, put a copy back, and remove accounts.
 
-The README explains them under "Maintenance". Every command can be interrupted at any point, and run again.
+docs/operations.md explains them under "Maintenance". Every command can be interrupted at any point, and run again.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def restore(arguments: argparse.Namespace, progress: Progress) -> int:
     lines = [f"{arguments.database}: {summary(report)}"]
     if kept:
         lines.append(f"the replaced file is {kept}: delete it when you need it no longer")
-    lines.append('now read "After a restored snapshot" in README.md')
+    lines.append('now read "After a restored snapshot" in docs/operations.md')
     return copied(report, arguments, {"kept": str(kept) if kept else None}, lines)
 
 

@@ -4,7 +4,7 @@ What is counted comes from the events of the log, so no other module knows of Pr
 Prometheus asks. No label names a user, an address or anything else that a client has sent.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -31,15 +31,18 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 class Metrics:
     """Counts the events of the log, and tells Prometheus."""
 
-    def __init__(self, states: Collector) -> None:
-        """Take what collects the states."""
-        disable_created_metrics()  # when each counter began: a second row for each
+    def __init__(self, states: Collector, codes: Iterable[str]) -> None:
+        """Take what collects the states, and the codes of all problems."""
+        # When each counter began would be a second row for each.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._registry.register(states)
         ProcessCollector(registry=self._registry)
         of_request = ("method", "route", "status")
         self._requests = self._counter("requests", "Requests that were answered", *of_request)
         self._refusals = self._counter("problems", "Answers that were problems, by code", "code")
+        for code in codes:  # from 0 on, or Prometheus would not see the first one as an increase
+            self._refusals.labels(code)
         self._received = self._counter("request_body_bytes", "Bytes of the bodies that requests announced")
         self._sent = self._counter("response_body_bytes", "Bytes of the bodies of answers")
         self._events = self._counter("events", "Lines of the log", "event")

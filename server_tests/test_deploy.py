@@ -30,6 +30,7 @@ REQUIREMENTS = ROOT / "requirements"
 LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "audit.txt"]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
 MAINTENANCE = ROOT / "maintenance.py"
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())
@@ -182,7 +183,9 @@ def test_flys_volume_is_where_the_image_keeps_its_data():
     # fly.toml counts only for volumes that a deploy makes.
     size = mount["initial_size"].removesuffix("gb")
     retention = f"--snapshot-retention {mount['snapshot_retention']}"
-    assert f"fly volumes create {mount['source']} --region {FLY['primary_region']} --size {size} {retention}" in README
+    assert (
+        f"fly volumes create {mount['source']} --region {FLY['primary_region']} --size {size} {retention}" in OPERATIONS
+    )
     assert Path(image_environment()["DATABASE_PATH"]).parent == Path(mount["destination"]) == Path("/data")
 
 
@@ -279,19 +282,11 @@ def test_the_server_imports_what_it_requires_and_requires_nothing_else():
         elif isinstance(node, ast.ImportFrom) and not node.level:
             imported.add(node.module.partition(".")[0])
     distributions = packages_distributions()
-    third_party = {distributions[name][0].lower() for name in imported - sys.stdlib_module_names - {"server"}}
-    assert (
-        third_party
-        == wanted("server.in")
-        == {
-            "bottle",
-            "jsonschema",
-            "prometheus-client",
-            "pybase64",
-            "pyyaml",
-            "waitress",
-        }
-    )
+    third_party = {
+        distributions[name][0].lower().replace("_", "-") for name in imported - sys.stdlib_module_names - {"server"}
+    }
+    assert third_party == wanted("server.in")
+    assert third_party == {"bottle", "jsonschema", "prometheus-client", "pybase64", "pyyaml", "waitress"}
 
 
 @pytest.mark.parametrize("directory", NPM_LOCKS)
@@ -318,14 +313,14 @@ def test_the_locks_record_no_registry_and_no_path_of_the_machine_that_made_them(
 # ---- The README --------------------------------------------------------------------------------------------
 
 
-def section(title: str) -> str:
-    """Return the README's text under a heading, up to the next heading of the same level."""
-    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+def section(title: str, document: str = README) -> str:
+    """Return a document's text under a heading, up to the next heading of the same level."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", document, re.MULTILINE | re.DOTALL)[1]
 
 
-def table(title: str) -> Iterator[list[str]]:
+def table(title: str, document: str = README) -> Iterator[list[str]]:
     """Yield the names in backticks in the first cell of each row of the table in that section."""
-    for cell in re.findall(r"^\| (`.*?) \|", section(title), re.MULTILINE):
+    for cell in re.findall(r"^\| (`.*?) \|", section(title, document), re.MULTILINE):
         yield re.findall(r"`([^`]+)`", cell)
 
 
@@ -352,7 +347,10 @@ def test_plain_tox_checks_everything_there_is_to_check():
 
 def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
     environments = {name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")}
-    documents = [path.read_text() for path in [*ROOT.glob("*.md"), ROOT / "pyproject.toml", *REQUIREMENTS.glob("*.in")]]
+    documents = [
+        path.read_text()
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pyproject.toml", *REQUIREMENTS.glob("*.in")]
+    ]
     assert {name for text in documents for name in re.findall(r"tox run -e ([\w-]+)", text)} <= environments
     assert set(re.split(r"[,\s]+", TOX["tox"]["env_list"])) <= environments
     assert all(TOX[f"testenv:{name}"].get("description") for name in environments)
@@ -369,13 +367,13 @@ def test_each_variable_that_the_server_reads_is_in_the_readme_and_the_other_way_
     assert all(f"`{name}`" in section("Configuration") for name in SET_BY_FLY)
 
 
-def test_the_readme_lists_each_command_for_the_operator_and_shows_how_it_runs_on_fly(tmp_path: Path):
-    commands = [name.partition(" ")[0] for names in table("Maintenance") for name in names[:1]]
+def test_the_runbook_lists_each_command_for_the_operator_and_shows_how_it_runs_on_fly(tmp_path: Path):
+    commands = [name.partition(" ")[0] for names in table("Maintenance", OPERATIONS) for name in names[:1]]
     done = subprocess.run([sys.executable, MAINTENANCE, "--help"], capture_output=True, text=True, check=True)
     assert commands == re.findall(r"^    (\w+) {2,}\S", done.stdout, re.MULTILINE)
     database = Path(image_environment()["DATABASE_PATH"])
     tool = re.escape(f"{arguments('WORKDIR')[-1]}/{MAINTENANCE.name}")
-    runs = re.findall(rf'fly ssh console -C "/usr/local/bin/python {tool} (.+?)"', section("Maintenance"))
+    runs = re.findall(rf'fly ssh console -C "/usr/local/bin/python {tool} (.+?)"', section("Maintenance", OPERATIONS))
     assert {run.split()[0] for run in runs} == set(commands)
     for run in runs:  # the tool understands each command line, and finds no file
         assert f"--database {database}" in run
@@ -401,8 +399,34 @@ def test_the_layout_in_the_readme_is_the_one_on_disk():
     assert unlisted <= {"README.md", ".gitignore"}
 
 
+def anchors(text: str) -> set[str]:
+    """Return what leads to each heading of a document on GitHub."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/operations.md", "clients/README.md"]
+)
+def test_each_link_leads_somewhere(name: str):
+    document = ROOT / name
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_what_a_start_says_is_in_the_runbook():
+    """Each line in the table under "The server does not start" begins with what some part of the server says."""
+    said = "".join(path.read_text() for path in SERVER).replace("{name} ", "APP_SECRET_KEY ")
+    for cell in re.findall(r"^\| (`.*?) \|", section("The server does not start", OPERATIONS), re.MULTILINE):
+        for text in re.findall(r"`([^`]+)`", cell):
+            assert text.partition(" is not set")[0] in said, text
+
+
 def test_the_documents_name_files_that_exist():
-    """Each path in backticks and each link in CONTRIBUTING.md, SECURITY.md and CHANGELOG.md exists."""
+    """Each path in backticks exists, and each link leads to a file."""
     for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text()
         paths = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|yaml|toml|ini))`", text)
