@@ -9,7 +9,7 @@ from contract_tests.target.openapi import REPOSITORY
 def test_a_whole_life(start_server):
     server = start_server()
     done = subprocess.run(
-        ["node", REPOSITORY / "clients/javascript/whole_life.mjs", server.base_url],
+        ["node", REPOSITORY / "clients/javascript/test/play.mjs", server.base_url],
         env=os.environ | {"APP_SECRET_KEY": server.secret},
         capture_output=True,
         text=True,
