@@ -20,10 +20,11 @@ async function refused(call, code) {
  */
 export async function wholeLife({ baseUrl, secret, username = `Alex ${Math.random()}`, busy, ready }) {
   const tell = verdict => { throw new Error(`a false alarm: ${verdict}`) }
-  const answers = [], pauses = []
+  const answers = [], pauses = [], asked = []
   const fetch = async (...request) => {
     const answer = await globalThis.fetch(...request)
     answers.push(answer.status)
+    if (answer.status === 503) asked.push(Number(answer.headers.get('Retry-After')))
     return answer
   }
   const last = () => answers.at(-1)
@@ -61,7 +62,8 @@ export async function wholeLife({ baseUrl, secret, username = `Alex ${Math.rando
   if (busy) {
     await busy()
     await phone.versions()
-    equal([answers.slice(-2), pauses.length, pauses[0] > 0], [[503, 200], 1, true], 'the pause after a 503')
+    equal([answers.slice(-2), pauses.length, asked[0] > 0], [[503, 200], 1, true], 'what follows a 503')
+    equal(pauses, asked, 'the pause after a 503')
   }
 
   const newKeys = await c.deriveKeys(username, 'another password')
