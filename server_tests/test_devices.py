@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import random
+import re
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,15 @@ from clients.python.backup_client import (
     Derivation,
     Keys,
     MisfitError,
+    MistypedCodeError,
     ProblemError,
     Seen,
     authorization,
     backup_bytes,
     decrypt,
     derive_keys,
+    recovery_code,
+    sentence,
 )
 from clients.python.device import SIGNATURE_ACTS_SECONDS, SNAPSHOT_SECONDS, Device, State, UnsettledChangeError
 from contract_tests.target.process import ServerProcess
@@ -122,10 +127,10 @@ class Phone:
         )  # fmt: skip
 
     def train(self, name: str) -> None:
-        self.device._save(log=merge(self.device.state.log, log_of(name)))
+        self.device.edit(lambda log: merge(log, log_of(name)))
 
     def log(self) -> list[str]:
-        return workouts(self.device.state.log)
+        return workouts(self.device.log)
 
 
 def keys_of(user: str, password: str) -> Keys:
@@ -199,10 +204,10 @@ class Life:
         name = f"workout {len(self.trained)}"
         self.trained.add(name)
         phone.train(name)
-        phone.device.sync()
+        phone.device.back_up()
 
     def sync(self, phone: Phone) -> None:
-        phone.device.sync()
+        phone.device.back_up()
 
     def fetch(self, phone: Phone) -> None:
         phone.device.fetch()
@@ -211,7 +216,7 @@ class Life:
         phone.restart()
 
     def restore(self, phone: Phone) -> None:
-        listed = phone.device.list_versions()
+        listed = phone.device.versions()
         if not listed:
             return
         version = self.random.choice(listed)["version"]
@@ -224,7 +229,7 @@ class Life:
 
     def junk(self, phone: Phone) -> None:
         """Somebody with the storage key stores junk. A device restores the version below, as the person says."""
-        listed = phone.device.list_versions()
+        listed = phone.device.versions()
         if not listed or any(each.device.state.change for each in self.phones):
             return
         self.calm()
@@ -268,7 +273,7 @@ class Life:
         for phone in self.phones:
             phone.network.deliver()
         for phone in self.phones * 3:
-            self.careful(phone, phone.device.sync)
+            self.careful(phone, phone.device.back_up)
         for phone in self.phones:
             self.careful(phone, phone.device.fetch)
 
@@ -290,18 +295,18 @@ def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProc
         assert one.log() == other.log(), f"the devices are out of step with seed {seed}"
         assert life.restored or life.trained <= set(one.log()), f"a workout is lost with seed {seed}"
         assert one.device.state.highest == other.device.state.highest
-        changes += one.device.list_versions()[0]["keyVersion"] > 1
+        changes += one.device.versions()[0]["keyVersion"] > 1
         restores += life.restored
         conflicts += one.device.state.highest.sequence > 3
         junked += life.junked > 0
         # Nothing has changed, so nothing is stored. A restored log then replaces the log of the other device.
-        latest = one.device.list_versions()[0]
+        latest = one.device.versions()[0]
         for phone in life.phones:
-            phone.device.sync()
-        assert one.device.list_versions()[0] == latest, f"an upload for nothing with seed {seed}"
+            phone.device.back_up()
+        assert one.device.versions()[0] == latest, f"an upload for nothing with seed {seed}"
         life.restore(one)
         for phone in (other, one, other):
-            phone.device.sync()
+            phone.device.back_up()
         assert one.log() == other.log() and (one.told, other.told) == ([], []), f"a restore with seed {seed}"
         assert other.device.state.highest.sequence == one.device.state.highest.sequence
     assert min(changes, restores, conflicts, junked) >= 3  # the lives were lively
@@ -329,7 +334,7 @@ def test_usual_uploads_of_two_devices(account: "Account") -> None:
     phone.network.trick = tablet.network.trick = trick
     for number, device in enumerate([tablet, phone, phone, tablet, tablet, phone], 4):
         device.train(f"workout {number}")
-        device.device.sync()
+        device.device.back_up()
     assert [sequence for sequence, base in uploads] == [4, 5, 6, 7, 8, 9]
     assert (phone.told, tablet.told) == ([], [])
     assert len(phone.log()) == 9
@@ -351,9 +356,9 @@ def test_after_a_lost_answer_the_same_bytes_are_sent_again(account: "Account", f
 
     phone.network.send = send  # type: ignore[method-assign]
     phone.train("workout 4")
-    phone.device.sync()
+    phone.device.back_up()
     assert len(sent) == 3 and len(set(sent)) == 1
-    assert phone.device.list_versions()[0]["version"] == 4
+    assert phone.device.versions()[0]["version"] == 4
     assert phone.device.state.highest.sequence == 4 and not phone.device.state.unsent
 
 
@@ -364,13 +369,13 @@ def test_a_lost_upload_has_not_been_seen(account: "Account") -> None:
     phone.network.fate = lambda: "is lost"
     phone.train("workout 4")
     with pytest.raises(ProblemError) as caught:
-        phone.device.sync()
+        phone.device.back_up()
     assert caught.value.lost and phone.device.state.highest.sequence == 3 and phone.device.state.unsent
     tablet.train("workout 5")
-    tablet.device.sync()
+    tablet.device.back_up()
     phone.network.fate = lambda: "arrives"
     phone.restart()  # it goes on with what it saved
-    phone.device.sync()
+    phone.device.back_up()
     assert (phone.told, tablet.told) == ([], []) and len(phone.log()) == 5
 
 
@@ -381,13 +386,13 @@ def test_a_restored_version_raises_no_alarm(account: "Account") -> None:
     watch.train("workout 4")
     phone.device.restore(1)
     assert phone.log() == ["workout 1"] and phone.device.state.highest.sequence == 4
-    phone.device.sync()
+    phone.device.back_up()
     tablet.restart()
-    tablet.device.sync()
+    tablet.device.back_up()
     assert phone.log() == tablet.log() == ["workout 1"]
-    watch.device.sync()
+    watch.device.back_up()
     assert watch.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.log() == watch.log()
     assert (phone.told, tablet.told, watch.told) == ([], [], [])
 
@@ -415,7 +420,7 @@ def test_a_restored_log_replaces_the_log_when_it_is_acknowledged(account: "Accou
     if trained:
         phone.train("workout 4")
     phone.network.trick = lambda request, send: send()
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.log() == (["workout 1", "workout 2", "workout 3", "workout 4"] if trained else ["workout 1"])
     assert phone.told == []
 
@@ -434,16 +439,16 @@ def test_a_refused_restore_leaves_the_log(account: "Account") -> None:
 def test_a_sync_without_changes_stores_nothing(account: "Account") -> None:
     phone, tablet = account.phone, account.other_phone()
     for device in (phone, tablet, phone):
-        device.device.sync()
-    assert phone.device.list_versions()[0]["version"] == 3
+        device.device.back_up()
+    assert phone.device.versions()[0]["version"] == 3
     tablet.train("workout 4")
-    tablet.device.sync()
-    phone.device.sync()  # it fetches, and has nothing to add
-    assert len(phone.log()) == 4 and phone.device.list_versions()[0]["version"] == 4
+    tablet.device.back_up()
+    phone.device.back_up()  # it fetches, and has nothing to add
+    assert len(phone.log()) == 4 and phone.device.versions()[0]["version"] == 4
     fresh = Phone(account.server)
     fresh.device.sign_in(account.user, "the password", QUICK)
-    fresh.device.sync()
-    assert fresh.device.list_versions()[0]["version"] == 4
+    fresh.device.back_up()
+    assert fresh.device.versions()[0]["version"] == 4
 
 
 @pytest.mark.client("client.sequence", "client.no-false-alarm")
@@ -454,15 +459,15 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
     if missed:
         for number in (4, 5):
             phone.train(f"workout {number}")
-            phone.device.sync()
-    versions = phone.device.list_versions()
+            phone.device.back_up()
+    versions = phone.device.versions()
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x01 junk", versions[0]["sha256"]).status_code == 201
     with pytest.raises(DecryptionError):
         tablet.device.restore(versions[0]["version"])
     tablet.device.restore(versions[0]["version"], confirmed="damaged")
     assert tablet.device.state.highest.sequence == phone.device.state.highest.sequence + 2
-    phone.device.sync()
+    phone.device.back_up()
     assert (phone.told, tablet.told) == ([], []) and phone.log() == tablet.log()
 
 
@@ -471,7 +476,7 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
 def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", change: bool) -> None:
     phone, new = account.phone, keys_of(account.user, "another password")
     client = phone.device._make_client(phone.device.keys)
-    assert client.store_backup(b"\x02 junk", phone.device.list_versions()[0]["sha256"]).status_code == 201
+    assert client.store_backup(b"\x02 junk", phone.device.versions()[0]["sha256"]).status_code == 201
 
     def do(confirmed: str) -> None:
         if change:
@@ -482,14 +487,14 @@ def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", chan
     with pytest.raises(AppOutdatedError):
         do("damaged")
     do("no-newer-app")
-    assert [each["version"] for each in phone.device.list_versions()] == [5, 4, 3, 2]
+    assert [each["version"] for each in phone.device.versions()] == [5, 4, 3, 2]
     assert len(phone.log()) == 3 and phone.told == []
 
 
 def test_a_new_password_that_is_none(account: "Account") -> None:
     phone, old = account.phone, account.phone.device.keys
     phone.device.change_password(old)
-    assert phone.device.list_versions()[0]["keyVersion"] == 1
+    assert phone.device.versions()[0]["keyVersion"] == 1
     phone.device.change_password(keys_of(account.user, "another password"))
     with pytest.raises(ValueError):
         phone.device.change_password(old)
@@ -508,7 +513,7 @@ def test_a_sign_in_with_other_credentials_settles_a_change(account: "Account") -
     assert [pair[0] for pair in phone.device.state.old_keys] == [
         keys_of(account.user, text) for text in ("another password", "the password")
     ]
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.told == []
 
 
@@ -518,17 +523,17 @@ def test_a_lost_deletion(account: "Account") -> None:
     phone = account.phone
     phone.network.fate = lambda: "answer is lost"
     with pytest.raises(ProblemError):
-        phone.device.delete_user()
+        phone.device.delete_account()
     deletion = phone.saved.deletion
     assert deletion and 0 <= account.server.now() - (deletion.register_after - SIGNATURE_ACTS_SECONDS) < 60
     phone.network.fate = lambda: "arrives"
     phone.saved = replace(phone.saved, deletion=replace(deletion, first=deletion.first - 600))
     phone.restart()
     keys = phone.device.keys
-    for attempt in (phone.device.delete_user, phone.device.sync, lambda: phone.device.register(keys)):
+    for attempt in (phone.device.delete_account, phone.device.back_up, lambda: phone.device.register(keys)):
         with pytest.raises(UnsettledChangeError):
             attempt()
-    phone.device.delete_user(confirmed=True)  # credentials_invalid to a repeat: it is done
+    phone.device.delete_account(confirmed=True)  # credentials_invalid to a repeat: it is done
 
 
 @pytest.mark.client("client.snapshot")
@@ -571,7 +576,7 @@ def test_a_lost_answer_to_a_key_change(account: "Account", fate: str) -> None:
     else:
         phone.device.change_password(new)
     assert phone.device.keys == new and not phone.device.state.change
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.told == []
 
 
@@ -602,18 +607,18 @@ def test_nothing_is_encrypted_with_the_old_keys_of_a_change(account: "Account", 
         phone.device.change_password(new)
     phone.restart()
     phone.train("workout 4")
-    for attempt in (lambda: phone.device.restore(1), lambda: phone.device.change_password(third), phone.device.sync):
+    for attempt in (lambda: phone.device.restore(1), lambda: phone.device.change_password(third), phone.device.back_up):
         with pytest.raises((ProblemError, UnsettledChangeError)):
             attempt()
     hide = False
-    phone.device.sync()
+    phone.device.back_up()
     if phone.device.keys == new:
-        phone.device.sync()
+        phone.device.back_up()
     for blob in blobs:
         assert decrypt(new, blob)  # never with the old keys
     assert phone.device.keys == new and "workout 4" in phone.log() and phone.told == []
     with pytest.raises(ProblemError, match="credentials_invalid"):
-        phone.device.list_versions(old)
+        phone.device.versions(old)
 
 
 @pytest.mark.client("client.receipt")
@@ -632,9 +637,9 @@ def test_a_receipt_of_other_bytes_is_a_lost_answer(account: "Account", changed: 
 
     phone.network.trick = trick
     phone.train("workout 4")
-    phone.device.sync()
+    phone.device.back_up()
     assert len(bodies) == 2 and bodies[0] == bodies[1]
-    assert phone.device.list_versions()[0]["sha256"] == phone.device.state.highest.sha256
+    assert phone.device.versions()[0]["sha256"] == phone.device.state.highest.sha256
 
 
 @pytest.mark.client("client.snapshot")
@@ -648,6 +653,155 @@ def test_a_refused_key_change_may_still_arrive_for_901_seconds(account: "Account
     assert change and 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS) < 60
     phone.device._save(change=replace(change, keep_until=account.server.now() - 1))
     assert phone.device.settle_change() == "old" and not phone.saved.change
+
+
+@pytest.mark.client("client.idle")
+def test_a_fetch_of_what_is_there_already_gets_304(account: "Account") -> None:
+    phone = account.phone
+    answers: list[Answer] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        answers.append(send())
+        return answers[-1]
+
+    phone.network.trick = trick
+    phone.restart()  # the ETag is part of what it saves
+    phone.device.back_up()
+    assert [answer.status_code for answer in answers] == [304] and phone.told == [] and len(phone.log()) == 3
+    other = account.other_phone()
+    other.train("workout 4")
+    other.device.back_up()
+    phone.device.back_up()
+    assert [answer.status_code for answer in answers] == [304, 200] and len(phone.log()) == 4
+
+
+@pytest.mark.client("client.rollback", "client.lost-answer")
+def test_a_304_of_an_older_version(account: "Account") -> None:
+    """It is a rollback. A 304 that nobody asked for is a lost answer."""
+    phone = account.phone
+    not_modified = page(304, b"", "application/json")
+    phone.network.trick = on_fetch(lambda: json_page(account.answers[1], version=4))
+    phone.device.fetch()
+    phone.network.trick = on_fetch(lambda: not_modified)
+    phone.device.fetch()
+    assert phone.told == ["rollback"] * 2
+    fresh = Phone(account.server)
+    fresh.device.sign_in(account.user, "the password", QUICK)
+    fresh.network.trick = on_fetch(lambda: not_modified)
+    with pytest.raises(ProblemError) as caught:
+        fresh.device.fetch()
+    assert caught.value.lost
+
+
+def test_with_other_keys_no_304_is_asked_for(account: "Account") -> None:
+    phone, asked = account.phone, []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        asked.append("If-None-Match" in request.headers)
+        return send()
+
+    phone.network.trick = trick
+    phone.device.fetch(replace(phone.device.keys, derivation="another"))
+    phone.device.fetch()
+    assert asked == [False, True]
+
+
+@pytest.mark.client("client.lost-answer")
+def test_a_pause_is_as_long_as_the_server_asks_for(account: "Account") -> None:
+    phone, pauses = account.phone, []
+    phone.device._pause = pauses.append
+
+    def busy(seconds: int) -> Answer:
+        answer = problem(503, "unavailable")
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+    answers = [busy(7), busy(0)]
+    phone.network.trick = lambda request, send: answers.pop(0) if answers else send()
+    phone.device.versions()
+    assert pauses == [7, 4]
+    answers = [busy(3600)]
+    with pytest.raises(ProblemError) as caught:
+        phone.device.versions()
+    assert caught.value.retry_after == 3600 and caught.value.lost and len(pauses) == 2
+
+
+def test_an_older_version_is_opened_and_nothing_changes(account: "Account") -> None:
+    phone, before = account.phone, account.phone.saved
+    assert workouts(phone.device.open_version(2)) == ["workout 1", "workout 2"]
+    assert phone.saved == before
+    with pytest.raises(LookupError):
+        phone.device.open_version(9)
+    with pytest.raises(DecryptionError):
+        phone.device.open_version(2, keys_of(account.user, "another password"))
+
+
+@pytest.mark.client("client.recovery-code")
+def test_a_recovery_code_signs_in(account: "Account") -> None:
+    fresh, code = Phone(account.server), recovery_code(account.phone.device.keys)
+    fresh.device.sign_in_with_code(f" {account.user}", code.lower())
+    fresh.device.fetch()
+    assert len(fresh.log()) == 3 and fresh.device.state.succeeded == "v1"
+    with pytest.raises(MistypedCodeError):
+        fresh.device.sign_in_with_code("somebody else", code)
+    fresh.saved = replace(fresh.saved, succeeded="v2")
+    fresh.restart()
+    with pytest.raises(AppOutdatedError):  # this app does not know v2
+        fresh.device.sign_in_with_code(account.user, code)
+    account.phone.device.change_password(keys_of(account.user, "another password"))
+    with pytest.raises(ProblemError, match="credentials_invalid"):
+        Phone(account.server).device.sign_in_with_code(account.user, code)
+
+
+def test_a_state_belongs_to_one_username(account: "Account") -> None:
+    phone = account.phone
+    phone.network.trick = lambda request, send: pytest.fail("nothing may be sent")
+    with pytest.raises(ValueError):
+        phone.device.sign_in("somebody else", "the password", QUICK)
+    with pytest.raises(ValueError):
+        phone.device.register(keys_of("somebody else", "the password"))
+
+
+def test_a_sign_in_ends_a_deletion_that_did_not_happen(account: "Account") -> None:
+    phone = account.phone
+    phone.network.fate = lambda: "is lost"
+    with pytest.raises(ProblemError):
+        phone.device.delete_account()
+    phone.network.fate = lambda: "arrives"
+    phone.device.sign_in(account.user, "the password", QUICK)
+    assert phone.saved.deletion  # it could still arrive
+    phone.saved = replace(phone.saved, deletion=replace(phone.saved.deletion, register_after=account.server.now() - 1))
+    phone.restart()
+    phone.device.sign_in(account.user, "the password", QUICK)
+    assert not phone.saved.deletion
+    phone.device.back_up()
+
+
+def test_no_error_shows_a_key_or_a_blob(account: "Account") -> None:
+    """The server sends back whatever it got."""
+    phone, new = account.phone, keys_of(account.user, "another password")
+    old, sent = phone.device.keys, []
+
+    def echo(request: requests.PreparedRequest, status: int, code: str) -> Answer:
+        told = f"{dict(request.headers)} {(request.body or b'').decode()}"
+        sent.append(request.headers["Authorization"].removeprefix("Basic "))
+        sent.extend(json.loads(request.body or b"{}").values())
+        return problem(status, code, title=told, detail=told, type=told, errors=[told])
+
+    shown = ""
+    for status, code in ((400, "malformed_request"), (503, "unavailable"), (400, old.storage_key), (401, "new_code")):
+        phone.network.trick = lambda request, send, answer=(status, code): echo(request, *answer)
+        for call in (phone.device.back_up, phone.device.versions, lambda: phone.device.change_password(new)):
+            phone.train(f"workout {len(sent)}")
+            with pytest.raises((ProblemError, UnsettledChangeError)) as caught:
+                call()
+            error = caught.value
+            assert re.fullmatch("[A-Z][^\n]{10,160}[.]", sentence(error)), sentence(error)
+            shown += f"{error} {error!r} {sentence(error)} {''.join(traceback.format_exception(error))}"
+    hidden = [phone.server.secret, *sent]
+    for keys in (old, new):
+        hidden += [keys.storage_key, keys.encryption_key.hex(), repr(keys.encryption_key), keys.master_key.hex()]
+    assert [each for each in hidden if each[:24] in shown] == []
 
 
 # ---- Tricks ------------------------------------------------------------------------------------------------
@@ -664,7 +818,7 @@ class Account:
         self.answers: dict[int, bytes] = {}
         for number in (1, 2, 3):
             self.phone.train(f"workout {number}")
-            self.phone.device.sync()
+            self.phone.device.back_up()
             self.answers[number] = self.raw("/api/backup").content
 
     def raw(self, path: str) -> Answer:
@@ -731,7 +885,7 @@ def test_an_old_state_does_not_lower_the_next_sequence(account: Account) -> None
         return send()
 
     phone.network.trick = trick
-    phone.device.sync()
+    phone.device.back_up()
     assert sequences == [4]
 
 
@@ -750,10 +904,10 @@ def test_a_false_conflict_with_an_old_state(account: Account) -> None:
     phone.network.trick = trick
     phone.train("workout 4")
     with pytest.raises(ProblemError, match="version_conflict"):  # its base is version 1 now
-        phone.device.sync()
+        phone.device.back_up()
     assert phone.told[0] == "rollback" and set(phone.told) == {"rollback"}
     phone.network.trick = lambda request, send: send()
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
     assert phone.device.state.highest.sequence == 4
 
@@ -778,7 +932,7 @@ def test_another_version_than_the_one_that_was_asked_for(account: Account) -> No
             phone.device.restore(3)
         assert caught.value.lost
     phone.network.trick = lambda request, send: send()
-    assert [receipt["version"] for receipt in phone.device.list_versions()] == [3, 2, 1]  # nothing was stored
+    assert [receipt["version"] for receipt in phone.device.versions()] == [3, 2, 1]  # nothing was stored
 
 
 @pytest.mark.client("client.rollback")
@@ -788,7 +942,7 @@ def test_everything_is_gone(account: Account) -> None:
     phone.device.fetch()
     assert phone.told == ["rollback"] and len(phone.log()) == 3
     phone.network.trick = lambda request, send: json_page(b'{"versions": []}')
-    assert phone.device.list_versions() == []
+    assert phone.device.versions() == []
     assert phone.told == ["rollback"] * 2
 
 
@@ -811,13 +965,13 @@ def test_two_histories(
         device.restart()
         for name in names:
             device.train(name)
-            device.device.sync()
+            device.device.back_up()
     assert (phone.told, tablet.told) == ([], [])  # nobody can know it yet
     tablet.server = phone.server
     tablet.restart()
     tablet.device.fetch()
     assert tablet.told == told
-    tablet.device.sync()
+    tablet.device.back_up()
     phone.device.fetch()
     assert set(phone.log()) == set(tablet.log()) > {"phone 0", "tablet"}
 
@@ -839,14 +993,14 @@ def test_a_fresh_device_cannot_know(account: Account) -> None:
 def test_a_newer_app_has_stored(account: Account) -> None:
     """An older app neither reads nor overwrites what a newer app has stored."""
     phone = account.phone
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x02 another format", latest).status_code == 201
     phone.train("workout 4")
-    for attempt in (phone.device.sync, phone.device.fetch, phone.device.replace_unreadable):
+    for attempt in (phone.device.back_up, phone.device.fetch, phone.device.replace_unreadable):
         with pytest.raises(AppOutdatedError):
             attempt()
-    assert [receipt["version"] for receipt in phone.device.list_versions()] == [4, 3, 2, 1]
+    assert [receipt["version"] for receipt in phone.device.versions()] == [4, 3, 2, 1]
     with pytest.raises(AppOutdatedError):
         phone.device.restore(3)
     assert "workout 4" in phone.log()
@@ -857,12 +1011,12 @@ def test_a_newer_app_has_stored(account: Account) -> None:
 @pytest.mark.client("client.sequence")
 def test_an_unreadable_version_is_replaced(account: Account) -> None:
     phone = account.phone
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x01 junk", latest).status_code == 201
     phone.train("workout 4")
     with pytest.raises(DecryptionError):
-        phone.device.sync()
+        phone.device.back_up()
     phone.device.replace_unreadable()  # the person was asked
     assert phone.device.state.highest.sequence == 5 and phone.told == []  # the junk counts as 4
     tablet = account.other_phone()
@@ -878,7 +1032,7 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     phone.device.register(keys)
     assert phone.device.state.highest == Seen()
     assert not phone.device.state.base
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.device.state.highest.sequence == 1
     phone.device.fetch()
     assert phone.told == []
@@ -898,7 +1052,7 @@ def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Acco
         phone.restart()
     phone.device.register(keys)  # 200
     assert phone.device.state.highest == Seen() and not phone.saved.registering
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.told == [] and phone.device.state.highest.sequence == 1
 
 
@@ -927,25 +1081,25 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
         phone.device.change_password(keys_of(account.user, "another password"))
         assert [pair[0] for pair in phone.device.state.old_keys] == [keys_of(account.user, "the password")]
     phone.train("workout 4")
-    phone.device.sync()
+    phone.device.back_up()
     phone.server.stop()
     phone.server = start_server(tmp_path / "snapshot", **NO_LIMITS)
     phone.restart()
     phone.train("workout 5")
     if other_password:
         with pytest.raises(ProblemError, match="credentials_invalid"):
-            phone.device.sync()
+            phone.device.back_up()
         assert phone.device.after_refusal() == "confirm"
-        assert not phone.device.list_versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
+        assert not phone.device.versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
         assert phone.device.after_refusal(nobody_changed_it=True) == "changed"
-        receipts = phone.device.list_versions(keys_of(account.user, "another password"))
+        receipts = phone.device.versions(keys_of(account.user, "another password"))
         assert receipts[0]["keyVersion"] == 2
         with pytest.raises(ProblemError, match="credentials_invalid"):
-            phone.device.list_versions(keys_of(account.user, "the password"))
+            phone.device.versions(keys_of(account.user, "the password"))
     else:
         phone.device.fetch()
     assert phone.told == ["rollback"]
-    phone.device.sync()
+    phone.device.back_up()
     assert phone.log() == [f"workout {number}" for number in (1, 2, 3, 4, 5)]
     phone.device.fetch()
     assert phone.told == ["rollback"]  # once
@@ -957,7 +1111,7 @@ def test_a_restored_snapshot_of_one_server(account: Account) -> None:
     phone, old = account.phone, account.phone.device.keys
     phone.device.change_password(keys_of(account.user, "another password"))
     client = account.phone.device._make_client(phone.device.keys)
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     assert client.change_storage_key(old.storage_key, b"\x01 by a thief", latest).status_code == 200
     sent: list[str | None] = []
 
@@ -991,11 +1145,11 @@ def test_the_account_is_newer_than_the_snapshot(start_server: Callable[..., Serv
     phone.server = start_server(**NO_LIMITS)  # it knows no account
     phone.restart()
     with pytest.raises(ProblemError, match="credentials_invalid"):
-        phone.device.sync()
+        phone.device.back_up()
     assert phone.device.after_refusal() == "ask"
     phone.device.register(phone.device.keys)  # the person agreed
-    phone.device.sync()
-    assert phone.told == [] and len(phone.device.list_versions()) == 1
+    phone.device.back_up()
+    assert phone.told == [] and len(phone.device.versions()) == 1
 
 
 # ---- Other derivations -------------------------------------------------------------------------------------
@@ -1007,11 +1161,11 @@ def test_an_account_moves_to_a_newer_derivation(account: Account) -> None:
     tablet.device.sign_in(account.user, "the password", QUICK_V2)
     assert tablet.device.keys == derive_keys(account.user, "the password", QUICK_V2[0])
     assert tablet.device.state.succeeded == "v2" and len(tablet.log()) == 3
-    assert tablet.device.list_versions()[0]["keyVersion"] == 2
+    assert tablet.device.versions()[0]["keyVersion"] == 2
     with pytest.raises(ProblemError, match="credentials_invalid"):  # an app that knows only v1
-        account.phone.device.sync()
+        account.phone.device.back_up()
     account.phone.device.sign_in(account.user, "the password", QUICK_V2)
-    account.phone.device.sync()
+    account.phone.device.back_up()
     assert (account.phone.told, tablet.told) == ([], [])
 
 
