@@ -210,7 +210,7 @@ def lost_upload_counts_as_seen(put: Put) -> None:
     real = Device._send
 
     def send(self: Device, upload: device.Upload) -> None:
-        self._save(highest=upload.seen)
+        self._save(highest=Seen(upload.sequence, device.sha256_of(upload.blob)))
         real(self, upload)
 
     put("Device._send", send)
@@ -565,8 +565,8 @@ def no_version_is_no_rollback(put: Put) -> None:
 def full_storage_is_a_lost_answer(put: Put) -> None:
     real = ProblemError.__init__
 
-    def init(self: ProblemError, code: str | None, status: int, problem: Any) -> None:
-        real(self, code, status, problem)
+    def init(self: ProblemError, code: str | None, status: int, problem: Any, *more: Any) -> None:
+        real(self, code, status, problem, *more)
         self.lost = status >= 500
 
     put("ProblemError.__init__", init)
@@ -657,6 +657,38 @@ def lost_upload_is_encrypted_again(put: Put) -> None:
             upload = self._upload(self.keys)
 
     put("Device._send", send)
+
+
+@broken("client.rollback", by(test_devices.test_a_304_of_an_older_version))
+def older_304_is_believed(put: Put) -> None:
+    real = Device._compare
+    put("Device._compare", lambda self, sequence, sha256, base: real(self, sequence, sha256, base) if base else "same")
+
+
+@broken("client.lost-answer", by(test_devices.test_with_other_keys_no_304_is_asked_for))
+def base_of_other_keys_is_asked_for(put: Put) -> None:
+    real = Device.fetch
+
+    def fetch(self: Device, keys: Keys | None = None) -> None:
+        real(self)
+
+    put("Device.fetch", fetch)
+
+
+@broken("client.lost-answer", by(test_devices.test_a_pause_is_as_long_as_the_server_asks_for))
+def pause_is_not_what_the_server_asks_for(put: Put) -> None:
+    put("Device._pause_after", lambda self, problem, attempt: self._pause(2 * attempt))
+
+
+@broken("client.lost-answer", by(test_devices.test_no_error_shows_a_key_or_a_blob))
+def error_has_the_servers_words(put: Put) -> None:
+    real = ProblemError.__init__
+
+    def init(self: ProblemError, code: str | None, status: int, problem: Any, *more: Any) -> None:
+        real(self, code, status, problem, *more)
+        self.args = (problem.get("detail"),)
+
+    put("ProblemError.__init__", init)
 
 
 @broken("client.clock", by(test_client_vectors.test_mend_clock))

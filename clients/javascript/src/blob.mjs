@@ -72,10 +72,8 @@ export function blobHeader(sequence, baseSha256) {
  * Encrypts a log to the blob that is stored: a header of 41 bytes, a nonce of 12, AES-256-GCM, a tag of 16.
  * @param {Uint8Array} plaintext
  * @param {Pick<Keys, 'userId' | 'encryptionKey'>} keys
- * @param {object} version
- * @param {number} version.sequence
- * @param {string | undefined} [version.baseSha256] the one that the upload will name
- * @param {Uint8Array} [version.nonce] only to repeat a test vector: two logs under the same nonce and key reveal both
+ * @param {{sequence: number, baseSha256?: string | undefined, nonce?: Uint8Array}} version baseSha256: the one that the upload
+ *   will name. nonce: only to repeat a test vector, because two logs under the same nonce and key reveal both
  * @returns {Promise<Uint8Array>}
  * @throws {RangeError} for a sequence, a base or a nonce that cannot be one
  */

@@ -69,7 +69,7 @@ import { DERIVATIONS, deriveKeys, deriveUserId, derivationsToTry, readRecoveryCo
  * @property {string} secret the app's secret
  * @property {string} [keyid] the one that came with the secret; 'app' unless given
  * @property {(mine: Uint8Array, theirs: Uint8Array) => Uint8Array | Promise<Uint8Array>} merge returns a log with what
- *   either has, and with nothing else
+ *   either has. It must give the same bytes on every device: otherwise, they store in turn for ever.
  * @property {State} [state] what this device has saved; a new one unless given
  * @property {(state: State) => unknown} [save] stores the state on the device. It is awaited before each request that
  *   needs the state. If it fails, the request is not sent.
@@ -146,7 +146,10 @@ export class Device {
   /** What this device saves. Do not change it. */
   get state() { return this.#state }
 
-  /** The log, with everything that was merged so far. */
+  /**
+   * The log, with everything that was merged so far.
+   * @returns {Uint8Array}
+   */
   get log() { return this.#state.log }
 
   /** How many seconds the server's clock is ahead of the device's, as far as the device knows. */

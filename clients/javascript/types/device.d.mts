@@ -8,8 +8,11 @@ export class Device {
     constructor({ baseUrl, secret, keyid, merge, state, save, tell, attempts, pause, timeout, fetch, now, }: DeviceOptions);
     /** What this device saves. Do not change it. */
     get state(): State;
-    /** The log, with everything that was merged so far. */
-    get log(): Uint8Array<ArrayBufferLike>;
+    /**
+     * The log, with everything that was merged so far.
+     * @returns {Uint8Array}
+     */
+    get log(): Uint8Array;
     /** How many seconds the server's clock is ahead of the device's, as far as the device knows. */
     get clockOffset(): number;
     /**
@@ -231,7 +234,7 @@ export type DeviceOptions = {
     keyid?: string;
     /**
      * returns a log with what
-     * either has, and with nothing else
+     * either has. It must give the same bytes on every device: otherwise, they store in turn for ever.
      */
     merge: (mine: Uint8Array, theirs: Uint8Array) => Uint8Array | Promise<Uint8Array>;
     /**

@@ -1,0 +1,16 @@
+import { Device } from '@dailyreps/backup-client'
+
+const asPromise = request => new Promise((done, fail) => {
+  request.onsuccess = () => done(request.result)
+  request.onerror = () => fail(request.error)
+})
+
+/** The device of a username on this browser. IndexedDB takes its state as it is. */
+export async function openDevice(options, username) {
+  const opening = indexedDB.open('backup', 1)
+  opening.onupgradeneeded = () => opening.result.createObjectStore('states')
+  const database = await asPromise(opening)
+  const states = () => database.transaction('states', 'readwrite', { durability: 'strict' }).objectStore('states')
+  const state = await asPromise(states().get(username))
+  return new Device({ ...options, ...(state && { state }), save: changed => asPromise(states().put(changed, username)) })
+}
