@@ -1,6 +1,6 @@
 import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { deserialize, serialize } from 'node:v8'
-import { Device, deriveKeys } from '@dailyreps/backup-client'
+import { Device } from '@dailyreps/backup-client'
 
 const file = process.env.STATE_FILE
 const device = new Device({
@@ -13,7 +13,7 @@ const device = new Device({
     renameSync(`${file}.new`, file) // all of it or nothing
   },
 })
-if (!device.state.keys) await device.register(await deriveKeys('Carla', 'correct horse battery staple'))
-await device.edit(log => new Uint8Array([...log, 1]))
-await device.backUp()
+if (!device.state.keys) await device.register('Carla', 'correct horse battery staple')
+await device.update(log => new Uint8Array([...log, 1]))
+await device.sync()
 console.log(`version ${device.state.base.version}, ${device.log.length} bytes`)

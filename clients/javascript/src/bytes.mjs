@@ -19,7 +19,7 @@ export { subtle }
  * @throws {RangeError} for a lone surrogate, which has no UTF-8 form: TextEncoder would make U+FFFD of it
  */
 export function inUtf8(text) {
-  if (/\p{Surrogate}/u.test(text)) throw new RangeError('the text has half a character (a lone surrogate)')
+  if (/\p{Surrogate}/u.test(text)) throw new RangeError('The text has half a character (a lone surrogate).')
   return encoder.encode(text)
 }
 

@@ -5,8 +5,10 @@ import { UnsettledChangeError, hasCode, isLost, MisfitError, ProblemError } from
 import { ALARMS, NOTHING_SEEN, decrypt, encrypt, higher, nextSequence, verdict } from './blob.mjs'
 import { sha256Hex } from './bytes.mjs'
 import { BackupClient, unixNow } from './client.mjs'
-import { AppOutdatedError, DamagedError, MistypedCodeError } from './errors.mjs'
-import { DERIVATIONS, deriveKeys, deriveUserId, derivationsToTry, readRecoveryCode, sameKeys } from './keys.mjs'
+import { AppOutdatedError, DamagedError, DeviceError, MistypedCodeError } from './errors.mjs'
+import {
+  DERIVATIONS, deriveUserId, derivationsToTry, keysOfPassword, readRecoveryCode, recoveryCode, sameKeys,
+} from './keys.mjs'
 
 /** @import { Receipt } from './answers.mjs' */
 /** @import { Seen, Verdict } from './blob.mjs' */
@@ -156,25 +158,40 @@ export class Device {
   get clockOffset() { return this.#clock.offset }
 
   /**
-   * Changes the log, and saves it. It waits for no other call: what the person does is saved at once.
-   * @param {(log: Uint8Array) => Uint8Array} change returns the new log
+   * The recovery code: show it after a registration and after each change of the password, which makes the old one void.
+   * @returns {Promise<string>} 8 groups of 7 characters
    */
-  async edit(change) { await this.#put({ log: change(this.#state.log) }) }
+  async recoveryCode() { return recoveryCode(this.#keys) }
+
+  /**
+   * Changes the log, and saves it. It waits for no other call: what the person does is saved at once.
+   * @param {(log: Uint8Array) => Uint8Array} edit returns the new log
+   */
+  async update(edit) { await this.#put({ log: edit(this.#state.log) }) }
 
   // ---- Signing in --------------------------------------------------------------------------------------------
 
   /**
-   * Registers. A repeat after a lost answer is harmless. In a new account, this device has seen nothing. Show the
-   * recovery code afterwards.
-   * @param {Keys} keys of deriveKeys
-   * @throws {RangeError} if the state belongs to another userId
+   * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new account,
+   * this device has seen nothing.
+   * @param {string} username
+   * @param {string} password
+   * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
+   * @returns {Promise<void>}
+   * @throws {DeviceError} if the state belongs to another username
    * @throws {UnsettledChangeError} if a delayed deletion could delete the new account
+   * @throws {RangeError} for an empty username, or half a character
    */
-  register(keys) { return this.#inTurn(() => this.#register(keys)) }
+  register(username, password, derivations = DERIVATIONS) {
+    return this.#inTurn(async () => {
+      const userId = await deriveUserId(username)
+      this.#mustBelongTo(userId)
+      await this.#register(await keysOfPassword(userId, password, derivations[0]))
+    })
+  }
 
   /** @param {Keys} keys */
   async #register(keys) {
-    this.#mustBelongTo(keys.userId)
     const { registering, deletion } = this.#state
     if (deletion && this.#clock.now() < deletion.registerAfter) throw new UnsettledChangeError('deletion')
     let lost = sameKeys(registering, keys)
@@ -198,8 +215,10 @@ export class Device {
    * @param {string} username
    * @param {string} password
    * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
-   * @throws {RangeError} if the state belongs to another userId: ask whose log it is, and use another state
+   * @returns {Promise<void>}
+   * @throws {DeviceError} if the state belongs to another username: ask whose log it is, and use another state
    * @throws {AppOutdatedError} if a newer version of the app moved this account
+   * @throws {RangeError} for an empty username, or half a character
    */
   signIn(username, password, derivations = DERIVATIONS) {
     return this.#inTurn(() => this.#signIn(username, password, derivations))
@@ -211,10 +230,11 @@ export class Device {
    * @param {readonly Derivation[]} derivations
    */
   async #signIn(username, password, derivations) {
-    this.#mustBelongTo(await deriveUserId(username))
+    const userId = await deriveUserId(username)
+    this.#mustBelongTo(userId)
     const tried = derivationsToTry(this.#state.succeeded, derivations)
     for (const derivation of tried) {
-      const keys = await deriveKeys(username, password, derivation)
+      const keys = await keysOfPassword(userId, password, derivation)
       try {
         await this.#list(keys)
       } catch (error) {
@@ -223,7 +243,7 @@ export class Device {
       }
       await this.#enter(keys)
       const newest = derivations[0]
-      if (newest && derivation !== newest) await this.#changePassword(await deriveKeys(username, password, newest))
+      if (newest && derivation !== newest) await this.#changePassword(await keysOfPassword(userId, password, newest))
       return
     }
   }
@@ -232,6 +252,7 @@ export class Device {
    * Signs in with the recovery code. Then ask for a new password, and change to it.
    * @param {string} username
    * @param {string} code as it was typed
+   * @returns {Promise<void>}
    * @throws {MistypedCodeError} if it was mistyped, belongs to another username, or is void on this device
    * @throws {AppOutdatedError} if a newer version of the app made it
    */
@@ -296,17 +317,18 @@ export class Device {
   // ---- Keeping the log and its backup in step ----------------------------------------------------------------
 
   /**
-   * Backs up: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
+   * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
    * stores it at once: a conflict tells whether another device has stored. If a change of the password is not settled,
    * sends the change again instead: it stores the log, too.
+   * @returns {Promise<void>}
    * @throws {AppOutdatedError} if a newer version of the app made the latest version
    * @throws {DamagedError | MisfitError} if it cannot be read: ask the person, then call replaceUnreadable
    * @throws {UnsettledChangeError} if a deletion is in progress
    */
-  backUp() { return this.#inTurn(() => this.#backUp()) }
+  sync() { return this.#inTurn(() => this.#sync()) }
 
   /** @returns {Promise<void>} */
-  async #backUp() {
+  async #sync() {
     this.#mustNotBeDeleted()
     const { change, unsent } = this.#state
     if (change && await this.#inForce(change) === 'old') {
@@ -334,7 +356,8 @@ export class Device {
   /**
    * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If the
    * log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a restored
-   * version reaches this device.
+   * version reaches this device. Stores nothing.
+   * @returns {Promise<void>}
    * @throws {AppOutdatedError} if a newer version of the app made it
    * @throws {DamagedError} if it is damaged, or was made with other keys
    * @throws {MisfitError} if the answer contradicts itself
@@ -394,49 +417,64 @@ export class Device {
 
   /**
    * The log of an older version, for the person to look at. Nothing changes. Show the date that the log itself has: the
-   * list is the server's word.
+   * list is the server's word. The keys in force and those that this device has kept are tried, then the password.
    * @param {number} version
-   * @param {{keys?: Keys}} [options] keys: those of its keyVersion, if the password changed since
+   * @param {{password?: string, derivations?: readonly Derivation[]}} [options] password: that of its keyVersion
    * @returns {Promise<Uint8Array>}
-   * @throws {RangeError} if the version is not listed
-   * @throws {DamagedError} if it is damaged, or was made with other keys
+   * @throws {DeviceError} if the version is not listed
+   * @throws {DamagedError} if it is damaged, or was made with another password: ask for it
    */
   openVersion(version, options = {}) {
-    return this.#inTurn(async () => (await this.#openVersion(version, options.keys)).plaintext)
+    return this.#inTurn(async () => (await this.#openVersion(version, options)).plaintext)
   }
 
   /**
    * @param {number} version
-   * @param {Keys} [keys]
+   * @param {{password?: string, derivations?: readonly Derivation[]}} options
+   * @returns {Promise<import('./blob.mjs').Decrypted>}
    */
-  async #openVersion(version, keys = this.#keys) {
+  async #openVersion(version, { password, derivations = DERIVATIONS }) {
     const listed = (await this.#versions()).find(receipt => receipt.version === version)
-    if (!listed) throw new RangeError('this version is not listed')
-    const { sha256 } = listed
+    if (!listed) throw new DeviceError('not-listed')
+    const { sha256 } = listed, { userId } = this.#keys
     const backup = await this.#repeated(this.#keys, client => client.fetchBackupVersion(version, { sha256 }))
-    return decrypt(/** @type {Backup} */ (backup).blob, keys) // it is old on purpose: no verdict
+    const { blob } = /** @type {Backup} */ (backup)
+    /** @type {(() => Promise<Keys> | Keys)[]} */
+    const tried = [this.#keys, ...this.#state.oldKeys.map(({ keys }) => keys).reverse()].map(keys => () => keys)
+    if (password !== undefined) tried.push(...derivations.map(each => () => keysOfPassword(userId, password, each)))
+    for (const keys of tried) {
+      try {
+        return await decrypt(blob, await keys()) // it is old on purpose: no verdict
+      } catch (error) {
+        if (!(error instanceof DamagedError)) throw error
+      }
+    }
+    throw new DamagedError()
   }
 
   /**
    * Stores an older version again, as the latest. When this is acknowledged, its log replaces the log of the device.
    * @param {number} version
-   * @param {{keys?: Keys, confirmed?: Confirmed}} [options] keys: those of its keyVersion, if the password changed since.
-   *   confirmed: what the person agreed to, if the latest version cannot be read
-   * @throws {RangeError} if the version is not listed
-   * @throws {DamagedError} if it is damaged, or was made with other keys
+   * @param {{password?: string, confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] password: as in
+   *   openVersion. confirmed: what the person agreed to, if the latest version cannot be read
+   * @returns {Promise<void>}
+   * @throws {DeviceError} if the version is not listed
+   * @throws {DamagedError} if it, or the latest version, is damaged or was made with another password
+   * @throws {UnsettledChangeError} if a change of the password, or a deletion, is not settled
    */
   restore(version, options = {}) {
-    const { keys, confirmed = '' } = options
+    const { confirmed = '' } = options
     return this.#inTurn(async () => {
       await this.#mustBeSettled()
       await this.#fetchToReplace(this.#keys, confirmed)
-      const { plaintext, sequence } = await this.#openVersion(version, keys)
+      const { plaintext, sequence } = await this.#openVersion(version, options)
       await this.#onLatest(async () => this.#send(await this.#seal(this.#keys, plaintext, sequence)), this.#keys, confirmed)
     })
   }
 
   /**
    * Replaces a latest version that cannot be fetched or decrypted by the log. Ask the person first.
+   * @returns {Promise<void>}
    * @throws {AppOutdatedError} for an unknown format. If the publisher offers no newer app, and the person confirms it,
    *   call restore or changePassword with confirmed: 'no-newer-app'.
    */
@@ -469,15 +507,22 @@ export class Device {
   // ---- Changing the password ---------------------------------------------------------------------------------
 
   /**
-   * Changes the password. If this fails and `state.change` is there, both keys are kept: tell the person that the new
-   * password is not in force, and call backUp, which sends the change again, or settleChange. Afterwards, show the new
-   * recovery code. If the keys are those in force, there is nothing to change.
-   * @param {Keys} newKeys of deriveKeys
-   * @param {{confirmed?: Confirmed}} [options] as in restore
-   * @throws {RangeError} if this device keeps the keys as old ones: choose another password
-   * @throws {UnsettledChangeError} if a change to other keys is not settled, or a deletion is in progress
+   * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both passwords
+   * are kept: tell the person that the new one is not in force, and call sync, which sends the change again, or
+   * settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to change.
+   * @param {string} password the new one
+   * @param {{confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] confirmed: as in restore
+   * @returns {Promise<void>}
+   * @throws {DeviceError} if this device keeps the password as an old one
+   * @throws {UnsettledChangeError} if a change to another password is not settled, or a deletion is in progress
+   * @throws {RangeError} for half a character
    */
-  changePassword(newKeys, options = {}) { return this.#inTurn(() => this.#changePassword(newKeys, options)) }
+  changePassword(password, { confirmed = '', derivations = DERIVATIONS } = {}) {
+    return this.#inTurn(async () => {
+      const newKeys = await keysOfPassword(this.#keys.userId, password, derivations[0])
+      await this.#changePassword(newKeys, { confirmed })
+    })
+  }
 
   /**
    * @param {Keys} newKeys
@@ -490,9 +535,7 @@ export class Device {
       throw new UnsettledChangeError('change')
     }
     if (sameKeys(newKeys, oldKeys)) return
-    if (this.#state.oldKeys.some(({ keys }) => sameKeys(keys, newKeys))) {
-      throw new RangeError('this device keeps this password as an old one: choose another')
-    }
+    if (this.#state.oldKeys.some(({ keys }) => sameKeys(keys, newKeys))) throw new DeviceError('old-password')
     await this.#onLatest(() => this.#change(oldKeys, newKeys), oldKeys, confirmed)
   }
 
@@ -586,12 +629,13 @@ export class Device {
   /**
    * Deletes the account, with every version. After a lost answer, call it again, also after a restart.
    * @param {boolean} [confirmed] true if the person was asked: needed 10 minutes after the first attempt
+   * @returns {Promise<void>}
    * @throws {UnsettledChangeError} if the person has to be asked: somebody may have registered the account again
    */
-  deleteAccount(confirmed = false) { return this.#inTurn(() => this.#deleteAccount(confirmed)) }
+  delete(confirmed = false) { return this.#inTurn(() => this.#delete(confirmed)) }
 
   /** @param {boolean} confirmed */
-  async #deleteAccount(confirmed) {
+  async #delete(confirmed) {
     let repeat = !!this.#state.deletion
     for (let attempt = 1; ; attempt++) {
       const now = this.#clock.now(), { deletion } = this.#state, first = deletion?.first ?? now
@@ -704,7 +748,7 @@ export class Device {
   #as(keys) { return new BackupClient({ ...this.#connection, keys }) }
 
   get #keys() {
-    if (!this.#state.keys) throw new RangeError('sign in or register first')
+    if (!this.#state.keys) throw new DeviceError('not-signed-in')
     return this.#state.keys
   }
 
@@ -722,7 +766,7 @@ export class Device {
   /** @param {string} userId */
   #mustBelongTo(userId) {
     const { keys } = this.#state
-    if (keys && keys.userId !== userId) throw new RangeError('this state belongs to another username')
+    if (keys && keys.userId !== userId) throw new DeviceError('another-username')
   }
 
   #mustNotBeDeleted() { if (this.#state.deletion) throw new UnsettledChangeError('deletion') }

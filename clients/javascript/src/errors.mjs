@@ -37,3 +37,22 @@ export class MistypedCodeError extends BackupError {
     super('This recovery code was mistyped, or it belongs to another username.')
   }
 }
+
+/** @type {Readonly<Record<'not-signed-in' | 'another-username' | 'old-password' | 'not-listed', string>>} */
+const REASONS = {
+  'not-signed-in': 'Nobody is signed in.',
+  'another-username': 'The log on this device belongs to another username.',
+  'old-password': 'This was an earlier password of yours. Choose another one.',
+  'not-listed': 'This version is not kept any more. Choose another one.',
+}
+
+/** The device itself refuses a call, and nothing was sent or changed. `reason` says why. */
+export class DeviceError extends BackupError {
+  static { this.prototype.name = 'DeviceError' }
+
+  /** @param {keyof typeof REASONS} reason */
+  constructor(reason) {
+    super(REASONS[reason])
+    this.reason = reason
+  }
+}

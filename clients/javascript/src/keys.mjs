@@ -49,7 +49,7 @@ const lower = text => Array.from(text, character => character.toLowerCase()).joi
  */
 export function normalizeUsername(username) {
   const stripped = username.normalize('NFKC').replace(/^\p{White_Space}+|\p{White_Space}+$/gu, '')
-  if (!stripped) throw new RangeError('the username is empty')
+  if (!stripped) throw new RangeError('The username is empty.')
   return lower(stripped).normalize('NFKC')
 }
 
@@ -73,7 +73,18 @@ export async function deriveUserId(username) {
  * @throws {RangeError} for an empty username, or half a character
  */
 export async function deriveKeys(username, password, derivation = V1) {
-  const userId = await deriveUserId(username)
+  return keysOfPassword(await deriveUserId(username), password, derivation)
+}
+
+/**
+ * The same, for a device that has the userId.
+ * @param {string} userId
+ * @param {string} password
+ * @param {Derivation} [derivation] the newest, unless given
+ * @returns {Promise<Keys>}
+ * @throws {RangeError} for half a character
+ */
+export async function keysOfPassword(userId, password, derivation = V1) {
   const secret = await subtle.importKey('raw', source(inUtf8(password.normalize('NFKC'))), 'PBKDF2', false, ['deriveBits'])
   const parameters = { name: 'PBKDF2', hash: 'SHA-256', salt: source(fromHex(userId)), iterations: derivation.iterations }
   return keysOfMasterKey(userId, new Uint8Array(await subtle.deriveBits(parameters, secret, 256)), derivation)

@@ -6,6 +6,7 @@ import {
 } from './fake_server.mjs'
 import { keysOf } from './vectors.mjs'
 
+const OLD = 'correct horse battery staple', NEW = 'a longer and better passphrase', THIRD = 'a third passphrase'
 const F = 'f'.repeat(64), E = 'e'.repeat(64)
 const no = problem(401, 'credentials_invalid'), none = [200, { versions: [] }]
 
@@ -18,9 +19,8 @@ export async function behaviours(quick, read) {
   const fast = quick ? { ...c.DERIVATIONS[0], iterations: 1 } : c.DERIVATIONS[0]
   const masterKey = bytes('6468111e80ef9c100cb73f7420ba985cc8131f5b3ba32ed1e9e87e5994c6d601') // of openapi.yaml
   const documented = await c.keysOfMasterKey(await c.deriveUserId('alex'), masterKey)
-  const oldKeys = quick ? documented : await keysOf('alex', 'correct horse battery staple')
-  const newKeys = await keysOf('alex', 'a longer and better passphrase', fast)
-  const thirdKeys = await keysOf('alex', 'a third passphrase', fast)
+  const oldKeys = quick ? documented : await keysOf('alex', OLD), newKeys = await keysOf('alex', NEW, fast)
+  const change = (phone, password, options) => phone.changePassword(password, { derivations: [fast], ...options })
   const made = (content, sequence, baseSha256, keys = oldKeys) => c.encrypt(enc.encode(content), keys, { sequence, baseSha256 })
   const theirs = await made('theirs', 2, E), base = { sequence: 1, sha256: F }
   const list = async (...versions) => [200, { versions: await Promise.all(versions.map(each => receipt(...each))) }]
@@ -39,27 +39,27 @@ export async function behaviours(quick, read) {
     async 'lost answer: the same bytes, freshly signed, with growing pauses'() {
       let time = 1795510800
       const { phone, sent, pauses } = phoneOf(['lost', 'lost', stored(201, 2)], { base }, { now: () => time++ })
-      await phone.backUp()
+      await phone.sync()
       const signatures = new Set(sent.map(({ headers }) => headers.Signature))
       return sent.length === 3 && hex(sent[0].body) === hex(sent[2].body) && signatures.size === 3 && !phone.state.unsent
         && phone.state.base.version === 2 && same(pauses, [2, 4])
     },
     async 'a lost upload is sent again after a restart, the very same bytes'() {
       const first = phoneOf(Array(4).fill('lost'), { base })
-      const lost = await refuses(() => first.phone.backUp(), c.LostAnswerError)
+      const lost = await refuses(() => first.phone.sync(), c.LostAnswerError)
       const second = phoneOf([stored(200, 2), [304]], first.saved.at(-1))
-      await second.phone.backUp()
+      await second.phone.sync()
       return lost && hex(first.sent[0].body) === hex(second.sent[0].body) && second.sent.length === 2
         && second.sent[1].headers['If-None-Match'] === `"2-${await sha(sentBlob(first.sent[0]))}"`
     },
     async 'conflict: fetch, merge, store'() {
       const { phone, sent } = phoneOf([problem(409, 'version_conflict', { currentVersion: 2 }), asBackup(theirs, 2), stored(201, 3)], { base })
-      await phone.backUp()
+      await phone.sync()
       return JSON.parse(text(sent[2].body)).baseSha256 === await sha(theirs) && text(phone.log).endsWith('+theirs')
     },
     async 'fresh install, nothing stored'() {
       const { phone, sent } = phoneOf([problem(404, 'no_backup'), stored(201, 1)])
-      await phone.backUp()
+      await phone.sync()
       return !('baseSha256' in JSON.parse(text(sent[1].body)))
     },
     async 'wrong clock, once'() {
@@ -70,20 +70,20 @@ export async function behaviours(quick, read) {
         && await refuses(() => twice.phone.versions(), c.ProblemError) && twice.sent.length === 2
     },
     async 'deletion: 401 counts only as the answer to a repeat'() {
-      await phoneOf(['lost', no]).phone.deleteAccount()
-      await phoneOf(['lost', 'lost', [204]]).phone.deleteAccount()
-      return refuses(() => phoneOf([no]).phone.deleteAccount(), c.ProblemError)
+      await phoneOf(['lost', no]).phone.delete()
+      await phoneOf(['lost', 'lost', [204]]).phone.delete()
+      return refuses(() => phoneOf([no]).phone.delete(), c.ProblemError)
     },
     async 'password change, answer lost but done'() {
       const { phone, sent } = phoneOf(['lost', list([theirs, 2, 2])], { base })
-      await phone.changePassword(newKeys)
-      return phone.state.keys === newKeys && !phone.state.change && !phone.state.base && sent.length === 2
+      await change(phone, NEW)
+      return c.sameKeys(phone.state.keys, newKeys) && !phone.state.change && !phone.state.base && sent.length === 2
     },
     async 'password change, not done: both keys for 901 s'() {
       let time = 1000
       const { phone } = phoneOf(['lost', no, none, no, none, no, none], { base }, { now: () => time })
-      const failed = await refuses(() => phone.changePassword(newKeys), c.LostAnswerError)
-      const kept = phone.state.change?.newKeys === newKeys && phone.state.keys === oldKeys
+      const failed = await refuses(() => change(phone, NEW), c.LostAnswerError)
+      const kept = c.sameKeys(phone.state.change?.newKeys, newKeys) && phone.state.keys === oldKeys
       time += 900
       const first = await phone.settleChange()
       time += 1
@@ -93,7 +93,7 @@ export async function behaviours(quick, read) {
       const change = { oldKeys, newKeys, keepUntil: 1795510800, ahead: 0 }
       const settle = async (...answers) => {
         const { phone } = phoneOf(answers, { change })
-        return [await phone.settleChange().catch(error => error.code ?? error.name), !!phone.state.change, phone.state.keys === newKeys]
+        return [await phone.settleChange().catch(error => error.code ?? error.name), !!phone.state.change, c.sameKeys(phone.state.keys, newKeys)]
       }
       return same(await settle(none), ['new', false, true]) && same(await settle(no, none), ['old', false, false])
         && same(await settle(no, no), ['credentials_invalid', true, false])
@@ -109,14 +109,14 @@ export async function behaviours(quick, read) {
     },
     async 'an answer that is not of the contract is lost: the same bytes again'() {
       const { phone, sent } = phoneOf([[502, '<h1>Bad Gateway</h1>', 'text/html'], [200, '<p>Welcome</p>', 'text/html'], [200, {}], stored(201, 2)], { base })
-      await phone.backUp()
+      await phone.sync()
       return sent.length === 4 && new Set(sent.map(({ body }) => hex(body))).size === 1 && phone.state.highest.sequence === 2
     },
     async 'a receipt of other bytes is a lost answer'() {
       const other = async () => [201, await receipt(enc.encode('other'))]
       const small = async init => [201, { ...await receipt(sentBlob(init)), size: 1 }]
       const { phone, sent } = phoneOf([other, small, stored(200, 2)], { base })
-      await phone.backUp()
+      await phone.sync()
       return sent.length === 3 && phone.state.highest.sha256 === await sha(sentBlob(sent[0]))
     },
     async 'a 304 that nobody asked for is a lost answer; one of an older version is told'() {
@@ -131,12 +131,12 @@ export async function behaviours(quick, read) {
     async 'an unsettled change: nothing is encrypted with the old keys'() {
       const still = () => list([theirs, 2])
       const { phone, sent } = phoneOf(['lost', no, still(), no, still(), no, still(), no, still(), stored(200, 3, 2)], { base })
-      const refused = await refuses(() => phone.changePassword(newKeys), c.LostAnswerError) && await refuses(() => phone.restore(1), c.UnsettledChangeError)
-        && await refuses(() => phone.changePassword(thirdKeys), c.UnsettledChangeError)
-      await phone.backUp()
+      const refused = await refuses(() => change(phone, NEW), c.LostAnswerError) && await refuses(() => phone.restore(1), c.UnsettledChangeError)
+        && await refuses(() => change(phone, THIRD), c.UnsettledChangeError)
+      await phone.sync()
       const uploads = sent.filter(({ method }) => method !== 'GET')
       for (const upload of uploads) await c.decrypt(sentBlob(upload), newKeys)
-      return refused && uploads.length === 2 && uploads.every(({ path }) => path.endsWith('storage-key')) && phone.state.keys === newKeys && !phone.state.change
+      return refused && uploads.length === 2 && uploads.every(({ path }) => path.endsWith('storage-key')) && c.sameKeys(phone.state.keys, newKeys) && !phone.state.change
     },
     async '408: nothing has changed, repeat'() {
       const { phone, sent } = phoneOf([problem(408, 'request_timeout'), none])
@@ -156,39 +156,39 @@ export async function behaviours(quick, read) {
     },
     async 'sequence and base of an upload'() {
       const { phone, sent } = phoneOf([asBackup(theirs, 2), stored(201, 3), stored(201, 4)])
-      await phone.backUp()
+      await phone.sync()
       const open = await c.decrypt(sentBlob(sent[1]), oldKeys)
-      await phone.edit(mine => merge(mine, enc.encode('new')))
-      await phone.backUp()
+      await phone.update(mine => merge(mine, enc.encode('new')))
+      await phone.sync()
       const { highest } = phone.state
       return open.sequence === 3 && open.baseSha256 === await sha(theirs) && await sha(sentBlob(sent[2])) === highest.sha256 && highest.sequence === 4
     },
     async 'an older version as the latest: merged, told, stored with a higher sequence'() {
       const { phone, sent, told } = phoneOf([problem(409, 'version_conflict'), asBackup(theirs, 9), stored(201, 10)], { base, ...at8 })
-      await phone.backUp()
+      await phone.sync()
       return same(told, ['rollback']) && text(phone.log).includes('mine') && (await c.decrypt(sentBlob(sent[2]), oldKeys)).sequence === 9
     },
     async 'another history: merged and told'() {
       const { phone, told } = phoneOf([asBackup(await made('fork', 9, 'a'.repeat(64)), 9), stored(201, 10)], at8)
-      await phone.backUp()
+      await phone.sync()
       return same(told, ['unknown-base']) && text(phone.log).includes('mine') && phone.state.highest.sequence === 10
     },
     async 'everything is gone: told'() {
       const { phone, told } = phoneOf([problem(404, 'no_backup'), stored(201, 1)], at8)
-      await phone.backUp()
+      await phone.sync()
       return same(told, ['rollback']) && phone.state.highest.sequence === 9
     },
     async 'registering resets the highest seen, a retry does not'() {
       const { phone } = phoneOf([[200, { createdAt: 'now' }], [201, { createdAt: 'now' }]], { base, ...at8 })
-      await phone.register(oldKeys)
+      await phone.register('Alex', OLD)
       const kept = phone.state.highest.sequence === 8
-      await phone.register(oldKeys)
+      await phone.register('Alex', OLD)
       return kept && phone.state.highest.sequence === 0 && !phone.state.base
     },
     async 'an unknown format is never overwritten'() {
       const newer = theirs.map((byte, at) => at ? byte : 2)
       const { phone, sent } = phoneOf([asBackup(newer, 3), asBackup(newer, 3)])
-      return await refuses(() => phone.backUp(), c.AppOutdatedError) && await refuses(() => phone.replaceUnreadable(), c.AppOutdatedError) && sent.length === 2
+      return await refuses(() => phone.sync(), c.AppOutdatedError) && await refuses(() => phone.replaceUnreadable(), c.AppOutdatedError) && sent.length === 2
     },
     async 'a damaged version is replaced, as a child of it'() {
       const broken = theirs.map((byte, at) => at === 60 ? byte ^ 1 : byte)
@@ -211,26 +211,26 @@ export async function behaviours(quick, read) {
       const outcome = await phone.afterRefusal(true), open = await c.decrypt(sentBlob(sent[2]), newKeys)
       const late = phoneOf([no], { oldKeys: [{ keys: oldKeys, until: 1795510800 }] })
       const unconditional = !('If-None-Match' in sent[1].headers) // the base was decrypted with other keys
-      return asked && unconditional && outcome === 'changed' && same(told, ['rollback']) && open.sequence === 6 && phone.state.keys === newKeys && await late.phone.afterRefusal() === 'ask'
+      return asked && unconditional && outcome === 'changed' && same(told, ['rollback']) && open.sequence === 6 && c.sameKeys(phone.state.keys, newKeys) && await late.phone.afterRefusal() === 'ask'
     },
     async 'after a change, the old keys are kept for 60 days'() {
       const { phone } = phoneOf([stored(200, 3, 2)], { base })
-      await phone.changePassword(newKeys)
+      await change(phone, NEW)
       const { oldKeys: kept, highest } = phone.state
       return kept.length === 1 && kept[0].keys === oldKeys && kept[0].until === 1795510800 + 60 * 86400 && highest.sequence === 2
     },
     async 'nothing is stored if nothing has changed'() {
       const union = (a, b) => hex(a) === hex(b) ? a : merge(a, b)
       const { phone, sent } = phoneOf([asBackup(theirs, 2), asBackup(theirs, 2)], { log: enc.encode('theirs') }, { mergeWith: union })
-      await phone.backUp()
-      await phone.backUp()
+      await phone.sync()
+      await phone.sync()
       return text(phone.log) === 'theirs' && sent.every(({ method }) => method === 'GET')
     },
     async 'a restored log replaces the log when it is acknowledged, and not before'() {
       const old = await made('old', 1)
       const { phone, sent } = phoneOf([asBackup(theirs, 2), list([theirs, 2], [old, 1]), asBackup(old, 1), 'lost', 'lost', 'lost', 'lost', stored(200, 3), [304]])
       const lost = await refuses(() => phone.restore(1), c.LostAnswerError) && !!phone.state.unsent && text(phone.log).endsWith('+theirs')
-      await phone.backUp()
+      await phone.sync()
       const { sequence } = await c.decrypt(sentBlob(sent[3]), oldKeys)
       return lost && sequence === 3 && hex(sentBlob(sent[3])) === hex(sentBlob(sent[7])) && text(phone.log) === 'old'
     },
@@ -238,20 +238,20 @@ export async function behaviours(quick, read) {
       const old = await made('old', 1)
       const { phone } = phoneOf([asBackup(theirs, 2), list([theirs, 2], [old, 1]), asBackup(old, 1), 'lost', 'lost', 'lost', 'lost', stored(200, 3), stored(201, 4)])
       await refuses(() => phone.restore(1))
-      await phone.edit(() => enc.encode('new'))
-      await phone.backUp()
+      await phone.update(() => enc.encode('new'))
+      await phone.sync()
       return text(phone.log) === 'new+old'
     },
     async 'a restored log reaches a device that has not changed, and no other'() {
       const restored = await made('old', 3, await sha(theirs))
       const state = { log: enc.encode('theirs') }, union = (a, b) => hex(a) === hex(b) ? a : merge(a, b)
       const one = phoneOf([asBackup(theirs, 2), asBackup(restored, 3)], state, { mergeWith: union })
-      await one.phone.backUp()
-      await one.phone.backUp()
+      await one.phone.sync()
+      await one.phone.sync()
       const other = phoneOf([asBackup(theirs, 2), problem(409, 'version_conflict'), asBackup(restored, 3), stored(201, 4)], state, { mergeWith: union })
-      await other.phone.backUp()
-      await other.phone.edit(() => log)
-      await other.phone.backUp()
+      await other.phone.sync()
+      await other.phone.update(() => log)
+      await other.phone.sync()
       return text(one.phone.log) === 'old' && text(other.phone.log).endsWith('+old')
     },
     async 'junk on top, and the version below it restored: a sequence above all others'() {
@@ -264,19 +264,19 @@ export async function behaviours(quick, read) {
     async 'an unknown format, and the person confirms that there is no newer app'() {
       const newer = theirs.map((byte, at) => at ? byte : 2)
       const { phone, sent } = phoneOf([asBackup(newer, 3), asBackup(newer, 3), list([newer, 3]), stored(200, 4, 2)])
-      const refused = await refuses(() => phone.changePassword(newKeys, { confirmed: 'damaged' }), c.AppOutdatedError)
-      await phone.changePassword(newKeys, { confirmed: 'no-newer-app' })
-      return refused && JSON.parse(text(sent[3].body)).baseSha256 === await sha(newer) && phone.state.keys === newKeys
+      const refused = await refuses(() => change(phone, NEW, { confirmed: 'damaged' }), c.AppOutdatedError)
+      await change(phone, NEW, { confirmed: 'no-newer-app' })
+      return refused && JSON.parse(text(sent[3].body)).baseSha256 === await sha(newer) && c.sameKeys(phone.state.keys, newKeys)
     },
     async 'a 200 to the repeat of a lost registration resets the highest seen, also after a restart'() {
       const { phone } = phoneOf(['lost', [200, { createdAt: 'now' }]], at8)
       const later = phoneOf([[200, { createdAt: 'now' }]], { ...at8, registering: oldKeys })
-      for (const each of [phone, later.phone]) await each.register(oldKeys)
+      for (const each of [phone, later.phone]) await each.register('Alex', OLD)
       return phone.state.highest.sequence === 0 && later.phone.state.highest.sequence === 0 && !later.phone.state.registering
     },
     async '507 and damage are no lost answers'() {
       const { phone, sent } = phoneOf([problem(507, 'storage_full'), problem(500, 'backup_damaged'), problem(500, 'account_damaged')], { base })
-      const refused = await refuses(() => phone.backUp(), c.ProblemError) && await refuses(() => phone.fetch(), c.ProblemError)
+      const refused = await refuses(() => phone.sync(), c.ProblemError) && await refuses(() => phone.fetch(), c.ProblemError)
       return refused && await refuses(() => phone.fetch(), c.ProblemError) && sent.length === 3 && !phone.state.unsent
     },
     async 'another success than that of the operation is lost'() {
@@ -287,19 +287,19 @@ export async function behaviours(quick, read) {
     async 'the wait after a clock that was ahead'() {
       const ahead = problem(401, 'signature_expired', { serverTime: 1795510800 - 500 })
       const { phone } = phoneOf([ahead, 'lost', no, none], { base })
-      await refuses(() => phone.changePassword(newKeys))
+      await refuses(() => change(phone, NEW))
       const other = phoneOf([ahead, [204]])
-      await other.phone.deleteAccount()
+      await other.phone.delete()
       return phone.state.change.keepUntil === 1795510800 + 1401 && phone.state.change.ahead === 500
-        && other.phone.state.deletion.registerAfter === 1795510800 + 1401 && refuses(() => other.phone.register(oldKeys), c.UnsettledChangeError)
+        && other.phone.state.deletion.registerAfter === 1795510800 + 1401 && refuses(() => other.phone.register('Alex', OLD), c.UnsettledChangeError)
     },
     async 'a lost deletion is repeated for 10 minutes, then the person is asked'() {
       let time = 1000
       const { phone, sent } = phoneOf([...Array(4).fill('lost'), [204]], {}, { now: () => time })
-      await refuses(() => phone.deleteAccount(), c.LostAnswerError)
+      await refuses(() => phone.delete(), c.LostAnswerError)
       time += 600
-      const asks = await refuses(() => phone.deleteAccount(), c.UnsettledChangeError) && await refuses(() => phone.backUp(), c.UnsettledChangeError)
-      await phone.deleteAccount(true)
+      const asks = await refuses(() => phone.delete(), c.UnsettledChangeError) && await refuses(() => phone.sync(), c.UnsettledChangeError)
+      await phone.delete(true)
       return asks && sent.length === 5
     },
     async 'a sign-in ends a deletion that did not happen'() {
@@ -315,21 +315,35 @@ export async function behaviours(quick, read) {
         && await refuses(() => refused.phone.signInWithCode('alex', code), c.ProblemError) && !refused.phone.state.keys
         && refuses(() => device([]).phone.signInWithCode('anna', code), c.MistypedCodeError)
     },
+    async 'an older version of another password: the kept keys, then the password that the person types'() {
+      const old = await made('old', 1, undefined, newKeys), both = () => list([theirs, 2], [old, 1])
+      const kept = phoneOf([both(), asBackup(old, 1)], { oldKeys: [{ keys: newKeys, until: 1795510809 }] })
+      const { phone } = phoneOf([both(), asBackup(old, 1), both(), asBackup(old, 1), asBackup(theirs, 2), both(), asBackup(old, 1), stored(201, 3)])
+      const password = { password: NEW, derivations: [fast] }
+      const opened = text(await kept.phone.openVersion(1)) === 'old' && await refuses(() => phone.openVersion(1), c.DamagedError)
+        && text(await phone.openVersion(1, password)) === 'old' && text(phone.log) === text(log)
+      await phone.restore(1, password)
+      return opened && text(phone.log) === 'old'
+    },
+    async 'a device that is not signed in'() {
+      const { phone } = device([])
+      return await refuses(() => phone.sync(), c.DeviceError) && refuses(() => phone.recoveryCode(), c.DeviceError)
+    },
     async 'a state belongs to one username'() {
-      const { phone, sent } = phoneOf([]), anna = await keysOf('anna', 'a password', fast)
-      return await refuses(() => phone.register(anna), RangeError) && await refuses(() => phone.signIn('anna', 'a password'), RangeError) && sent.length === 0
+      const { phone, sent } = phoneOf([])
+      return await refuses(() => phone.register('anna', 'a password'), c.DeviceError) && await refuses(() => phone.signIn('anna', 'a password'), c.DeviceError) && sent.length === 0
     },
     async 'a new password that is in force, or kept as an old one'() {
       const { phone, sent } = phoneOf([], { oldKeys: [{ keys: newKeys, until: 1795510809 }] })
-      await phone.changePassword(oldKeys)
-      return sent.length === 0 && refuses(() => phone.changePassword(newKeys), RangeError)
+      await phone.changePassword(OLD)
+      return sent.length === 0 && refuses(() => change(phone, NEW), c.DeviceError)
     },
     async 'calls run one after the other, and an edit waits for none'() {
       let answer
       const slow = new Promise(done => { answer = done })
       const { phone, sent } = phoneOf([slow, asBackup(theirs, 2), stored(201, 3)], { base }, { mergeWith: async (a, b) => { await 0; return merge(a, b) } })
-      const calls = Promise.all([phone.backUp(), phone.versions()].map(call => call.catch(error => error)))
-      await phone.edit(() => enc.encode('added'))
+      const calls = Promise.all([phone.sync(), phone.versions()].map(call => call.catch(error => error)))
+      await phone.update(() => enc.encode('added'))
       while (!sent.length) await new Promise(done => setTimeout(done, 1))
       const alone = sent.length === 1 && text(phone.log) === 'added'
       answer(problem(409, 'version_conflict'))
@@ -339,16 +353,16 @@ export async function behaviours(quick, read) {
     async 'what is added during a merge is merged, too'() {
       let merging
       const { phone } = phoneOf([asBackup(theirs, 2)], {}, { mergeWith: async (a, b) => { await merging?.(); return merge(a, b) } })
-      merging = async () => { merging = undefined; await phone.edit(() => enc.encode('added')) }
+      merging = async () => { merging = undefined; await phone.update(() => enc.encode('added')) }
       await phone.fetch()
       return text(phone.log) === 'added+theirs'
     },
     async 'the state is saved before the request, as a whole, and never an earlier one last'() {
       const { phone, saved } = phoneOf([init => saved.at(-1).unsent && stored(201, 2)(init)], { base })
-      await phone.backUp()
+      await phone.sync()
       const failing = phoneOf([], { base }, { save: () => { throw new Error('the disk is full') } })
       return same(Object.keys(saved.at(-1)), Object.keys(c.newState())) && !saved.at(-1).unsent && hex(saved.at(-1).log) === hex(phone.log)
-        && await refuses(() => failing.phone.backUp(), Error) && failing.sent.length === 0
+        && await refuses(() => failing.phone.sync(), Error) && failing.sent.length === 0
     },
     async 'an endless wait ends'() {
       const never = (url, { signal }) => new Promise((_, fail) => { signal.addEventListener('abort', () => fail(signal.reason)) })
@@ -364,22 +378,22 @@ export async function behaviours(quick, read) {
       }
       const newer = theirs.map((byte, at) => at ? byte : 2)
       const runs = [
-        [phone => phone.backUp(), Array(9).fill(echo(400))],
-        [phone => phone.backUp(), Array(9).fill(echo(500))],
-        [phone => phone.backUp(), Array(9).fill(echo(200, 'application/json'))],
-        [phone => phone.backUp(), Array(9).fill(async init => problem(400, (await echo(400)(init))[1].currentVersion))],
-        [phone => phone.backUp(), Array(9).fill(init => { throw Object.assign(new TypeError(text(init.body)), { request: init, cause: Object.assign(new Error(init.headers.Authorization), { code: oldKeys.storageKey }) }) })],
-        [phone => phone.changePassword(newKeys), Array(9).fill(echo(400))],
-        [phone => phone.changePassword(newKeys), Array(9).fill('lost')],
-        [phone => phone.changePassword(newKeys), Array(9).fill(no)],
-        [phone => phone.register(oldKeys), Array(9).fill(echo(409))],
-        [phone => phone.deleteAccount(), Array(9).fill(echo(401))],
+        [phone => phone.sync(), Array(9).fill(echo(400))],
+        [phone => phone.sync(), Array(9).fill(echo(500))],
+        [phone => phone.sync(), Array(9).fill(echo(200, 'application/json'))],
+        [phone => phone.sync(), Array(9).fill(async init => problem(400, (await echo(400)(init))[1].currentVersion))],
+        [phone => phone.sync(), Array(9).fill(init => { throw Object.assign(new TypeError(text(init.body)), { request: init, cause: Object.assign(new Error(init.headers.Authorization), { code: oldKeys.storageKey }) }) })],
+        [phone => change(phone, NEW), Array(9).fill(echo(400))],
+        [phone => change(phone, NEW), Array(9).fill('lost')],
+        [phone => change(phone, NEW), Array(9).fill(no)],
+        [phone => phone.register('Alex', OLD), Array(9).fill(echo(409))],
+        [phone => phone.delete(), Array(9).fill(echo(401))],
         [phone => phone.fetch(), [asBackup(newer, 3)]],
         [phone => phone.fetch(), [asBackup(theirs.map((byte, at) => at === 60 ? byte ^ 1 : byte), 3)]],
         [phone => phone.fetch(), Array.from({ length: 4 }, async () => [200, { ...(await asBackup(theirs, 3))[1], size: 1 }])],
         [phone => phone.signInWithCode('alex', `${'0'.repeat(55)}1`), []],
         [phone => phone.restore(1), Array.from({ length: 2 }, () => list([theirs, 3])).flatMap(each => [asBackup(theirs, 3), each])],
-        [phone => phone.register(oldKeys), [], { deletion: { first: 0, registerAfter: 1e10, ahead: 0 } }],
+        [phone => phone.register('Alex', OLD), [], { deletion: { first: 0, registerAfter: 1e10, ahead: 0 } }],
       ]
       for (const [run, answers, more] of runs) {
         const { phone, sent } = phoneOf(answers, { ...state, ...more })

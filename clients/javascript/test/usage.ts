@@ -17,19 +17,19 @@ export async function everything(): Promise<Receipt[]> {
     save: (state: State) => { kept.push(state) },
     tell: (verdict: Verdict) => verdict satisfies string,
   })
-  await device.register(keys)
+  await device.register('Anna', 'a password')
   await device.signIn('Anna', 'a password')
   await device.signInWithCode('Anna', 'a code')
-  await device.edit((log: Uint8Array): Uint8Array => log)
-  await device.backUp()
+  await device.update((log: Uint8Array): Uint8Array => log)
+  await device.sync()
   await device.fetch()
   const confirmed: Confirmed = 'damaged'
-  await device.restore(1, { keys, confirmed })
-  await device.changePassword(keys, { confirmed: 'no-newer-app' })
+  await device.restore(1, { password: 'an old one', confirmed })
+  await device.changePassword('another one', { confirmed: 'no-newer-app' })
   const force: 'new' | 'old' | 'unsure' = await device.settleChange()
   const outcome: 'confirm' | 'changed' | 'ask' = await device.afterRefusal(force === 'old')
   await device.replaceUnreadable()
-  await device.deleteAccount(outcome === 'ask')
+  await device.delete(outcome === 'ask')
   const opened: Uint8Array = await device.openVersion(1)
   const blob: Uint8Array = await encrypt(opened, keys, { sequence: 1, baseSha256: device.state.base?.sha256 })
   const { plaintext, sequence, baseSha256 } = await decrypt(blob, keys)
@@ -56,6 +56,6 @@ new Device({ ...server, merge: mine => mine }).restore('1')
 // @ts-expect-error nobody can agree to this
 new Device({ ...server, merge: mine => mine }).restore(1, { confirmed: 'yes' })
 // @ts-expect-error the log is bytes
-new Device({ ...server, merge: mine => mine }).edit(log => `${log}`)
+new Device({ ...server, merge: mine => mine }).update(log => `${log}`)
 // @ts-expect-error the inner parts are not part of the package
 import('@dailyreps/backup-client/src/device.mjs')

@@ -16,31 +16,43 @@ export class Device {
     /** How many seconds the server's clock is ahead of the device's, as far as the device knows. */
     get clockOffset(): number;
     /**
-     * Changes the log, and saves it. It waits for no other call: what the person does is saved at once.
-     * @param {(log: Uint8Array) => Uint8Array} change returns the new log
+     * The recovery code: show it after a registration and after each change of the password, which makes the old one void.
+     * @returns {Promise<string>} 8 groups of 7 characters
      */
-    edit(change: (log: Uint8Array) => Uint8Array): Promise<void>;
+    recoveryCode(): Promise<string>;
     /**
-     * Registers. A repeat after a lost answer is harmless. In a new account, this device has seen nothing. Show the
-     * recovery code afterwards.
-     * @param {Keys} keys of deriveKeys
-     * @throws {RangeError} if the state belongs to another userId
-     * @throws {UnsettledChangeError} if a delayed deletion could delete the new account
+     * Changes the log, and saves it. It waits for no other call: what the person does is saved at once.
+     * @param {(log: Uint8Array) => Uint8Array} edit returns the new log
      */
-    register(keys: Keys): Promise<void>;
+    update(edit: (log: Uint8Array) => Uint8Array): Promise<void>;
+    /**
+     * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new account,
+     * this device has seen nothing.
+     * @param {string} username
+     * @param {string} password
+     * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
+     * @returns {Promise<void>}
+     * @throws {DeviceError} if the state belongs to another username
+     * @throws {UnsettledChangeError} if a delayed deletion could delete the new account
+     * @throws {RangeError} for an empty username, or half a character
+     */
+    register(username: string, password: string, derivations?: readonly Derivation[]): Promise<void>;
     /**
      * Signs in: the newest derivation first. If an older one is in force, moves the account to the newest.
      * @param {string} username
      * @param {string} password
      * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
-     * @throws {RangeError} if the state belongs to another userId: ask whose log it is, and use another state
+     * @returns {Promise<void>}
+     * @throws {DeviceError} if the state belongs to another username: ask whose log it is, and use another state
      * @throws {AppOutdatedError} if a newer version of the app moved this account
+     * @throws {RangeError} for an empty username, or half a character
      */
     signIn(username: string, password: string, derivations?: readonly Derivation[]): Promise<void>;
     /**
      * Signs in with the recovery code. Then ask for a new password, and change to it.
      * @param {string} username
      * @param {string} code as it was typed
+     * @returns {Promise<void>}
      * @throws {MistypedCodeError} if it was mistyped, belongs to another username, or is void on this device
      * @throws {AppOutdatedError} if a newer version of the app made it
      */
@@ -54,18 +66,20 @@ export class Device {
      */
     afterRefusal(nobodyChangedIt?: boolean): Promise<"confirm" | "changed" | "ask">;
     /**
-     * Backs up: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
+     * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
      * stores it at once: a conflict tells whether another device has stored. If a change of the password is not settled,
      * sends the change again instead: it stores the log, too.
+     * @returns {Promise<void>}
      * @throws {AppOutdatedError} if a newer version of the app made the latest version
      * @throws {DamagedError | MisfitError} if it cannot be read: ask the person, then call replaceUnreadable
      * @throws {UnsettledChangeError} if a deletion is in progress
      */
-    backUp(): Promise<void>;
+    sync(): Promise<void>;
     /**
      * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If the
      * log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a restored
-     * version reaches this device.
+     * version reaches this device. Stores nothing.
+     * @returns {Promise<void>}
      * @throws {AppOutdatedError} if a newer version of the app made it
      * @throws {DamagedError} if it is damaged, or was made with other keys
      * @throws {MisfitError} if the answer contradicts itself
@@ -78,45 +92,53 @@ export class Device {
     versions(): Promise<Receipt[]>;
     /**
      * The log of an older version, for the person to look at. Nothing changes. Show the date that the log itself has: the
-     * list is the server's word.
+     * list is the server's word. The keys in force and those that this device has kept are tried, then the password.
      * @param {number} version
-     * @param {{keys?: Keys}} [options] keys: those of its keyVersion, if the password changed since
+     * @param {{password?: string, derivations?: readonly Derivation[]}} [options] password: that of its keyVersion
      * @returns {Promise<Uint8Array>}
-     * @throws {RangeError} if the version is not listed
-     * @throws {DamagedError} if it is damaged, or was made with other keys
+     * @throws {DeviceError} if the version is not listed
+     * @throws {DamagedError} if it is damaged, or was made with another password: ask for it
      */
     openVersion(version: number, options?: {
-        keys?: Keys;
+        password?: string;
+        derivations?: readonly Derivation[];
     }): Promise<Uint8Array>;
     /**
      * Stores an older version again, as the latest. When this is acknowledged, its log replaces the log of the device.
      * @param {number} version
-     * @param {{keys?: Keys, confirmed?: Confirmed}} [options] keys: those of its keyVersion, if the password changed since.
-     *   confirmed: what the person agreed to, if the latest version cannot be read
-     * @throws {RangeError} if the version is not listed
-     * @throws {DamagedError} if it is damaged, or was made with other keys
+     * @param {{password?: string, confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] password: as in
+     *   openVersion. confirmed: what the person agreed to, if the latest version cannot be read
+     * @returns {Promise<void>}
+     * @throws {DeviceError} if the version is not listed
+     * @throws {DamagedError} if it, or the latest version, is damaged or was made with another password
+     * @throws {UnsettledChangeError} if a change of the password, or a deletion, is not settled
      */
     restore(version: number, options?: {
-        keys?: Keys;
+        password?: string;
         confirmed?: Confirmed;
+        derivations?: readonly Derivation[];
     }): Promise<void>;
     /**
      * Replaces a latest version that cannot be fetched or decrypted by the log. Ask the person first.
+     * @returns {Promise<void>}
      * @throws {AppOutdatedError} for an unknown format. If the publisher offers no newer app, and the person confirms it,
      *   call restore or changePassword with confirmed: 'no-newer-app'.
      */
     replaceUnreadable(): Promise<void>;
     /**
-     * Changes the password. If this fails and `state.change` is there, both keys are kept: tell the person that the new
-     * password is not in force, and call backUp, which sends the change again, or settleChange. Afterwards, show the new
-     * recovery code. If the keys are those in force, there is nothing to change.
-     * @param {Keys} newKeys of deriveKeys
-     * @param {{confirmed?: Confirmed}} [options] as in restore
-     * @throws {RangeError} if this device keeps the keys as old ones: choose another password
-     * @throws {UnsettledChangeError} if a change to other keys is not settled, or a deletion is in progress
+     * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both passwords
+     * are kept: tell the person that the new one is not in force, and call sync, which sends the change again, or
+     * settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to change.
+     * @param {string} password the new one
+     * @param {{confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] confirmed: as in restore
+     * @returns {Promise<void>}
+     * @throws {DeviceError} if this device keeps the password as an old one
+     * @throws {UnsettledChangeError} if a change to another password is not settled, or a deletion is in progress
+     * @throws {RangeError} for half a character
      */
-    changePassword(newKeys: Keys, options?: {
+    changePassword(password: string, { confirmed, derivations }?: {
         confirmed?: Confirmed;
+        derivations?: readonly Derivation[];
     }): Promise<void>;
     /**
      * Finds out which key is in force after a change whose answer was lost. Ask at most once a minute.
@@ -127,9 +149,10 @@ export class Device {
     /**
      * Deletes the account, with every version. After a lost answer, call it again, also after a restart.
      * @param {boolean} [confirmed] true if the person was asked: needed 10 minutes after the first attempt
+     * @returns {Promise<void>}
      * @throws {UnsettledChangeError} if the person has to be asked: somebody may have registered the account again
      */
-    deleteAccount(confirmed?: boolean): Promise<void>;
+    delete(confirmed?: boolean): Promise<void>;
     #private;
 }
 /**
@@ -268,9 +291,9 @@ export type DeviceOptions = {
  * to replace one of an unknown format, because the publisher offers no newer app.
  */
 export type Confirmed = "" | "damaged" | "no-newer-app";
-import type { Keys } from './keys.mjs';
 import type { Derivation } from './keys.mjs';
 import type { Receipt } from './answers.mjs';
+import type { Keys } from './keys.mjs';
 import type { Seen } from './blob.mjs';
 import type { Verdict } from './blob.mjs';
 import type { ClientOptions } from './client.mjs';

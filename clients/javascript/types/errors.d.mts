@@ -18,3 +18,12 @@ export class DamagedError extends BackupError {
 export class MistypedCodeError extends BackupError {
     constructor();
 }
+/** The device itself refuses a call, and nothing was sent or changed. `reason` says why. */
+export class DeviceError extends BackupError {
+    /** @param {keyof typeof REASONS} reason */
+    constructor(reason: keyof typeof REASONS);
+    reason: "not-signed-in" | "another-username" | "old-password" | "not-listed";
+}
+/** @type {Readonly<Record<'not-signed-in' | 'another-username' | 'old-password' | 'not-listed', string>>} */
+declare const REASONS: Readonly<Record<"not-signed-in" | "another-username" | "old-password" | "not-listed", string>>;
+export {};

@@ -24,6 +24,15 @@ export function deriveUserId(username: string): Promise<string>;
  */
 export function deriveKeys(username: string, password: string, derivation?: Derivation): Promise<Keys>;
 /**
+ * The same, for a device that has the userId.
+ * @param {string} userId
+ * @param {string} password
+ * @param {Derivation} [derivation] the newest, unless given
+ * @returns {Promise<Keys>}
+ * @throws {RangeError} for half a character
+ */
+export function keysOfPassword(userId: string, password: string, derivation?: Derivation): Promise<Keys>;
+/**
  * The keys that HKDF-SHA256, with an empty salt, derives from the master key.
  * @param {string} userId
  * @param {Uint8Array} masterKey 32 bytes
