@@ -29,10 +29,16 @@ from clients.python.backup_client import (
     backup_bytes,
     decrypt,
     derive_keys,
-    recovery_code,
     sentence,
 )
-from clients.python.device import SIGNATURE_ACTS_SECONDS, SNAPSHOT_SECONDS, Device, State, UnsettledChangeError
+from clients.python.device import (
+    SIGNATURE_ACTS_SECONDS,
+    SNAPSHOT_SECONDS,
+    Device,
+    DeviceError,
+    State,
+    UnsettledChangeError,
+)
 from contract_tests.target.process import ServerProcess
 
 # The real derivations take a moment on purpose. These take none.
@@ -127,7 +133,7 @@ class Phone:
         )  # fmt: skip
 
     def train(self, name: str) -> None:
-        self.device.edit(lambda log: merge(log, log_of(name)))
+        self.device.update(lambda log: merge(log, log_of(name)))
 
     def log(self) -> list[str]:
         return workouts(self.device.log)
@@ -153,7 +159,7 @@ class Life:
         self.phones = [Phone(server), Phone(server)]
         lost = iter(["answer is lost"] if seed % 2 else [])
         self.phones[0].network.fate = lambda: next(lost, "arrives")
-        self.phones[0].device.register(keys_of(self.user, self.passwords[0]))
+        self.phones[0].device.register(self.user, self.passwords[0], QUICK)
         self.phones[1].device.sign_in(self.user, self.passwords[0], QUICK)
         self.calm()
 
@@ -204,10 +210,10 @@ class Life:
         name = f"workout {len(self.trained)}"
         self.trained.add(name)
         phone.train(name)
-        phone.device.back_up()
+        phone.device.sync()
 
     def sync(self, phone: Phone) -> None:
-        phone.device.back_up()
+        phone.device.sync()
 
     def fetch(self, phone: Phone) -> None:
         phone.device.fetch()
@@ -223,8 +229,8 @@ class Life:
         self.restored = True
         for password in self.passwords:
             try:
-                return phone.device.restore(version, keys_of(self.user, password))
-            except (DecryptionError, LookupError):
+                return phone.device.restore(version, password, derivations=QUICK)
+            except (DecryptionError, DeviceError):
                 continue
 
     def junk(self, phone: Phone) -> None:
@@ -248,18 +254,18 @@ class Life:
         self.restored = True
         for password in self.passwords:
             try:
-                return phone.device.restore(version, keys_of(self.user, password), confirmed="damaged")
+                return phone.device.restore(version, password, derivations=QUICK, confirmed="damaged")
             except DecryptionError:
                 continue
 
     def register_again(self, phone: Phone) -> None:
         """Its answer is 200, perhaps to the repeat of a lost one."""
         if not phone.device.state.base:
-            phone.device.register(phone.device.keys)
+            phone.device._register(phone.device.keys)
 
     def change(self, phone: Phone) -> None:
         self.passwords.append(f"password {len(self.passwords)}")
-        phone.device.change_password(keys_of(self.user, self.passwords[-1]))
+        phone.device.change_password(self.passwords[-1], derivations=QUICK)
 
     def settle(self, phone: Phone) -> None:
         phone.device.settle_change()
@@ -273,7 +279,7 @@ class Life:
         for phone in self.phones:
             phone.network.deliver()
         for phone in self.phones * 3:
-            self.careful(phone, phone.device.back_up)
+            self.careful(phone, phone.device.sync)
         for phone in self.phones:
             self.careful(phone, phone.device.fetch)
 
@@ -302,11 +308,11 @@ def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProc
         # Nothing has changed, so nothing is stored. A restored log then replaces the log of the other device.
         latest = one.device.versions()[0]
         for phone in life.phones:
-            phone.device.back_up()
+            phone.device.sync()
         assert one.device.versions()[0] == latest, f"an upload for nothing with seed {seed}"
         life.restore(one)
         for phone in (other, one, other):
-            phone.device.back_up()
+            phone.device.sync()
         assert one.log() == other.log() and (one.told, other.told) == ([], []), f"a restore with seed {seed}"
         assert other.device.state.highest.sequence == one.device.state.highest.sequence
     assert min(changes, restores, conflicts, junked) >= 3  # the lives were lively
@@ -334,7 +340,7 @@ def test_usual_uploads_of_two_devices(account: "Account") -> None:
     phone.network.trick = tablet.network.trick = trick
     for number, device in enumerate([tablet, phone, phone, tablet, tablet, phone], 4):
         device.train(f"workout {number}")
-        device.device.back_up()
+        device.device.sync()
     assert [sequence for sequence, base in uploads] == [4, 5, 6, 7, 8, 9]
     assert (phone.told, tablet.told) == ([], [])
     assert len(phone.log()) == 9
@@ -356,7 +362,7 @@ def test_after_a_lost_answer_the_same_bytes_are_sent_again(account: "Account", f
 
     phone.network.send = send  # type: ignore[method-assign]
     phone.train("workout 4")
-    phone.device.back_up()
+    phone.device.sync()
     assert len(sent) == 3 and len(set(sent)) == 1
     assert phone.device.versions()[0]["version"] == 4
     assert phone.device.state.highest.sequence == 4 and not phone.device.state.unsent
@@ -369,13 +375,13 @@ def test_a_lost_upload_has_not_been_seen(account: "Account") -> None:
     phone.network.fate = lambda: "is lost"
     phone.train("workout 4")
     with pytest.raises(ProblemError) as caught:
-        phone.device.back_up()
+        phone.device.sync()
     assert caught.value.lost and phone.device.state.highest.sequence == 3 and phone.device.state.unsent
     tablet.train("workout 5")
-    tablet.device.back_up()
+    tablet.device.sync()
     phone.network.fate = lambda: "arrives"
     phone.restart()  # it goes on with what it saved
-    phone.device.back_up()
+    phone.device.sync()
     assert (phone.told, tablet.told) == ([], []) and len(phone.log()) == 5
 
 
@@ -386,13 +392,13 @@ def test_a_restored_version_raises_no_alarm(account: "Account") -> None:
     watch.train("workout 4")
     phone.device.restore(1)
     assert phone.log() == ["workout 1"] and phone.device.state.highest.sequence == 4
-    phone.device.back_up()
+    phone.device.sync()
     tablet.restart()
-    tablet.device.back_up()
+    tablet.device.sync()
     assert phone.log() == tablet.log() == ["workout 1"]
-    watch.device.back_up()
+    watch.device.sync()
     assert watch.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.log() == watch.log()
     assert (phone.told, tablet.told, watch.told) == ([], [], [])
 
@@ -420,7 +426,7 @@ def test_a_restored_log_replaces_the_log_when_it_is_acknowledged(account: "Accou
     if trained:
         phone.train("workout 4")
     phone.network.trick = lambda request, send: send()
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.log() == (["workout 1", "workout 2", "workout 3", "workout 4"] if trained else ["workout 1"])
     assert phone.told == []
 
@@ -439,15 +445,15 @@ def test_a_refused_restore_leaves_the_log(account: "Account") -> None:
 def test_a_sync_without_changes_stores_nothing(account: "Account") -> None:
     phone, tablet = account.phone, account.other_phone()
     for device in (phone, tablet, phone):
-        device.device.back_up()
+        device.device.sync()
     assert phone.device.versions()[0]["version"] == 3
     tablet.train("workout 4")
-    tablet.device.back_up()
-    phone.device.back_up()  # it fetches, and has nothing to add
+    tablet.device.sync()
+    phone.device.sync()  # it fetches, and has nothing to add
     assert len(phone.log()) == 4 and phone.device.versions()[0]["version"] == 4
     fresh = Phone(account.server)
     fresh.device.sign_in(account.user, "the password", QUICK)
-    fresh.device.back_up()
+    fresh.device.sync()
     assert fresh.device.versions()[0]["version"] == 4
 
 
@@ -459,7 +465,7 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
     if missed:
         for number in (4, 5):
             phone.train(f"workout {number}")
-            phone.device.back_up()
+            phone.device.sync()
     versions = phone.device.versions()
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x01 junk", versions[0]["sha256"]).status_code == 201
@@ -467,7 +473,7 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
         tablet.device.restore(versions[0]["version"])
     tablet.device.restore(versions[0]["version"], confirmed="damaged")
     assert tablet.device.state.highest.sequence == phone.device.state.highest.sequence + 2
-    phone.device.back_up()
+    phone.device.sync()
     assert (phone.told, tablet.told) == ([], []) and phone.log() == tablet.log()
 
 
@@ -480,7 +486,7 @@ def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", chan
 
     def do(confirmed: str) -> None:
         if change:
-            phone.device.change_password(new, confirmed=confirmed)
+            phone.device._change_password(new, confirmed=confirmed)
         else:
             phone.device.restore(3, confirmed=confirmed)
 
@@ -493,11 +499,11 @@ def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", chan
 
 def test_a_new_password_that_is_none(account: "Account") -> None:
     phone, old = account.phone, account.phone.device.keys
-    phone.device.change_password(old)
+    phone.device._change_password(old)
     assert phone.device.versions()[0]["keyVersion"] == 1
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device.change_password("another password", derivations=QUICK)
     with pytest.raises(ValueError):
-        phone.device.change_password(old)
+        phone.device._change_password(old)
 
 
 @pytest.mark.client("client.forward")
@@ -505,15 +511,15 @@ def test_a_sign_in_with_other_credentials_settles_a_change(account: "Account") -
     phone, tablet = account.phone, account.other_phone()
     phone.network.fate = lambda: "is lost"
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
-    tablet.device.change_password(keys_of(account.user, "a third one"))
+        phone.device.change_password("another password", derivations=QUICK)
+    tablet.device.change_password("a third one", derivations=QUICK)
     phone.network.fate = lambda: "arrives"
     phone.device.sign_in(account.user, "a third one", QUICK)
     assert not phone.device.state.change
     assert [pair[0] for pair in phone.device.state.old_keys] == [
         keys_of(account.user, text) for text in ("another password", "the password")
     ]
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.told == []
 
 
@@ -523,17 +529,17 @@ def test_a_lost_deletion(account: "Account") -> None:
     phone = account.phone
     phone.network.fate = lambda: "answer is lost"
     with pytest.raises(ProblemError):
-        phone.device.delete_account()
+        phone.device.delete()
     deletion = phone.saved.deletion
     assert deletion and 0 <= account.server.now() - (deletion.register_after - SIGNATURE_ACTS_SECONDS) < 60
     phone.network.fate = lambda: "arrives"
     phone.saved = replace(phone.saved, deletion=replace(deletion, first=deletion.first - 600))
     phone.restart()
     keys = phone.device.keys
-    for attempt in (phone.device.delete_account, phone.device.back_up, lambda: phone.device.register(keys)):
+    for attempt in (phone.device.delete, phone.device.sync, lambda: phone.device._register(keys)):
         with pytest.raises(UnsettledChangeError):
             attempt()
-    phone.device.delete_account(confirmed=True)  # credentials_invalid to a repeat: it is done
+    phone.device.delete(confirmed=True)  # credentials_invalid to a repeat: it is done
 
 
 @pytest.mark.client("client.snapshot")
@@ -552,7 +558,7 @@ def test_keys_are_kept_for_longer_if_the_clock_was_ahead(account: "Account") -> 
 
     phone.network.trick = trick
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
     change = phone.saved.change
     assert change and 499 <= change.ahead <= 501
     assert 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS - change.ahead) < 60
@@ -567,16 +573,16 @@ def test_a_lost_answer_to_a_key_change(account: "Account", fate: str) -> None:
     phone.network.fate = lambda: next(fates, "arrives")
     if fate == "is late":
         with pytest.raises(ProblemError):
-            phone.device.change_password(new)
+            phone.device._change_password(new)
         assert phone.device.settle_change() == "unsure"
         assert phone.saved.change and (phone.saved.change.old, phone.saved.change.new) == (old, new)
         phone.network.deliver()
         phone.restart()
         assert phone.device.settle_change() == "new"
     else:
-        phone.device.change_password(new)
+        phone.device._change_password(new)
     assert phone.device.keys == new and not phone.device.state.change
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.told == []
 
 
@@ -604,16 +610,16 @@ def test_nothing_is_encrypted_with_the_old_keys_of_a_change(account: "Account", 
 
     phone.network.trick = trick
     with pytest.raises(ProblemError):
-        phone.device.change_password(new)
+        phone.device._change_password(new)
     phone.restart()
     phone.train("workout 4")
-    for attempt in (lambda: phone.device.restore(1), lambda: phone.device.change_password(third), phone.device.back_up):
+    for attempt in (lambda: phone.device.restore(1), lambda: phone.device._change_password(third), phone.device.sync):
         with pytest.raises((ProblemError, UnsettledChangeError)):
             attempt()
     hide = False
-    phone.device.back_up()
+    phone.device.sync()
     if phone.device.keys == new:
-        phone.device.back_up()
+        phone.device.sync()
     for blob in blobs:
         assert decrypt(new, blob)  # never with the old keys
     assert phone.device.keys == new and "workout 4" in phone.log() and phone.told == []
@@ -637,7 +643,7 @@ def test_a_receipt_of_other_bytes_is_a_lost_answer(account: "Account", changed: 
 
     phone.network.trick = trick
     phone.train("workout 4")
-    phone.device.back_up()
+    phone.device.sync()
     assert len(bodies) == 2 and bodies[0] == bodies[1]
     assert phone.device.versions()[0]["sha256"] == phone.device.state.highest.sha256
 
@@ -648,7 +654,7 @@ def test_a_refused_key_change_may_still_arrive_for_901_seconds(account: "Account
     fates = iter(["is lost"])
     phone.network.fate = lambda: next(fates, "arrives")
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
     change = phone.saved.change
     assert change and 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS) < 60
     phone.device._save(change=replace(change, keep_until=account.server.now() - 1))
@@ -666,12 +672,12 @@ def test_a_fetch_of_what_is_there_already_gets_304(account: "Account") -> None:
 
     phone.network.trick = trick
     phone.restart()  # the ETag is part of what it saves
-    phone.device.back_up()
+    phone.device.sync()
     assert [answer.status_code for answer in answers] == [304] and phone.told == [] and len(phone.log()) == 3
     other = account.other_phone()
     other.train("workout 4")
-    other.device.back_up()
-    phone.device.back_up()
+    other.device.sync()
+    phone.device.sync()
     assert [answer.status_code for answer in answers] == [304, 200] and len(phone.log()) == 4
 
 
@@ -730,15 +736,34 @@ def test_an_older_version_is_opened_and_nothing_changes(account: "Account") -> N
     phone, before = account.phone, account.phone.saved
     assert workouts(phone.device.open_version(2)) == ["workout 1", "workout 2"]
     assert phone.saved == before
-    with pytest.raises(LookupError):
+    with pytest.raises(DeviceError):
         phone.device.open_version(9)
-    with pytest.raises(DecryptionError):
-        phone.device.open_version(2, keys_of(account.user, "another password"))
+
+
+def test_an_older_version_of_another_password(account: "Account") -> None:
+    """The keys that the device has kept are tried, then the password that the person types."""
+    phone = account.phone
+    phone.device.change_password("another password", derivations=QUICK)
+    assert workouts(phone.device.open_version(1)) == ["workout 1"]
+    fresh = Phone(account.server)
+    fresh.device.sign_in(account.user, "another password", QUICK)
+    for password in (None, "a third one"):
+        with pytest.raises(DecryptionError):
+            fresh.device.open_version(1, password, derivations=QUICK)
+    assert workouts(fresh.device.open_version(1, "the password", derivations=QUICK)) == ["workout 1"]
+    fresh.device.restore(1, "the password", derivations=QUICK)
+    assert fresh.log() == ["workout 1"]
+
+
+def test_a_device_that_is_not_signed_in(account: "Account") -> None:
+    for attempt in (Phone(account.server).device.sync, lambda: Phone(account.server).device.recovery_code):
+        with pytest.raises(DeviceError, match="not-signed-in"):
+            attempt()
 
 
 @pytest.mark.client("client.recovery-code")
 def test_a_recovery_code_signs_in(account: "Account") -> None:
-    fresh, code = Phone(account.server), recovery_code(account.phone.device.keys)
+    fresh, code = Phone(account.server), account.phone.device.recovery_code
     fresh.device.sign_in_with_code(f" {account.user}", code.lower())
     fresh.device.fetch()
     assert len(fresh.log()) == 3 and fresh.device.state.succeeded == "v1"
@@ -748,7 +773,7 @@ def test_a_recovery_code_signs_in(account: "Account") -> None:
     fresh.restart()
     with pytest.raises(AppOutdatedError):  # this app does not know v2
         fresh.device.sign_in_with_code(account.user, code)
-    account.phone.device.change_password(keys_of(account.user, "another password"))
+    account.phone.device.change_password("another password", derivations=QUICK)
     with pytest.raises(ProblemError, match="credentials_invalid"):
         Phone(account.server).device.sign_in_with_code(account.user, code)
 
@@ -759,14 +784,14 @@ def test_a_state_belongs_to_one_username(account: "Account") -> None:
     with pytest.raises(ValueError):
         phone.device.sign_in("somebody else", "the password", QUICK)
     with pytest.raises(ValueError):
-        phone.device.register(keys_of("somebody else", "the password"))
+        phone.device.register("somebody else", "the password", QUICK)
 
 
 def test_a_sign_in_ends_a_deletion_that_did_not_happen(account: "Account") -> None:
     phone = account.phone
     phone.network.fate = lambda: "is lost"
     with pytest.raises(ProblemError):
-        phone.device.delete_account()
+        phone.device.delete()
     phone.network.fate = lambda: "arrives"
     phone.device.sign_in(account.user, "the password", QUICK)
     assert phone.saved.deletion  # it could still arrive
@@ -774,7 +799,7 @@ def test_a_sign_in_ends_a_deletion_that_did_not_happen(account: "Account") -> No
     phone.restart()
     phone.device.sign_in(account.user, "the password", QUICK)
     assert not phone.saved.deletion
-    phone.device.back_up()
+    phone.device.sync()
 
 
 def test_no_error_shows_a_key_or_a_blob(account: "Account") -> None:
@@ -791,7 +816,7 @@ def test_no_error_shows_a_key_or_a_blob(account: "Account") -> None:
     shown = ""
     for status, code in ((400, "malformed_request"), (503, "unavailable"), (400, old.storage_key), (401, "new_code")):
         phone.network.trick = lambda request, send, answer=(status, code): echo(request, *answer)
-        for call in (phone.device.back_up, phone.device.versions, lambda: phone.device.change_password(new)):
+        for call in (phone.device.sync, phone.device.versions, lambda: phone.device._change_password(new)):
             phone.train(f"workout {len(sent)}")
             with pytest.raises((ProblemError, UnsettledChangeError)) as caught:
                 call()
@@ -814,11 +839,11 @@ class Account:
         self.server = server
         self.user = f"{name} {server.now()}"
         self.phone = Phone(server)
-        self.phone.device.register(keys_of(self.user, "the password"))
+        self.phone.device.register(self.user, "the password", QUICK)
         self.answers: dict[int, bytes] = {}
         for number in (1, 2, 3):
             self.phone.train(f"workout {number}")
-            self.phone.device.back_up()
+            self.phone.device.sync()
             self.answers[number] = self.raw("/api/backup").content
 
     def raw(self, path: str) -> Answer:
@@ -885,7 +910,7 @@ def test_an_old_state_does_not_lower_the_next_sequence(account: Account) -> None
         return send()
 
     phone.network.trick = trick
-    phone.device.back_up()
+    phone.device.sync()
     assert sequences == [4]
 
 
@@ -904,10 +929,10 @@ def test_a_false_conflict_with_an_old_state(account: Account) -> None:
     phone.network.trick = trick
     phone.train("workout 4")
     with pytest.raises(ProblemError, match="version_conflict"):  # its base is version 1 now
-        phone.device.back_up()
+        phone.device.sync()
     assert phone.told[0] == "rollback" and set(phone.told) == {"rollback"}
     phone.network.trick = lambda request, send: send()
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.log() == [f"workout {number}" for number in (1, 2, 3, 4)]
     assert phone.device.state.highest.sequence == 4
 
@@ -965,13 +990,13 @@ def test_two_histories(
         device.restart()
         for name in names:
             device.train(name)
-            device.device.back_up()
+            device.device.sync()
     assert (phone.told, tablet.told) == ([], [])  # nobody can know it yet
     tablet.server = phone.server
     tablet.restart()
     tablet.device.fetch()
     assert tablet.told == told
-    tablet.device.back_up()
+    tablet.device.sync()
     phone.device.fetch()
     assert set(phone.log()) == set(tablet.log()) > {"phone 0", "tablet"}
 
@@ -997,7 +1022,7 @@ def test_a_newer_app_has_stored(account: Account) -> None:
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x02 another format", latest).status_code == 201
     phone.train("workout 4")
-    for attempt in (phone.device.back_up, phone.device.fetch, phone.device.replace_unreadable):
+    for attempt in (phone.device.sync, phone.device.fetch, phone.device.replace_unreadable):
         with pytest.raises(AppOutdatedError):
             attempt()
     assert [receipt["version"] for receipt in phone.device.versions()] == [4, 3, 2, 1]
@@ -1005,7 +1030,7 @@ def test_a_newer_app_has_stored(account: Account) -> None:
         phone.device.restore(3)
     assert "workout 4" in phone.log()
     with pytest.raises(AppOutdatedError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
 
 
 @pytest.mark.client("client.sequence")
@@ -1016,7 +1041,7 @@ def test_an_unreadable_version_is_replaced(account: Account) -> None:
     assert client.store_backup(b"\x01 junk", latest).status_code == 201
     phone.train("workout 4")
     with pytest.raises(DecryptionError):
-        phone.device.back_up()
+        phone.device.sync()
     phone.device.replace_unreadable()  # the person was asked
     assert phone.device.state.highest.sequence == 5 and phone.told == []  # the junk counts as 4
     tablet = account.other_phone()
@@ -1029,10 +1054,10 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     keys = phone.device.keys
     assert phone.device._make_client(keys).delete_user().status_code == 204
     account.server.move_clock(SIGNATURE_ACTS_SECONDS)
-    phone.device.register(keys)
+    phone.device._register(keys)
     assert phone.device.state.highest == Seen()
     assert not phone.device.state.base
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.device.state.highest.sequence == 1
     phone.device.fetch()
     assert phone.told == []
@@ -1048,11 +1073,11 @@ def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Acco
     phone.network.fate = lambda: next(fates, "arrives")
     if restarted:
         with pytest.raises(ProblemError):
-            phone.device.register(keys)
+            phone.device._register(keys)
         phone.restart()
-    phone.device.register(keys)  # 200
+    phone.device._register(keys)  # 200
     assert phone.device.state.highest == Seen() and not phone.saved.registering
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.told == [] and phone.device.state.highest.sequence == 1
 
 
@@ -1060,7 +1085,7 @@ def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Acco
 def test_registering_again_resets_nothing(account: Account) -> None:
     """A server could answer 200 to make a device forget what it has seen."""
     phone = account.phone
-    phone.device.register(phone.device.keys)
+    phone.device._register(phone.device.keys)
     assert phone.device.state.highest.sequence == 3
 
 
@@ -1078,17 +1103,17 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     phone.server = start_server(tmp_path / "now", **NO_LIMITS)
     phone.restart()
     if other_password:
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
         assert [pair[0] for pair in phone.device.state.old_keys] == [keys_of(account.user, "the password")]
     phone.train("workout 4")
-    phone.device.back_up()
+    phone.device.sync()
     phone.server.stop()
     phone.server = start_server(tmp_path / "snapshot", **NO_LIMITS)
     phone.restart()
     phone.train("workout 5")
     if other_password:
         with pytest.raises(ProblemError, match="credentials_invalid"):
-            phone.device.back_up()
+            phone.device.sync()
         assert phone.device.after_refusal() == "confirm"
         assert not phone.device.versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
         assert phone.device.after_refusal(nobody_changed_it=True) == "changed"
@@ -1099,7 +1124,7 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     else:
         phone.device.fetch()
     assert phone.told == ["rollback"]
-    phone.device.back_up()
+    phone.device.sync()
     assert phone.log() == [f"workout {number}" for number in (1, 2, 3, 4, 5)]
     phone.device.fetch()
     assert phone.told == ["rollback"]  # once
@@ -1109,7 +1134,7 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
 def test_a_restored_snapshot_of_one_server(account: Account) -> None:
     """An old key works again. Perhaps a thief has changed it back: the person is asked before anything is sent."""
     phone, old = account.phone, account.phone.device.keys
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device.change_password("another password", derivations=QUICK)
     client = account.phone.device._make_client(phone.device.keys)
     latest = phone.device.versions()[0]["sha256"]
     assert client.change_storage_key(old.storage_key, b"\x01 by a thief", latest).status_code == 200
@@ -1128,7 +1153,7 @@ def test_a_restored_snapshot_of_one_server(account: Account) -> None:
 def test_old_keys_are_kept_for_60_days(account: Account) -> None:
     phone = account.phone
     now = account.server.now()
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device.change_password("another password", derivations=QUICK)
     ((keys, until),) = phone.device.state.old_keys
     assert keys == keys_of(account.user, "the password") and 0 <= until - now - SNAPSHOT_SECONDS < 60
     assert SNAPSHOT_SECONDS == 60 * 24 * 3600
@@ -1145,10 +1170,10 @@ def test_the_account_is_newer_than_the_snapshot(start_server: Callable[..., Serv
     phone.server = start_server(**NO_LIMITS)  # it knows no account
     phone.restart()
     with pytest.raises(ProblemError, match="credentials_invalid"):
-        phone.device.back_up()
+        phone.device.sync()
     assert phone.device.after_refusal() == "ask"
-    phone.device.register(phone.device.keys)  # the person agreed
-    phone.device.back_up()
+    phone.device._register(phone.device.keys)  # the person agreed
+    phone.device.sync()
     assert phone.told == [] and len(phone.device.versions()) == 1
 
 
@@ -1163,9 +1188,9 @@ def test_an_account_moves_to_a_newer_derivation(account: Account) -> None:
     assert tablet.device.state.succeeded == "v2" and len(tablet.log()) == 3
     assert tablet.device.versions()[0]["keyVersion"] == 2
     with pytest.raises(ProblemError, match="credentials_invalid"):  # an app that knows only v1
-        account.phone.device.back_up()
+        account.phone.device.sync()
     account.phone.device.sign_in(account.user, "the password", QUICK_V2)
-    account.phone.device.back_up()
+    account.phone.device.sync()
     assert (account.phone.told, tablet.told) == ([], [])
 
 

@@ -106,7 +106,11 @@ def derive_keys(username: str, password: str, derivation: Derivation = DERIVATIO
     This takes a moment on purpose (600,000 iterations). Raise UnicodeEncodeError for a lone surrogate, which has no
     UTF-8 form.
     """
-    user_id = derive_user_id(username)
+    return keys_of_password(derive_user_id(username), password, derivation)
+
+
+def keys_of_password(user_id: str, password: str, derivation: Derivation = DERIVATIONS[0]) -> Keys:
+    """Return the same, for a device that has the userId."""
     password_utf8 = unicodedata.normalize("NFKC", password).encode()
     master_key = hashlib.pbkdf2_hmac("sha256", password_utf8, bytes.fromhex(user_id), derivation.iterations, 32)
     return keys_of_master_key(user_id, master_key, derivation)

@@ -2,8 +2,8 @@
 
     device = Device(State(), make_client, merge, save=save, tell=tell)
     device.sign_in("Anna", "correct horse battery staple")
-    device.edit(lambda log: with_workout(log))
-    device.back_up()
+    device.update(lambda log: with_workout(log))
+    device.sync()
 
 It is built on `backup_client.py`. Whatever the server refuses raises ProblemError. If its `lost` is True, call the
 method again later. `sentence(error)` is what a person can be told. One thread at a time may call a device.
@@ -11,7 +11,8 @@ method again later. `sentence(error)` is what a person can be told. One thread a
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -36,14 +37,15 @@ from clients.python.backup_client import (
     blob_of,
     decrypt,
     derivations_to_try,
-    derive_keys,
     derive_user_id,
     encrypt,
     higher,
+    keys_of_password,
     members,
     next_sequence,
     read_recovery_code,
     receipt_for,
+    recovery_code,
     verdict,
 )
 
@@ -57,7 +59,7 @@ class UnsettledChangeError(Exception):
     """A change of the password, or a deletion, may have happened or not.
 
     Until a change is settled, nothing is encrypted with the old keys. Tell the person that the new password is not in
-    force. Call `back_up`, which sends the change again, or `settle_change`.
+    force. Call `sync`, which sends the change again, or `settle_change`.
     """
 
     def __init__(self, what: str = "change") -> None:
@@ -67,6 +69,20 @@ class UnsettledChangeError(Exception):
             "when there is a connection.",
             "deletion": "This account is being deleted. Confirm the deletion to go on with it.",
         }[what]
+
+
+class DeviceError(ValueError):
+    """The device itself refuses a call, and nothing was sent or changed. `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sentence = {
+            "not-signed-in": "Nobody is signed in.",
+            "another-username": "The log on this device belongs to another username.",
+            "old-password": "This was an earlier password of yours. Choose another one.",
+            "not-listed": "This version is not kept any more. Choose another one.",
+        }[reason]
 
 
 @dataclass(frozen=True)
@@ -185,7 +201,8 @@ class Device:
 
     @property
     def keys(self) -> Keys:
-        assert self.state.keys, "sign in first"
+        if not self.state.keys:
+            raise DeviceError("not-signed-in")
         return self.state.keys
 
     @property
@@ -193,9 +210,14 @@ class Device:
         """The log, with everything that was merged so far."""
         return self.state.log
 
-    def edit(self, change: Callable[[bytes], bytes]) -> None:
-        """Change the log, and save it. `change` returns the new log."""
-        self._save(log=change(self.state.log))
+    @property
+    def recovery_code(self) -> str:
+        """The recovery code: show it after a registration and after each change of the password."""
+        return recovery_code(self.keys)
+
+    def update(self, edit: Callable[[bytes], bytes]) -> None:
+        """Change the log, and save it. `edit` returns the new log."""
+        self._save(log=edit(self.state.log))
 
     # ---- Signing in
 
@@ -203,13 +225,13 @@ class Device:
         """Find the keys that are in force, by the newest derivation first. Then move the account to the newest.
 
         If this raises `credentials_invalid`, say: "The username or the password is wrong, or a newer version of the app
-        moved this account: update the app." Raise ValueError if the state belongs to another userId: ask whose log it
-        is, and use another state.
+        moved this account: update the app." Raise DeviceError if the state belongs to another username: ask whose log
+        it is, and use another state. Raise ValueError for an empty username, or a lone surrogate.
         """
-        self._must_belong_to(derive_user_id(username))
+        user_id = self._user_id_of(username)
         tried = derivations_to_try(self.state.succeeded, derivations)
         for derivation in tried:
-            keys = derive_keys(username, password, derivation)
+            keys = keys_of_password(user_id, password, derivation)
             try:
                 self._list(keys)
             except ProblemError as problem:
@@ -218,7 +240,7 @@ class Device:
                 continue
             self._enter(keys)
             if derivation is not derivations[0]:
-                self.change_password(derive_keys(username, password, derivations[0]))
+                self._change_password(keys_of_password(user_id, password, derivations[0]))
             return
 
     def sign_in_with_code(self, username: str, code: str) -> None:
@@ -228,7 +250,7 @@ class Device:
         AppOutdatedError if a newer version of the app made it.
         """
         keys = read_recovery_code(username, code)
-        self._must_belong_to(keys.user_id)
+        self._user_id_of(username)
         if keys.derivation not in [derivation.name for derivation in derivations_to_try(self.state.succeeded)]:
             raise MistypedCodeError("void: a newer derivation has succeeded on this device")
         self._list(keys)
@@ -247,13 +269,17 @@ class Device:
             changes |= {"unsent": None, "change": still_open, "old_keys": old_keys}
         self._save(**changes)
 
-    def register(self, keys: Keys) -> None:
-        """Register. A repeat after a lost answer is harmless. In a new account, this device has seen nothing.
+    def register(self, username: str, password: str, derivations: Sequence[Derivation] = DERIVATIONS) -> None:
+        """Register. Check the password before, with `password_problem`. A repeat after a lost answer is harmless.
 
-        A 200 to the repeat of a lost registration means a new account, too. Any other 200 does not. Raise ValueError if
-        the state belongs to another userId. Raise UnsettledChangeError if a delayed deletion could delete the account.
+        In a new account, this device has seen nothing. Raise DeviceError if the state belongs to another username.
+        Raise UnsettledChangeError if a delayed deletion could delete the account. Raise ValueError for an empty
+        username, or a lone surrogate.
         """
-        self._must_belong_to(keys.user_id)
+        self._register(keys_of_password(self._user_id_of(username), password, derivations[0]))
+
+    def _register(self, keys: Keys) -> None:
+        """A 200 to the repeat of a lost registration means a new account, too. Any other 200 does not."""
         status, lost = -1, self.state.registering == keys
 
         def send(client: BackupClient) -> requests.Response:
@@ -292,7 +318,7 @@ class Device:
         if not nobody_changed_it:
             return "confirm"
         self.fetch(undone)
-        self.change_password(self.keys, undone)
+        self._change_password(self.keys, undone)
         self._undone = None
         return "changed"
 
@@ -309,8 +335,8 @@ class Device:
 
     # ---- Keeping the log and its backup in step
 
-    def back_up(self) -> None:
-        """Back up: fetch, merge, and store the log if it differs from the fetched one.
+    def sync(self) -> None:
+        """Back up and restore: fetch, merge, and store the log if it differs from the fetched one.
 
         If the log has changed since, store it at once: a conflict tells whether another device has stored. If a change
         of the password is not settled, send the change again instead: it stores the log, too.
@@ -318,7 +344,7 @@ class Device:
         self._must_not_be_deleted()
         change = self.state.change
         if change and self._in_force(change) == "old":
-            return self.change_password(change.new, change.old)
+            return self._change_password(change.new, change.old)
         if self.state.unsent:
             try:
                 self._send(self.state.unsent)
@@ -386,30 +412,52 @@ class Device:
         answer = self._repeated(lambda client: client.list_backup_versions(), {"versions": list}, keys)
         return list(answer["versions"])
 
-    def open_version(self, version: int, keys: Keys | None = None) -> bytes:
+    def open_version(
+        self, version: int, password: str | None = None, *, derivations: Sequence[Derivation] = DERIVATIONS
+    ) -> bytes:
         """Return the log of an older version, for the person to look at. Nothing changes.
 
-        `keys` are those of its keyVersion, if the password changed since. Show the date that the log itself has: the
-        list is the server's word. Raise LookupError if the version is not listed, and DecryptionError if it is damaged
-        or was made with other keys.
+        Show the date that the log itself has: the list is the server's word. The keys in force and those that this
+        device has kept are tried, then `password`, that of its keyVersion. Raise DeviceError if the version is not
+        listed, and DecryptionError if it is damaged or was made with another password: ask for it.
         """
-        return self._open_version(version, keys).plaintext
+        return self._open_version(version, password, derivations).plaintext
 
-    def _open_version(self, version: int, keys: Keys | None) -> Decrypted:
-        listed = {receipt["version"]: receipt for receipt in self.versions()}
-        asked = {"version": version, "sha256": listed[version]["sha256"]}
+    def _open_version(self, version: int, password: str | None, derivations: Sequence[Derivation]) -> Decrypted:
+        listed = {receipt["version"]: receipt["sha256"] for receipt in self.versions()}
+        if version not in listed:
+            raise DeviceError("not-listed")
+        asked = {"version": version, "sha256": listed[version]}
         backup = self._backup(lambda client: client.fetch_backup_version(version), self.keys, asked)
-        return decrypt(keys or self.keys, blob_of(backup, **asked))  # it is old on purpose: no verdict
+        blob = blob_of(backup, **asked)
+        for keys in self._keys_to_try(password, derivations):
+            with suppress(DecryptionError):
+                return decrypt(keys, blob)  # it is old on purpose: no verdict
+        raise DecryptionError("a damaged version, or one of another password")
 
-    def restore(self, version: int, keys: Keys | None = None, *, confirmed: str = "") -> None:
+    def _keys_to_try(self, password: str | None, derivations: Sequence[Derivation]) -> Iterator[Keys]:
+        yield self.keys
+        yield from (keys for keys, _ in reversed(self.state.old_keys))
+        if password is not None:
+            yield from (keys_of_password(self.keys.user_id, password, derivation) for derivation in derivations)
+
+    def restore(
+        self,
+        version: int,
+        password: str | None = None,
+        *,
+        confirmed: str = "",
+        derivations: Sequence[Derivation] = DERIVATIONS,
+    ) -> None:
         """Store an older version again, as the latest. When this is acknowledged, its log replaces the log.
 
-        `keys` are those of its keyVersion, if the password changed since. `confirmed` is what the person agreed to, if
-        the latest version cannot be read (see `replace_unreadable`). Raise LookupError if the version is not listed.
+        `password` is as in `open_version`. `confirmed` is what the person agreed to, if the latest version cannot be
+        read: "damaged" to replace it, "no-newer-app" to replace one of an unknown format, because the publisher offers
+        no newer app. Raise DeviceError if the version is not listed.
         """
         self._must_be_settled()
         self._fetch_to_replace(self.keys, confirmed)
-        old = self._open_version(version, keys)
+        old = self._open_version(version, password, derivations)
         self._on_latest(lambda: self._send(self._upload(self.keys, old.plaintext, old.sequence)), confirmed=confirmed)
 
     def replace_unreadable(self) -> None:
@@ -440,13 +488,20 @@ class Device:
 
     # ---- Changing the password
 
-    def change_password(self, new: Keys, old: Keys | None = None, *, confirmed: str = "") -> None:
-        """Change the password. If the answer is lost, keep both keys and call `settle_change` later.
+    def change_password(
+        self, password: str, *, confirmed: str = "", derivations: Sequence[Derivation] = DERIVATIONS
+    ) -> None:
+        """Change the password. Check it before, with `password_problem`. Show the new recovery code afterwards.
 
-        `old` are the keys in force, if they are not those of the device. `confirmed` is as in `restore`. Show the new
-        recovery code afterwards. If the keys are those in force, there is nothing to change. Raise ValueError if they
-        are kept as old ones, and UnsettledChangeError if a change to other keys is not settled.
+        If this fails and `state.change` is there, both passwords are kept: tell the person that the new one is not in
+        force, and call `sync`, which sends the change again, or `settle_change`. `confirmed` is as in `restore`. If the
+        password is the one in force, there is nothing to change. Raise DeviceError if this device keeps it as an old
+        one, and UnsettledChangeError if a change to another one is not settled.
         """
+        self._change_password(keys_of_password(self.keys.user_id, password, derivations[0]), confirmed=confirmed)
+
+    def _change_password(self, new: Keys, old: Keys | None = None, *, confirmed: str = "") -> None:
+        """`old` are the keys in force, if they are not those of the device."""
         self._must_not_be_deleted()
         signed_by = old or self.keys
         change = self.state.change
@@ -455,7 +510,7 @@ class Device:
         if new == signed_by:
             return
         if any(new == kept for kept, until in self.state.old_keys):
-            raise ValueError("choose a password that this device does not keep as an old one")
+            raise DeviceError("old-password")
         self._on_latest(lambda: self._change(signed_by, new), signed_by, confirmed)
 
     def settle_change(self) -> str:
@@ -492,9 +547,11 @@ class Device:
         self._adopt(change.old, change.new, base=None)
         return "new"
 
-    def _must_belong_to(self, user_id: str) -> None:
+    def _user_id_of(self, username: str) -> str:
+        user_id = derive_user_id(username)
         if self.state.keys and self.state.keys.user_id != user_id:
-            raise ValueError("this state belongs to another username")
+            raise DeviceError("another-username")
+        return user_id
 
     def _must_not_be_deleted(self) -> None:
         if self.state.deletion:
@@ -544,7 +601,7 @@ class Device:
 
     # ---- Deleting the account
 
-    def delete_account(self, confirmed: bool = False) -> None:
+    def delete(self, confirmed: bool = False) -> None:
         """Delete the account. After a lost answer, call it again, also after a restart.
 
         10 minutes after the first attempt, raise UnsettledChangeError unless the person `confirmed` the repeat:
