@@ -970,6 +970,18 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, which is once in the pa
         "      await this.#list(keys)\n      await this.#enter(keys)\n    })",
         "      await this.#enter(keys)\n    })",
     ),
+    "log may be anything": (
+        "if (!(log instanceof Uint8Array)) throw",
+        "if (false) throw",
+    ),
+    "etag is not sent": (
+        "etag ? { 'If-None-Match': etag } : {}",
+        "{}",
+    ),
+    "base of an upload is left out": (
+        "inJson({ data: toBase64(blob), baseSha256 })",
+        "inJson({ data: toBase64(blob) })",
+    ),
     "state of another username is used": (
         "if (keys && keys.userId !== userId) throw",
         "if (false) throw",

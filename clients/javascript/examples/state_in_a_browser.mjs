@@ -7,6 +7,10 @@ const asPromise = request => new Promise((done, fail) => {
 
 /** The device of a username on this browser. IndexedDB takes its state as it is. */
 export async function openDevice(options, username) {
+  // One tab at a time, until it is closed: otherwise, an older state could be saved over a newer one.
+  await new Promise(held => {
+    navigator.locks.request(`backup ${username}`, () => { held(); return new Promise(() => {}) })
+  })
   const opening = indexedDB.open('backup', 1)
   opening.onupgradeneeded = () => opening.result.createObjectStore('states')
   const database = await asPromise(opening)

@@ -20,8 +20,8 @@ import { sign } from './signature.mjs'
  * @property {string} secret the app's secret
  * @property {string | undefined} [keyid] the one that came with the secret; 'app' unless given
  * @property {Pick<Keys, 'userId' | 'storageKey'>} keys the credentials
- * @property {number} [timeout] seconds until the first byte of an answer, 360 unless given. Between two parts of an
- *   answer, there may be 60 seconds.
+ * @property {number} [timeout] seconds until the first byte of the answer to an upload, 360 unless given. Other answers,
+ *   and the next part of an answer, have 60 seconds at most.
  * @property {typeof globalThis.fetch} [fetch]
  * @property {() => number} [now] the time of the device's clock, in Unix seconds
  * @property {Clock} [clock] a clock that several clients share, in place of `now`
@@ -198,7 +198,7 @@ export class BackupClient {
     }
     let response, text = ''
     try {
-      within(this.#timeout)
+      within(body ? this.#timeout : Math.min(60, this.#timeout))
       response = await this.#fetch(this.#origin + path, {
         method,
         headers,

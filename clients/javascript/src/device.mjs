@@ -167,7 +167,7 @@ export class Device {
    * Changes the log, and saves it. It waits for no other call: what the person does is saved at once.
    * @param {(log: Uint8Array) => Uint8Array} edit returns the new log
    */
-  async update(edit) { await this.#put({ log: edit(this.#state.log) }) }
+  async update(edit) { await this.#put({ log: asLog(edit(this.#state.log)) }) }
 
   // ---- Signing in --------------------------------------------------------------------------------------------
 
@@ -808,10 +808,19 @@ export class Device {
    */
   async #putWithLog(make, changes) {
     for (;;) {
-      const { log } = this.#state, made = await make(log)
+      const { log } = this.#state, made = asLog(await make(log))
       if (this.#state.log === log) return this.#put({ ...changes, log: made })
     }
   }
+}
+
+/**
+ * @param {unknown} log what the app made
+ * @returns {Uint8Array}
+ */
+function asLog(log) {
+  if (!(log instanceof Uint8Array)) throw new TypeError('a log is a Uint8Array')
+  return log
 }
 
 /** @param {unknown} error */

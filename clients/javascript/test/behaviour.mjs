@@ -350,6 +350,16 @@ export async function behaviours(quick, read) {
       await calls
       return alone && sent[2].method === 'POST' && text(phone.log) === 'added+theirs' && sent[3].path.endsWith('versions')
     },
+    async 'a log is bytes, whatever the app makes'() {
+      const { phone, saved } = phoneOf([asBackup(theirs, 2)], {}, { mergeWith: () => 'text' })
+      return await refuses(() => phone.update(async mine => mine), TypeError) && await refuses(() => phone.fetch(), TypeError)
+        && text(phone.log) === text(log) && saved.length === 0
+    },
+    async 'an answer in parts'() {
+      const parts = ['{"versions"', ':[', ']}'], trickle = async function* () { for (const part of parts) { await new Promise(done => setTimeout(done, 30)); yield enc.encode(part) } }
+      const fetch = async () => new Response(ReadableStream.from(trickle()), { headers: { 'Content-Type': 'application/json' } })
+      return same(await phoneOf([], {}, { fetch }).phone.versions(), [])
+    },
     async 'what is added during a merge is merged, too'() {
       let merging
       const { phone } = phoneOf([asBackup(theirs, 2)], {}, { mergeWith: async (a, b) => { await merging?.(); return merge(a, b) } })
