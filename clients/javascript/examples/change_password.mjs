@@ -1,5 +1,7 @@
 import { readFileSync } from 'node:fs'
-import { BackupError, DamagedError, Device, MisfitError, newPassphrase, passwordProblem } from '@dailyreps/backup-client'
+import {
+  BackupError, DamagedError, Device, MisfitError, newPassphrase, passwordProblem,
+} from '@dailyreps/backup-client'
 
 const server = { baseUrl: process.env.BACKUP_URL, secret: process.env.APP_SECRET_KEY }
 const lines = name => readFileSync(new URL(`../../../fixtures/${name}`, import.meta.url), 'utf8').trimEnd().split('\n')

@@ -16,5 +16,6 @@ export async function openDevice(options, username) {
   const database = await asPromise(opening)
   const states = () => database.transaction('states', 'readwrite', { durability: 'strict' }).objectStore('states')
   const state = await asPromise(states().get(username))
-  return new Device({ ...options, ...(state && { state }), save: changed => asPromise(states().put(changed, username)) })
+  const save = changed => asPromise(states().put(changed, username))
+  return new Device({ ...options, save, ...(state && { state }) })
 }

@@ -33,7 +33,8 @@ export const SENTENCES = {
   version_conflict: 'Another device has stored a newer backup. Try again.',
   payload_too_large: 'The log is too large to back up.',
   rate_limited: 'That was too often. Try again later.',
-  account_damaged: 'The account is damaged on the server, and only its operator can help. Keep the app: it has your log.',
+  account_damaged:
+    'The account is damaged on the server, and only its operator can help. Keep the app: it has your log.',
   backup_damaged: 'This version is damaged on the server. Choose another one.',
   internal_error: LATER,
   unavailable: LATER,
@@ -119,7 +120,8 @@ export class UnsettledChangeError extends BackupError {
   /** @param {'change' | 'deletion'} what */
   constructor(what) {
     super(what === 'change'
-      ? 'The change of the password is not complete, and the new password is not in force. Try again when there is a connection.'
+      ? 'The change of the password is not complete, and the new password is not in force. Try again when there is a '
+        + 'connection.'
       : 'This account is being deleted. Confirm the deletion to go on with it.')
     this.what = what
   }

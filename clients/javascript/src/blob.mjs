@@ -72,8 +72,8 @@ export function blobHeader(sequence, baseSha256) {
  * Encrypts a log to the blob that is stored: a header of 41 bytes, a nonce of 12, AES-256-GCM, a tag of 16.
  * @param {Uint8Array} plaintext
  * @param {Pick<Keys, 'userId' | 'encryptionKey'>} keys
- * @param {{sequence: number, baseSha256?: string | undefined, nonce?: Uint8Array}} version baseSha256: the one that the upload
- *   will name. nonce: only to repeat a test vector, because two logs under the same nonce and key reveal both
+ * @param {{sequence: number, baseSha256?: string | undefined, nonce?: Uint8Array}} version baseSha256: the one that the
+ *   upload will name. nonce: only to repeat a test vector, because two logs under the same nonce and key reveal both
  * @returns {Promise<Uint8Array>}
  * @throws {RangeError} for a sequence, a base or a nonce that cannot be one
  */
@@ -110,7 +110,8 @@ export async function decrypt(blob, { userId, encryptionKey }) {
 
 /**
  * The blob of an answer's `data`.
- * @param {{data: string, size: number, sha256: string, version?: number}} backup the answer: size in bytes, sha256 in hex
+ * @param {{data: string, size: number, sha256: string, version?: number}} backup the answer: size in bytes, sha256 in
+ *   hex
  * @param {{version?: number | undefined, sha256?: string | undefined}} [asked] the version that was asked for, and its
  *   sha256 from the list, if they are known
  * @returns {Promise<Uint8Array>}
@@ -130,8 +131,8 @@ export async function openBackup({ data, size, sha256, version }, asked = {}) {
 
 /**
  * The sequence of a new blob: one more than that of its base, of the highest seen, and of a version being restored.
- * @param {number | null} baseSequence 0 without a base, null if the base cannot be decrypted: it counts as one more than
- *   the others
+ * @param {number | null} baseSequence 0 without a base, null if the base cannot be decrypted: it counts as one more
+ *   than the others
  * @param {Pick<Seen, 'sequence'>} highest
  * @param {number} [restored]
  * @returns {number}

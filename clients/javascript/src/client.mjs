@@ -20,8 +20,8 @@ import { sign } from './signature.mjs'
  * @property {string} secret the app's secret
  * @property {string | undefined} [keyid] the one that came with the secret; 'app' unless given
  * @property {Pick<Keys, 'userId' | 'storageKey'>} keys the credentials
- * @property {number} [timeout] seconds until the first byte of the answer to an upload, 360 unless given. Other answers,
- *   and the next part of an answer, have 60 seconds at most.
+ * @property {number} [timeout] seconds until the first byte of the answer to an upload, 360 unless given. Other
+ *   answers, and the next part of an answer, have 60 seconds at most.
  * @property {typeof globalThis.fetch} [fetch]
  * @property {() => number} [now] the time of the device's clock, in Unix seconds
  * @property {Clock} [clock] a clock that several clients share, in place of `now`
@@ -166,7 +166,8 @@ export class BackupClient {
   async #signed(method, path, expected, statuses, { headers = {}, body } = {}) {
     const send = async () => {
       const created = Math.floor(this.#clock.now() + this.#clock.offset), { userId, storageKey } = this.#keys
-      const proofs = await sign({ method, path, body, userId, storageKey, secret: this.#secret, keyid: this.#keyid, created })
+      const app = { secret: this.#secret, keyid: this.#keyid }
+      const proofs = await sign({ method, path, body, userId, storageKey, created, ...app })
       const type = body ? { 'Content-Type': 'application/json' } : {}
       return this.#send(method, path, expected, statuses, { headers: { ...headers, ...type, ...proofs }, body })
     }

@@ -48,9 +48,9 @@ import {
  */
 
 /**
- * What a device saves, always as a whole. It belongs to one userId, and survives a sign-out. It has the keys and the log:
- * only the app may read it. It consists of plain objects and arrays of bytes, so IndexedDB and `v8.serialize` take it as
- * it is. Times are Unix seconds.
+ * What a device saves, always as a whole. It belongs to one userId, and survives a sign-out. It has the keys and the
+ * log: only the app may read it. It consists of plain objects and arrays of bytes, so IndexedDB and `v8.serialize` take
+ * it as it is. Times are Unix seconds.
  * @typedef {object} State
  * @property {Keys | undefined} keys
  * @property {Uint8Array} log
@@ -61,7 +61,8 @@ import {
  * @property {Keys | undefined} registering the keys of a registration that has no answer so far
  * @property {Change | undefined} change
  * @property {Deletion | undefined} deletion
- * @property {readonly {keys: Keys, until: number}[]} oldKeys what is kept in case the server is restored from a snapshot
+ * @property {readonly {keys: Keys, until: number}[]} oldKeys what is kept in case the server is restored from a
+ *   snapshot
  * @property {string | undefined} succeeded the newest derivation that has succeeded
  */
 
@@ -75,8 +76,8 @@ import {
  * @property {State} [state] what this device has saved; a new one unless given
  * @property {(state: State) => unknown} [save] stores the state on the device. It is awaited before each request that
  *   needs the state. If it fails, the request is not sent.
- * @property {(verdict: Verdict) => unknown} [tell] tells the person that the server gave out an older state ('rollback')
- *   or another history ('unknown-base')
+ * @property {(verdict: Verdict) => unknown} [tell] tells the person that the server gave out an older state
+ *   ('rollback') or another history ('unknown-base')
  * @property {number} [attempts] how often a request without an answer is sent; 4 unless given
  * @property {(seconds: number) => Promise<unknown>} [pause] waits between two attempts
  * @property {ClientOptions['timeout']} [timeout]
@@ -85,8 +86,8 @@ import {
  */
 
 /**
- * What the person agreed to if the latest version cannot be read: '' for nothing, 'damaged' to replace it, 'no-newer-app'
- * to replace one of an unknown format, because the publisher offers no newer app.
+ * What the person agreed to if the latest version cannot be read: '' for nothing, 'damaged' to replace it,
+ * 'no-newer-app' to replace one of an unknown format, because the publisher offers no newer app.
  * @typedef {'' | 'damaged' | 'no-newer-app'} Confirmed
  */
 
@@ -136,7 +137,8 @@ export class Device {
     timeout, fetch, now = unixNow,
   }) {
     this.#clock = { now, offset: 0, corrected: () => this.#clockWasCorrected() }
-    this.#connection = { baseUrl, secret, keyid, clock: this.#clock, ...(timeout && { timeout }), ...(fetch && { fetch }) }
+    const given = { ...(timeout && { timeout }), ...(fetch && { fetch }) }
+    this.#connection = { baseUrl, secret, keyid, clock: this.#clock, ...given }
     this.#state = state
     this.#merge = merge
     this.#save = save
@@ -158,7 +160,8 @@ export class Device {
   get clockOffset() { return this.#clock.offset }
 
   /**
-   * The recovery code: show it after a registration and after each change of the password, which makes the old one void.
+   * The recovery code: show it after a registration and after each change of the password, which makes the old one
+   * void.
    * @returns {Promise<string>} 8 groups of 7 characters
    */
   async recoveryCode() { return recoveryCode(this.#keys) }
@@ -172,8 +175,8 @@ export class Device {
   // ---- Signing in --------------------------------------------------------------------------------------------
 
   /**
-   * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new account,
-   * this device has seen nothing.
+   * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new
+   * account, this device has seen nothing.
    * @param {string} username
    * @param {string} password
    * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
@@ -302,7 +305,8 @@ export class Device {
   }
 
   async #oldKeysInForce() {
-    for (const { keys, until } of this.#state.oldKeys.slice(-2).reverse()) { // each refusal counts as a failed credential
+    // Two at most: each refusal counts as a failed credential.
+    for (const { keys, until } of this.#state.oldKeys.slice(-2).reverse()) {
       if (until <= this.#clock.now()) continue
       try {
         await this.#list(keys)
@@ -317,9 +321,9 @@ export class Device {
   // ---- Keeping the log and its backup in step ----------------------------------------------------------------
 
   /**
-   * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
-   * stores it at once: a conflict tells whether another device has stored. If a change of the password is not settled,
-   * sends the change again instead: it stores the log, too.
+   * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has
+   * changed since, stores it at once: a conflict tells whether another device has stored. If a change of the password
+   * is not settled, sends the change again instead: it stores the log, too.
    * @returns {Promise<void>}
    * @throws {AppOutdatedError} if a newer version of the app made the latest version
    * @throws {DamagedError | MisfitError} if it cannot be read: ask the person, then call replaceUnreadable
@@ -354,9 +358,9 @@ export class Device {
   }
 
   /**
-   * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If the
-   * log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a restored
-   * version reaches this device. Stores nothing.
+   * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If
+   * the log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a
+   * restored version reaches this device. Stores nothing.
    * @returns {Promise<void>}
    * @throws {AppOutdatedError} if a newer version of the app made it
    * @throws {DamagedError} if it is damaged, or was made with other keys
@@ -468,7 +472,8 @@ export class Device {
       await this.#mustBeSettled()
       await this.#fetchToReplace(this.#keys, confirmed)
       const { plaintext, sequence } = await this.#openVersion(version, options)
-      await this.#onLatest(async () => this.#send(await this.#seal(this.#keys, plaintext, sequence)), this.#keys, confirmed)
+      const store = async () => this.#send(await this.#seal(this.#keys, plaintext, sequence))
+      await this.#onLatest(store, this.#keys, confirmed)
     })
   }
 
@@ -507,9 +512,10 @@ export class Device {
   // ---- Changing the password ---------------------------------------------------------------------------------
 
   /**
-   * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both passwords
-   * are kept: tell the person that the new one is not in force, and call sync, which sends the change again, or
-   * settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to change.
+   * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both
+   * passwords are kept: tell the person that the new one is not in force, and call sync, which sends the change again,
+   * or settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to
+   * change.
    * @param {string} password the new one
    * @param {{confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] confirmed: as in restore
    * @returns {Promise<void>}
@@ -580,7 +586,8 @@ export class Device {
    */
   #oldKeysWith(inForce, ...old) {
     const now = this.#clock.now()
-    const kept = this.#state.oldKeys.filter(({ keys, until }) => until > now && ![...old, inForce].some(other => sameKeys(keys, other)))
+    const others = this.#state.oldKeys.filter(({ keys }) => ![...old, inForce].some(other => sameKeys(keys, other)))
+    const kept = others.filter(({ until }) => until > now)
     return [...kept, ...old.map(keys => ({ keys, until: now + KEPT }))]
   }
 
@@ -701,7 +708,8 @@ export class Device {
     const seen = { ...await this.#seen(upload, receipt.version), unsent: undefined }, { restored } = upload
     if (!restored) return this.#put(seen)
     // What was added while the answer was lost stays.
-    await this.#putWithLog(async log => await sha256Hex(log) === upload.insteadOf ? restored : this.#merge(log, restored), seen)
+    await this.#putWithLog(
+      async log => await sha256Hex(log) === upload.insteadOf ? restored : this.#merge(log, restored), seen)
   }
 
   /**
@@ -759,7 +767,8 @@ export class Device {
       await this.#put({ change: { ...change, keepUntil: change.keepUntil + ahead - change.ahead, ahead } })
     }
     if (deletion && ahead > deletion.ahead) {
-      await this.#put({ deletion: { ...deletion, registerAfter: deletion.registerAfter + ahead - deletion.ahead, ahead } })
+      const registerAfter = deletion.registerAfter + ahead - deletion.ahead
+      await this.#put({ deletion: { ...deletion, registerAfter, ahead } })
     }
   }
 

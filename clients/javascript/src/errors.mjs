@@ -1,5 +1,5 @@
-// What can be wrong with a backup, a code or an app. The `message` of each error is a sentence that the app may show to a
-// person. No error of this package has a key, a log or a blob in it.
+// What can be wrong with a backup, a code or an app. The `message` of each error is a sentence that the app may show to
+// a person. No error of this package has a key, a log or a blob in it.
 
 /** An error of this package. Its message may be shown to a person. Go by the class, not by the message. */
 export class BackupError extends Error {

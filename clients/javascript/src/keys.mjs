@@ -13,8 +13,8 @@ import { AppOutdatedError, MistypedCodeError } from './errors.mjs'
  */
 
 /**
- * The keys of a username and a password. `userId` and `storageKey` are for the server: 64 lowercase hex characters each.
- * `encryptionKey` and `masterKey`, 32 bytes each, never leave the device.
+ * The keys of a username and a password. `userId` and `storageKey` are for the server: 64 lowercase hex characters
+ * each. `encryptionKey` and `masterKey`, 32 bytes each, never leave the device.
  * @typedef {object} Keys
  * @property {string} userId
  * @property {string} storageKey
@@ -41,8 +41,8 @@ export const DERIVATIONS = [V1]
 const lower = text => Array.from(text, character => character.toLowerCase()).join('')
 
 /**
- * The form of a username that is hashed: NFKC, White_Space stripped at both ends, each code point in lowercase by itself,
- * NFKC again.
+ * The form of a username that is hashed: NFKC, White_Space stripped at both ends, each code point in lowercase by
+ * itself, NFKC again.
  * @param {string} username
  * @returns {string}
  * @throws {RangeError} if nothing is left: all people without a name would share an account
@@ -85,8 +85,9 @@ export async function deriveKeys(username, password, derivation = V1) {
  * @throws {RangeError} for half a character
  */
 export async function keysOfPassword(userId, password, derivation = V1) {
-  const secret = await subtle.importKey('raw', source(inUtf8(password.normalize('NFKC'))), 'PBKDF2', false, ['deriveBits'])
-  const parameters = { name: 'PBKDF2', hash: 'SHA-256', salt: source(fromHex(userId)), iterations: derivation.iterations }
+  const { iterations } = derivation, normalized = source(inUtf8(password.normalize('NFKC')))
+  const secret = await subtle.importKey('raw', normalized, 'PBKDF2', false, ['deriveBits'])
+  const parameters = { name: 'PBKDF2', hash: 'SHA-256', salt: source(fromHex(userId)), iterations }
   return keysOfMasterKey(userId, new Uint8Array(await subtle.deriveBits(parameters, secret, 256)), derivation)
 }
 

@@ -16,7 +16,8 @@ import { inUtf8, sha256, source, subtle, toBase64 } from './bytes.mjs'
  * @returns {Promise<Record<'Authorization' | 'Content-Digest' | 'Signature-Input' | 'Signature', string>>}
  * @throws {RangeError} for a keyid that cannot be one
  */
-export async function sign({ method, path, body = new Uint8Array(), userId, storageKey, secret, keyid = 'app', created }) {
+export async function sign(request) {
+  const { method, path, body = new Uint8Array(), userId, storageKey, secret, keyid = 'app', created } = request
   if (!/^[A-Za-z0-9_-]{1,64}$/.test(keyid)) throw new RangeError('a keyid has 1 to 64 characters of A-Z a-z 0-9 _ -')
   const authorization = `Basic ${btoa(`${userId}:${storageKey}`)}`
   const digest = `sha-256=:${toBase64(await sha256(body))}:`

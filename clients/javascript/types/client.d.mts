@@ -10,8 +10,8 @@
  * @property {string} secret the app's secret
  * @property {string | undefined} [keyid] the one that came with the secret; 'app' unless given
  * @property {Pick<Keys, 'userId' | 'storageKey'>} keys the credentials
- * @property {number} [timeout] seconds until the first byte of the answer to an upload, 360 unless given. Other answers,
- *   and the next part of an answer, have 60 seconds at most.
+ * @property {number} [timeout] seconds until the first byte of the answer to an upload, 360 unless given. Other
+ *   answers, and the next part of an answer, have 60 seconds at most.
  * @property {typeof globalThis.fetch} [fetch]
  * @property {() => number} [now] the time of the device's clock, in Unix seconds
  * @property {Clock} [clock] a clock that several clients share, in place of `now`
@@ -116,8 +116,8 @@ export type ClientOptions = {
      */
     keys: Pick<Keys, "userId" | "storageKey">;
     /**
-     * seconds until the first byte of the answer to an upload, 360 unless given. Other answers,
-     * and the next part of an answer, have 60 seconds at most.
+     * seconds until the first byte of the answer to an upload, 360 unless given. Other
+     * answers, and the next part of an answer, have 60 seconds at most.
      */
     timeout?: number;
     fetch?: typeof globalThis.fetch;

@@ -16,7 +16,8 @@ export class Device {
     /** How many seconds the server's clock is ahead of the device's, as far as the device knows. */
     get clockOffset(): number;
     /**
-     * The recovery code: show it after a registration and after each change of the password, which makes the old one void.
+     * The recovery code: show it after a registration and after each change of the password, which makes the old one
+     * void.
      * @returns {Promise<string>} 8 groups of 7 characters
      */
     recoveryCode(): Promise<string>;
@@ -26,8 +27,8 @@ export class Device {
      */
     update(edit: (log: Uint8Array) => Uint8Array): Promise<void>;
     /**
-     * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new account,
-     * this device has seen nothing.
+     * Registers. Check the password before, by passwordProblem. A repeat after a lost answer is harmless. In a new
+     * account, this device has seen nothing.
      * @param {string} username
      * @param {string} password
      * @param {readonly Derivation[]} [derivations] the ones that this app knows, newest first
@@ -66,9 +67,9 @@ export class Device {
      */
     afterRefusal(nobodyChangedIt?: boolean): Promise<"confirm" | "changed" | "ask">;
     /**
-     * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has changed since,
-     * stores it at once: a conflict tells whether another device has stored. If a change of the password is not settled,
-     * sends the change again instead: it stores the log, too.
+     * Backs up and restores: fetches and merges, and stores the log if it differs from the fetched one. If the log has
+     * changed since, stores it at once: a conflict tells whether another device has stored. If a change of the password
+     * is not settled, sends the change again instead: it stores the log, too.
      * @returns {Promise<void>}
      * @throws {AppOutdatedError} if a newer version of the app made the latest version
      * @throws {DamagedError | MisfitError} if it cannot be read: ask the person, then call replaceUnreadable
@@ -76,9 +77,9 @@ export class Device {
      */
     sync(): Promise<void>;
     /**
-     * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If the
-     * log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a restored
-     * version reaches this device. Stores nothing.
+     * Fetches the latest version, compares it with the highest seen, and merges it. Tells the person if it is older. If
+     * the log has not changed since the highest seen, and the latest version was made from that one, adopts it: so a
+     * restored version reaches this device. Stores nothing.
      * @returns {Promise<void>}
      * @throws {AppOutdatedError} if a newer version of the app made it
      * @throws {DamagedError} if it is damaged, or was made with other keys
@@ -126,9 +127,10 @@ export class Device {
      */
     replaceUnreadable(): Promise<void>;
     /**
-     * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both passwords
-     * are kept: tell the person that the new one is not in force, and call sync, which sends the change again, or
-     * settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to change.
+     * Changes the password. Check it before, by passwordProblem. If this fails and `state.change` is there, both
+     * passwords are kept: tell the person that the new one is not in force, and call sync, which sends the change again,
+     * or settleChange. Afterwards, show the new recovery code. If the password is the one in force, there is nothing to
+     * change.
      * @param {string} password the new one
      * @param {{confirmed?: Confirmed, derivations?: readonly Derivation[]}} [options] confirmed: as in restore
      * @returns {Promise<void>}
@@ -201,9 +203,9 @@ export type Deletion = {
     ahead: number;
 };
 /**
- * What a device saves, always as a whole. It belongs to one userId, and survives a sign-out. It has the keys and the log:
- * only the app may read it. It consists of plain objects and arrays of bytes, so IndexedDB and `v8.serialize` take it as
- * it is. Times are Unix seconds.
+ * What a device saves, always as a whole. It belongs to one userId, and survives a sign-out. It has the keys and the
+ * log: only the app may read it. It consists of plain objects and arrays of bytes, so IndexedDB and `v8.serialize` take
+ * it as it is. Times are Unix seconds.
  */
 export type State = {
     keys: Keys | undefined;
@@ -231,7 +233,8 @@ export type State = {
     change: Change | undefined;
     deletion: Deletion | undefined;
     /**
-     * what is kept in case the server is restored from a snapshot
+     * what is kept in case the server is restored from a
+     * snapshot
      */
     oldKeys: readonly {
         keys: Keys;
@@ -270,8 +273,8 @@ export type DeviceOptions = {
      */
     save?: (state: State) => unknown;
     /**
-     * tells the person that the server gave out an older state ('rollback')
-     * or another history ('unknown-base')
+     * tells the person that the server gave out an older state
+     * ('rollback') or another history ('unknown-base')
      */
     tell?: (verdict: Verdict) => unknown;
     /**
@@ -287,8 +290,8 @@ export type DeviceOptions = {
     now?: ClientOptions["now"];
 };
 /**
- * What the person agreed to if the latest version cannot be read: '' for nothing, 'damaged' to replace it, 'no-newer-app'
- * to replace one of an unknown format, because the publisher offers no newer app.
+ * What the person agreed to if the latest version cannot be read: '' for nothing, 'damaged' to replace it,
+ * 'no-newer-app' to replace one of an unknown format, because the publisher offers no newer app.
  */
 export type Confirmed = "" | "damaged" | "no-newer-app";
 import type { Derivation } from './keys.mjs';

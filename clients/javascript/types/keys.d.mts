@@ -1,6 +1,6 @@
 /**
- * The form of a username that is hashed: NFKC, White_Space stripped at both ends, each code point in lowercase by itself,
- * NFKC again.
+ * The form of a username that is hashed: NFKC, White_Space stripped at both ends, each code point in lowercase by
+ * itself, NFKC again.
  * @param {string} username
  * @returns {string}
  * @throws {RangeError} if nothing is left: all people without a name would share an account
@@ -105,8 +105,8 @@ export type Derivation = {
     encryptionKeyInfo: string;
 };
 /**
- * The keys of a username and a password. `userId` and `storageKey` are for the server: 64 lowercase hex characters each.
- * `encryptionKey` and `masterKey`, 32 bytes each, never leave the device.
+ * The keys of a username and a password. `userId` and `storageKey` are for the server: 64 lowercase hex characters
+ * each. `encryptionKey` and `masterKey`, 32 bytes each, never leave the device.
  */
 export type Keys = {
     userId: string;

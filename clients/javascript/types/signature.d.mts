@@ -12,7 +12,7 @@
  * @returns {Promise<Record<'Authorization' | 'Content-Digest' | 'Signature-Input' | 'Signature', string>>}
  * @throws {RangeError} for a keyid that cannot be one
  */
-export function sign({ method, path, body, userId, storageKey, secret, keyid, created }: {
+export function sign(request: {
     method: string;
     path: string;
     body?: Uint8Array | undefined;
