@@ -13,6 +13,7 @@ import pytest
 
 from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import ServerProcess
+from server_tests.test_devices import NO_LIMITS
 from server_tests.test_generated_clients import installed_tools
 
 PACKAGE = REPOSITORY / "clients/javascript"
@@ -35,6 +36,14 @@ def server(start_shared_server: Callable[..., ServerProcess]) -> ServerProcess:
 
 def test_a_whole_life(server: ServerProcess) -> None:
     node(PACKAGE / "test/play.mjs", server.base_url, APP_SECRET_KEY=server.secret)
+
+
+@pytest.mark.client("client.no-false-alarm", "client.sequence", "client.lost-answer")
+def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProcess]) -> None:
+    """As the test of this name for the Python device: ten lives, in which two devices do and suffer everything."""
+    server = start_server(**NO_LIMITS)
+    lived = json.loads(node(PACKAGE / "test/random_lives.mjs", server.base_url, 0, 10, APP_SECRET_KEY=server.secret))
+    assert min(lived[event] for event in ("changes", "restores", "junk")) > 3  # the lives were lively
 
 
 # ---- The README and its examples ---------------------------------------------------------------------------
