@@ -25,8 +25,8 @@ OF_THE_APP = {"tell", "Retry-After"}  # what the app gives to a device, and what
 def javascript(*expressions: str) -> list[Any]:
     """Return the values of expressions in Node. `client` is the package, `answers` its module of that name."""
     script = f"""
-        const client = await import({json.dumps(str(CLIENTS / "javascript/src/index.mjs"))})
-        const answers = await import({json.dumps(str(CLIENTS / "javascript/src/answers.mjs"))})
+        const client = await import({json.dumps((CLIENTS / "javascript/src/index.mjs").as_uri())})
+        const answers = await import({json.dumps((CLIENTS / "javascript/src/answers.mjs").as_uri())})
         console.log(JSON.stringify([{", ".join(expressions)}]))
     """
     command = ["node", "--input-type=module", "--eval", script]

@@ -91,7 +91,7 @@ def test_the_example_of_a_state_in_a_file(server: ServerProcess, tmp_path: Path)
 
 def test_the_readme_names_each_call_of_a_device() -> None:
     script = f"""
-        const {{ Device }} = await import({json.dumps(str(PACKAGE / "src/index.mjs"))})
+        const {{ Device }} = await import({json.dumps((PACKAGE / "src/index.mjs").as_uri())})
         console.log(JSON.stringify(Object.getOwnPropertyNames(Device.prototype)))
     """
     calls = set(json.loads(node("--input-type=module", "--eval", script))) - {"constructor"}
