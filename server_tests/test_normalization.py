@@ -52,7 +52,7 @@ def each_code_point() -> Iterator[str]:
 
 
 def batches(strings: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    return itertools.batched(strings, LINES)
+    return itertools.batched(strings, LINES, strict=False)
 
 
 def username(text: str) -> str | None:
@@ -112,7 +112,14 @@ def random_strings() -> Iterator[str]:
     changing = [each for each in unicodes_strings() if len(each) == 1 and is_known(each)]
     letters = [each for each in each_code_point() if each.lower() != each or each.upper() != each]
     jamo = [*map(chr, range(0x1100, 0x1200)), *map(chr, range(0xFFA1, 0xFFDD)), "\uff9e", "\uff9f", "\u3099"]
-    pools = [marks, changing, letters, jamo, list(backup_client.WHITE_SPACE), ["\u034f", "\u200d", "\u0345", "a", "\u03a3"]]
+    pools = [
+        marks,
+        changing,
+        letters,
+        jamo,
+        list(backup_client.WHITE_SPACE),
+        ["\u034f", "\u200d", "\u0345", "a", "\u03a3"],
+    ]
     for _ in range(20_000):
         (length,) = choose((1, 2, 3, 5, 8, 40), (1, 4, 4, 4, 4, 1))
         text = "".join(choose(pool)[0] for pool in choose(pools, (5, 5, 3, 3, 1, 2), k=length))
