@@ -1,13 +1,15 @@
 """The clients normalise alike: by Unicode's own strings, on every code point, and on strings made at random.
 
-A client has the Unicode version of its platform. A string counts if all versions here assign each of its code points:
-then no later version changes its normalisation.
+A client has the Unicode version of its platform. A string counts if all versions here assign each of its code points.
+No later version changes the NFKC of such a string.
 """
 
 import hashlib
 import itertools
 import json
 import random
+import re
+import runpy
 import subprocess
 import sys
 import unicodedata
@@ -65,6 +67,28 @@ def username(text: str) -> str | None:
 
 def master_key(password: str) -> str:
     return backup_client.derive_keys("alex", password, FAST).master_key.hex()
+
+
+def test_the_file_is_what_its_script_and_its_readme_say() -> None:
+    """Unicode's file is not here, but the second part follows from the first."""
+    content = (FIXTURES / "normalization.txt").read_text("ascii")
+    parts = re.split(r" that follow from .*\n", content)
+    first, second = ([line for line in part.splitlines() if line[0] != "#"] for part in parts)
+    script = runpy.run_path(str(FIXTURES / "normalization.py"))
+    unicodes = dict([string(column) for column in line.split(";")] for line in first)
+    assert script["written"](dict(script["pairs_that_compose"](unicodes))) == second
+    counts = [f"{len(lines):,}" for lines in (first, second)]
+    assert re.findall(r"^# ([0-9,]+) strings", content, re.MULTILINE) == counts
+    readme = (FIXTURES / "README.md").read_text()
+    assert all(f"{count} " in readme for count in [*counts, f"{len(first) + len(second):,}"])
+    assert "UNICODE LICENSE V3" in (FIXTURES / "unicode_license.txt").read_text()
+
+
+def test_what_unicodes_file_becomes() -> None:
+    line = "1E9B 0323;1E9B 0323;017F 0323 0307;1E69;0073 0323 0307; # a comment"
+    text = f"# NFC\n@Part1\n{line}\n0041;0041;0041;0041;0041;\n"
+    pairs = runpy.run_path(str(FIXTURES / "normalization.py"))["unicodes_pairs"](text)
+    assert pairs == {"\u1e9b\u0323": "\u1e69", "\u017f\u0323\u0307": "\u1e69", "s\u0323\u0307": "\u1e69", "A": "A"}
 
 
 def test_unicodes_strings_in_usernames() -> None:
