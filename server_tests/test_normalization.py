@@ -23,7 +23,7 @@ from contract_tests.target.openapi import REPOSITORY
 from server_tests.vectors import FIXTURES
 
 FAST = Derivation("v1", 1, backup_client.V1.storage_key_info, backup_client.V1.encryption_key_info)
-LINES = 64  # of a password: NFKC never joins two lines, so many strings are tried at once
+LINES = 256  # of a password: NFKC never joins two lines, so many strings are tried at once
 
 
 @cache
@@ -155,7 +155,8 @@ def test_the_python_and_the_javascript_client_normalise_alike() -> None:
     strings = [*each_code_point(), *itertools.chain(*unicodes_strings().items()), *random_strings()]
     strings = [text for text in strings if is_known(text)]
     script = REPOSITORY / "server_tests/normalized.mjs"
-    done = subprocess.run(["node", script], input=json.dumps(strings), capture_output=True, text=True, check=True)
+    command = ["node", script, str(LINES)]
+    done = subprocess.run(command, input=json.dumps(strings), capture_output=True, text=True, check=True)
     javascript = json.loads(done.stdout)
     both = list(itertools.compress(strings, javascript["known"]))
     versions = f"Python has Unicode {unicodedata.unidata_version}, Node has {javascript['unicode']}"
