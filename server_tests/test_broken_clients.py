@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +31,7 @@ from clients.python.backup_client import (
 from clients.python.device import Device
 from contract_tests.target import openapi
 from contract_tests.target.openapi import REPOSITORY
-from server_tests import test_client_vectors, test_devices, vectors
+from server_tests import test_client_vectors, test_devices, test_normalization, vectors
 from server_tests.test_devices import Account
 
 Put = Callable[[str, Callable[..., Any]], None]
@@ -42,8 +43,8 @@ RULES = set(openapi.SPEC["info"]["x-client-requirements"])
 
 
 @functools.cache
-def by_vectors(kind: str, group_type: str) -> Check:
-    """All cases of a type, as test_client_vectors.py checks them."""
+def by_vectors(kind: str, group_type: str, *tc_ids: int) -> Check:
+    """All cases of a type, or these, as test_client_vectors.py checks them."""
     tests = {
         "Username": [test_client_vectors.test_username],
         "Keys": [test_client_vectors.test_keys],
@@ -59,7 +60,9 @@ def by_vectors(kind: str, group_type: str) -> Check:
 
     def check(make_account: Callable[[], Account]) -> None:
         for group, case in vectors.cases(kind, group_type):
-            if group_type == "Keys" and case["tcId"] not in (1201, 1421):  # one of each derivation is enough
+            if tc_ids and case["tcId"] not in tc_ids:
+                continue
+            if group_type == "Keys" and not tc_ids and case["tcId"] not in (1201, 1421):  # one of each derivation
                 continue
             if group_type == "Request" and case["result"] == "invalid":  # a case for servers
                 continue
@@ -97,6 +100,91 @@ def user_id_has_no_prefix(put: Put) -> None:
 
     real = backup_client.normalize_username
     put("derive_user_id", lambda username: hashlib.sha256(real(username).encode()).hexdigest())
+
+
+class Unicodedata:
+    """Stands for the module `unicodedata`, with a normalisation that is not quite NFKC."""
+
+    def __init__(self, normalize: Callable[[str], str]) -> None:
+        self._normalize = normalize
+
+    def __call__(self) -> None: ...
+
+    def normalize(self, form: str, text: str) -> str:
+        assert form == "NFKC"
+        return self._normalize(text)
+
+
+def nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+BY_USERNAMES = by_vectors("derivation", "Username"), by(test_normalization.test_unicodes_strings_in_usernames)
+BY_A_PASSWORD = by(test_normalization.test_unicodes_strings_in_passwords)
+KANA_OR_JAMO = re.compile(
+    "([\u1100-\u11ff\u3131-\u318e\uffa1-\uffdc]+|[\u30a1-\u30fa\uff66-\uff9d][\u3099\u309a\uff9e\uff9f])"
+)
+
+
+@broken(
+    "client.user-id",
+    *BY_USERNAMES,
+    BY_A_PASSWORD,
+    by_vectors("derivation", "Username", 1012),
+    by_vectors("derivation", "Username", 1159),
+    by_vectors("derivation", "Keys", 1219),
+    by_vectors("derivation", "Keys", 1221),
+    by_vectors("derivation", "Keys", 1222),
+    by_vectors("derivation", "Password", 1632),
+    by_vectors("derivation", "Password", 1634),
+)
+def half_width_kana_and_jamo_are_left_uncomposed(put: Put) -> None:
+    """As Swift's Foundation does."""
+
+    def normalize(text: str) -> str:
+        forms = "NFKC", "NFKD"  # each other piece is kana or jamo
+        return "".join(unicodedata.normalize(forms[at % 2], each) for at, each in enumerate(KANA_OR_JAMO.split(text)))
+
+    put("unicodedata", Unicodedata(normalize))
+
+
+@broken(
+    "client.keys",
+    BY_A_PASSWORD,
+    by_vectors("derivation", "Keys", 1219),
+    by_vectors("derivation", "Keys", 1221),
+    by_vectors("derivation", "Password", 1632),
+    by_vectors("derivation", "Password", 1634),
+)
+def each_code_point_is_normalised_by_itself(put: Put) -> None:
+    """After NFC. In a username, the second NFKC would mend it."""
+    put("unicodedata", Unicodedata(lambda text: "".join(map(nfkc, unicodedata.normalize("NFC", text)))))
+
+
+@broken(
+    "client.user-id",
+    *BY_USERNAMES,
+    BY_A_PASSWORD,
+    by_vectors("derivation", "Username", 1164),
+    by_vectors("derivation", "Keys", 1223),
+    by_vectors("derivation", "Password", 1636),
+)
+def composition_exclusion_is_composed(put: Put) -> None:
+    put("unicodedata", Unicodedata(lambda text: nfkc(text).replace("\u0915\u093c", "\u0958")))
+
+
+@broken(
+    "client.user-id",
+    by_vectors("derivation", "Username", 1167),
+    by_vectors("derivation", "Username", 1168),
+    by_vectors("derivation", "Keys", 1224),
+)
+def marks_are_cut_after_30(put: Put) -> None:
+    """As in Unicode's stream-safe text format: a combining grapheme joiner goes in between."""
+    put(
+        "unicodedata",
+        Unicodedata(lambda text: nfkc(re.sub("([\u0300-\u0362]{30})(?=[\u0300-\u0362])", "\\1\u034f", text))),
+    )
 
 
 @broken("client.keys", by_vectors("derivation", "Keys"))
@@ -921,6 +1009,18 @@ BROKEN_JAVASCRIPT = {  # what is wrong: (the right text, which is once in the pa
     "lost deletion is repeated for ever": (
         "if (!confirmed && now >= first + 600)",
         "if (false)",
+    ),
+    "kana and jamo of a username are left uncomposed": (
+        "lower(stripped).normalize('NFKC')",
+        "lower(stripped).normalize('NFKC').replace(/[\\u30ac-\\u30fe\\uac00-\\ud7a3]/g, c => c.normalize('NFD'))",
+    ),
+    "each code point of a password is normalised by itself": (
+        "source(inUtf8(password.normalize('NFKC')))",
+        "source(inUtf8(Array.from(password.normalize('NFC'), c => c.normalize('NFKC')).join('')))",
+    ),
+    "each code point of a new password is normalised by itself": (
+        "const normalized = password.normalize('NFKC')",
+        "const normalized = Array.from(password.normalize('NFC'), c => c.normalize('NFKC')).join('')",
     ),
     "lone surrogate is hashed": (
         "if (/\\p{Surrogate}/u.test(text)) throw",
