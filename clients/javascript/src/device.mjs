@@ -115,8 +115,9 @@ export const newState = (log = new Uint8Array()) => ({
 })
 
 /**
- * One device of one user. Calls run one after the other. Each throws a ProblemError if the server refuses, and a
- * LostAnswerError if there is no answer: if `error.lost` is true, call the method again later.
+ * One device of one user. Calls run one after the other, so `merge`, `save` and `tell` must not await one. Each throws
+ * a ProblemError if the server refuses, and a LostAnswerError if there is no answer: if `error.lost` is true, call the
+ * method again later.
  */
 export class Device {
   /** @type {State} */ #state

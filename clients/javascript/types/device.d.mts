@@ -1,7 +1,8 @@
 export function newState(log?: Uint8Array): State;
 /**
- * One device of one user. Calls run one after the other. Each throws a ProblemError if the server refuses, and a
- * LostAnswerError if there is no answer: if `error.lost` is true, call the method again later.
+ * One device of one user. Calls run one after the other, so `merge`, `save` and `tell` must not await one. Each throws
+ * a ProblemError if the server refuses, and a LostAnswerError if there is no answer: if `error.lost` is true, call the
+ * method again later.
  */
 export class Device {
     /** @param {DeviceOptions} options */
