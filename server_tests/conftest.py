@@ -1,8 +1,8 @@
-"""What pytest loads for these tests: the plugins of the contract tests."""
+"""What pytest loads for these tests: the plugins of the contract tests, and the browser."""
 
 import pytest
 
-pytest_plugins = ["contract_tests.suite.plugin", "contract_tests.target.fixtures"]
+pytest_plugins = ["contract_tests.suite.plugin", "contract_tests.target.fixtures", "server_tests.chromium"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

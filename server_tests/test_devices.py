@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import random
+import re
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +22,23 @@ from clients.python.backup_client import (
     Derivation,
     Keys,
     MisfitError,
+    MistypedCodeError,
     ProblemError,
     Seen,
     authorization,
     backup_bytes,
     decrypt,
     derive_keys,
+    sentence,
 )
-from clients.python.device import SIGNATURE_ACTS_SECONDS, SNAPSHOT_SECONDS, Device, State, UnsettledChangeError
+from clients.python.device import (
+    SIGNATURE_ACTS_SECONDS,
+    SNAPSHOT_SECONDS,
+    Device,
+    DeviceError,
+    State,
+    UnsettledChangeError,
+)
 from contract_tests.target.process import ServerProcess
 
 # The real derivations take a moment on purpose. These take none.
@@ -122,10 +133,10 @@ class Phone:
         )  # fmt: skip
 
     def train(self, name: str) -> None:
-        self.device._save(log=merge(self.device.state.log, log_of(name)))
+        self.device.update(lambda log: merge(log, log_of(name)))
 
     def log(self) -> list[str]:
-        return workouts(self.device.state.log)
+        return workouts(self.device.log)
 
 
 def keys_of(user: str, password: str) -> Keys:
@@ -148,7 +159,7 @@ class Life:
         self.phones = [Phone(server), Phone(server)]
         lost = iter(["answer is lost"] if seed % 2 else [])
         self.phones[0].network.fate = lambda: next(lost, "arrives")
-        self.phones[0].device.register(keys_of(self.user, self.passwords[0]))
+        self.phones[0].device.register(self.user, self.passwords[0], QUICK)
         self.phones[1].device.sign_in(self.user, self.passwords[0], QUICK)
         self.calm()
 
@@ -211,20 +222,20 @@ class Life:
         phone.restart()
 
     def restore(self, phone: Phone) -> None:
-        listed = phone.device.list_versions()
+        listed = phone.device.versions()
         if not listed:
             return
         version = self.random.choice(listed)["version"]
         self.restored = True
         for password in self.passwords:
             try:
-                return phone.device.restore(version, keys_of(self.user, password))
-            except (DecryptionError, LookupError):
+                return phone.device.restore(version, password, derivations=QUICK)
+            except (DecryptionError, DeviceError):
                 continue
 
     def junk(self, phone: Phone) -> None:
         """Somebody with the storage key stores junk. A device restores the version below, as the person says."""
-        listed = phone.device.list_versions()
+        listed = phone.device.versions()
         if not listed or any(each.device.state.change for each in self.phones):
             return
         self.calm()
@@ -243,18 +254,18 @@ class Life:
         self.restored = True
         for password in self.passwords:
             try:
-                return phone.device.restore(version, keys_of(self.user, password), confirmed="damaged")
+                return phone.device.restore(version, password, derivations=QUICK, confirmed="damaged")
             except DecryptionError:
                 continue
 
     def register_again(self, phone: Phone) -> None:
         """Its answer is 200, perhaps to the repeat of a lost one."""
         if not phone.device.state.base:
-            phone.device.register(phone.device.keys)
+            phone.device._register(phone.device.keys)
 
     def change(self, phone: Phone) -> None:
         self.passwords.append(f"password {len(self.passwords)}")
-        phone.device.change_password(keys_of(self.user, self.passwords[-1]))
+        phone.device.change_password(self.passwords[-1], derivations=QUICK)
 
     def settle(self, phone: Phone) -> None:
         phone.device.settle_change()
@@ -290,15 +301,15 @@ def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProc
         assert one.log() == other.log(), f"the devices are out of step with seed {seed}"
         assert life.restored or life.trained <= set(one.log()), f"a workout is lost with seed {seed}"
         assert one.device.state.highest == other.device.state.highest
-        changes += one.device.list_versions()[0]["keyVersion"] > 1
+        changes += one.device.versions()[0]["keyVersion"] > 1
         restores += life.restored
         conflicts += one.device.state.highest.sequence > 3
         junked += life.junked > 0
         # Nothing has changed, so nothing is stored. A restored log then replaces the log of the other device.
-        latest = one.device.list_versions()[0]
+        latest = one.device.versions()[0]
         for phone in life.phones:
             phone.device.sync()
-        assert one.device.list_versions()[0] == latest, f"an upload for nothing with seed {seed}"
+        assert one.device.versions()[0] == latest, f"an upload for nothing with seed {seed}"
         life.restore(one)
         for phone in (other, one, other):
             phone.device.sync()
@@ -353,7 +364,7 @@ def test_after_a_lost_answer_the_same_bytes_are_sent_again(account: "Account", f
     phone.train("workout 4")
     phone.device.sync()
     assert len(sent) == 3 and len(set(sent)) == 1
-    assert phone.device.list_versions()[0]["version"] == 4
+    assert phone.device.versions()[0]["version"] == 4
     assert phone.device.state.highest.sequence == 4 and not phone.device.state.unsent
 
 
@@ -435,15 +446,15 @@ def test_a_sync_without_changes_stores_nothing(account: "Account") -> None:
     phone, tablet = account.phone, account.other_phone()
     for device in (phone, tablet, phone):
         device.device.sync()
-    assert phone.device.list_versions()[0]["version"] == 3
+    assert phone.device.versions()[0]["version"] == 3
     tablet.train("workout 4")
     tablet.device.sync()
     phone.device.sync()  # it fetches, and has nothing to add
-    assert len(phone.log()) == 4 and phone.device.list_versions()[0]["version"] == 4
+    assert len(phone.log()) == 4 and phone.device.versions()[0]["version"] == 4
     fresh = Phone(account.server)
     fresh.device.sign_in(account.user, "the password", QUICK)
     fresh.device.sync()
-    assert fresh.device.list_versions()[0]["version"] == 4
+    assert fresh.device.versions()[0]["version"] == 4
 
 
 @pytest.mark.client("client.sequence", "client.no-false-alarm")
@@ -455,7 +466,7 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
         for number in (4, 5):
             phone.train(f"workout {number}")
             phone.device.sync()
-    versions = phone.device.list_versions()
+    versions = phone.device.versions()
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x01 junk", versions[0]["sha256"]).status_code == 201
     with pytest.raises(DecryptionError):
@@ -471,28 +482,28 @@ def test_the_version_below_junk_is_restored(account: "Account", missed: bool) ->
 def test_the_person_confirms_that_there_is_no_newer_app(account: "Account", change: bool) -> None:
     phone, new = account.phone, keys_of(account.user, "another password")
     client = phone.device._make_client(phone.device.keys)
-    assert client.store_backup(b"\x02 junk", phone.device.list_versions()[0]["sha256"]).status_code == 201
+    assert client.store_backup(b"\x02 junk", phone.device.versions()[0]["sha256"]).status_code == 201
 
     def do(confirmed: str) -> None:
         if change:
-            phone.device.change_password(new, confirmed=confirmed)
+            phone.device._change_password(new, confirmed=confirmed)
         else:
             phone.device.restore(3, confirmed=confirmed)
 
     with pytest.raises(AppOutdatedError):
         do("damaged")
     do("no-newer-app")
-    assert [each["version"] for each in phone.device.list_versions()] == [5, 4, 3, 2]
+    assert [each["version"] for each in phone.device.versions()] == [5, 4, 3, 2]
     assert len(phone.log()) == 3 and phone.told == []
 
 
 def test_a_new_password_that_is_none(account: "Account") -> None:
     phone, old = account.phone, account.phone.device.keys
-    phone.device.change_password(old)
-    assert phone.device.list_versions()[0]["keyVersion"] == 1
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device._change_password(old)
+    assert phone.device.versions()[0]["keyVersion"] == 1
+    phone.device.change_password("another password", derivations=QUICK)
     with pytest.raises(ValueError):
-        phone.device.change_password(old)
+        phone.device._change_password(old)
 
 
 @pytest.mark.client("client.forward")
@@ -500,8 +511,8 @@ def test_a_sign_in_with_other_credentials_settles_a_change(account: "Account") -
     phone, tablet = account.phone, account.other_phone()
     phone.network.fate = lambda: "is lost"
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
-    tablet.device.change_password(keys_of(account.user, "a third one"))
+        phone.device.change_password("another password", derivations=QUICK)
+    tablet.device.change_password("a third one", derivations=QUICK)
     phone.network.fate = lambda: "arrives"
     phone.device.sign_in(account.user, "a third one", QUICK)
     assert not phone.device.state.change
@@ -518,17 +529,17 @@ def test_a_lost_deletion(account: "Account") -> None:
     phone = account.phone
     phone.network.fate = lambda: "answer is lost"
     with pytest.raises(ProblemError):
-        phone.device.delete_user()
+        phone.device.delete()
     deletion = phone.saved.deletion
     assert deletion and 0 <= account.server.now() - (deletion.register_after - SIGNATURE_ACTS_SECONDS) < 60
     phone.network.fate = lambda: "arrives"
     phone.saved = replace(phone.saved, deletion=replace(deletion, first=deletion.first - 600))
     phone.restart()
     keys = phone.device.keys
-    for attempt in (phone.device.delete_user, phone.device.sync, lambda: phone.device.register(keys)):
+    for attempt in (phone.device.delete, phone.device.sync, lambda: phone.device._register(keys)):
         with pytest.raises(UnsettledChangeError):
             attempt()
-    phone.device.delete_user(confirmed=True)  # credentials_invalid to a repeat: it is done
+    phone.device.delete(confirmed=True)  # credentials_invalid to a repeat: it is done
 
 
 @pytest.mark.client("client.snapshot")
@@ -547,7 +558,7 @@ def test_keys_are_kept_for_longer_if_the_clock_was_ahead(account: "Account") -> 
 
     phone.network.trick = trick
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
     change = phone.saved.change
     assert change and 499 <= change.ahead <= 501
     assert 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS - change.ahead) < 60
@@ -562,14 +573,14 @@ def test_a_lost_answer_to_a_key_change(account: "Account", fate: str) -> None:
     phone.network.fate = lambda: next(fates, "arrives")
     if fate == "is late":
         with pytest.raises(ProblemError):
-            phone.device.change_password(new)
+            phone.device._change_password(new)
         assert phone.device.settle_change() == "unsure"
         assert phone.saved.change and (phone.saved.change.old, phone.saved.change.new) == (old, new)
         phone.network.deliver()
         phone.restart()
         assert phone.device.settle_change() == "new"
     else:
-        phone.device.change_password(new)
+        phone.device._change_password(new)
     assert phone.device.keys == new and not phone.device.state.change
     phone.device.sync()
     assert phone.told == []
@@ -599,10 +610,10 @@ def test_nothing_is_encrypted_with_the_old_keys_of_a_change(account: "Account", 
 
     phone.network.trick = trick
     with pytest.raises(ProblemError):
-        phone.device.change_password(new)
+        phone.device._change_password(new)
     phone.restart()
     phone.train("workout 4")
-    for attempt in (lambda: phone.device.restore(1), lambda: phone.device.change_password(third), phone.device.sync):
+    for attempt in (lambda: phone.device.restore(1), lambda: phone.device._change_password(third), phone.device.sync):
         with pytest.raises((ProblemError, UnsettledChangeError)):
             attempt()
     hide = False
@@ -613,7 +624,7 @@ def test_nothing_is_encrypted_with_the_old_keys_of_a_change(account: "Account", 
         assert decrypt(new, blob)  # never with the old keys
     assert phone.device.keys == new and "workout 4" in phone.log() and phone.told == []
     with pytest.raises(ProblemError, match="credentials_invalid"):
-        phone.device.list_versions(old)
+        phone.device.versions(old)
 
 
 @pytest.mark.client("client.receipt")
@@ -634,7 +645,7 @@ def test_a_receipt_of_other_bytes_is_a_lost_answer(account: "Account", changed: 
     phone.train("workout 4")
     phone.device.sync()
     assert len(bodies) == 2 and bodies[0] == bodies[1]
-    assert phone.device.list_versions()[0]["sha256"] == phone.device.state.highest.sha256
+    assert phone.device.versions()[0]["sha256"] == phone.device.state.highest.sha256
 
 
 @pytest.mark.client("client.snapshot")
@@ -643,11 +654,179 @@ def test_a_refused_key_change_may_still_arrive_for_901_seconds(account: "Account
     fates = iter(["is lost"])
     phone.network.fate = lambda: next(fates, "arrives")
     with pytest.raises(ProblemError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
     change = phone.saved.change
     assert change and 0 <= account.server.now() - (change.keep_until - SIGNATURE_ACTS_SECONDS) < 60
     phone.device._save(change=replace(change, keep_until=account.server.now() - 1))
     assert phone.device.settle_change() == "old" and not phone.saved.change
+
+
+@pytest.mark.client("client.idle")
+def test_a_fetch_of_what_is_there_already_gets_304(account: "Account") -> None:
+    phone = account.phone
+    answers: list[Answer] = []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        answers.append(send())
+        return answers[-1]
+
+    phone.network.trick = trick
+    phone.restart()  # the ETag is part of what it saves
+    phone.device.sync()
+    assert [answer.status_code for answer in answers] == [304] and phone.told == [] and len(phone.log()) == 3
+    other = account.other_phone()
+    other.train("workout 4")
+    other.device.sync()
+    phone.device.sync()
+    assert [answer.status_code for answer in answers] == [304, 200] and len(phone.log()) == 4
+
+
+@pytest.mark.client("client.rollback", "client.lost-answer")
+def test_a_304_of_an_older_version(account: "Account") -> None:
+    """It is a rollback. A 304 that nobody asked for is a lost answer."""
+    phone = account.phone
+    not_modified = page(304, b"", "application/json")
+    phone.network.trick = on_fetch(lambda: json_page(account.answers[1], version=4))
+    phone.device.fetch()
+    phone.network.trick = on_fetch(lambda: not_modified)
+    phone.device.fetch()
+    assert phone.told == ["rollback"] * 2
+    fresh = Phone(account.server)
+    fresh.device.sign_in(account.user, "the password", QUICK)
+    fresh.network.trick = on_fetch(lambda: not_modified)
+    with pytest.raises(ProblemError) as caught:
+        fresh.device.fetch()
+    assert caught.value.lost
+
+
+def test_with_other_keys_no_304_is_asked_for(account: "Account") -> None:
+    phone, asked = account.phone, []
+
+    def trick(request: requests.PreparedRequest, send: Callable[[], Answer]) -> Answer:
+        asked.append("If-None-Match" in request.headers)
+        return send()
+
+    phone.network.trick = trick
+    phone.device.fetch(replace(phone.device.keys, derivation="another"))
+    phone.device.fetch()
+    assert asked == [False, True]
+
+
+@pytest.mark.client("client.lost-answer")
+def test_a_pause_is_as_long_as_the_server_asks_for(account: "Account") -> None:
+    phone, pauses = account.phone, []
+    phone.device._pause = pauses.append
+
+    def busy(seconds: int) -> Answer:
+        answer = problem(503, "unavailable")
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+    answers = [busy(7), busy(0)]
+    phone.network.trick = lambda request, send: answers.pop(0) if answers else send()
+    phone.device.versions()
+    assert pauses == [7, 4]
+    answers = [busy(3600)]
+    with pytest.raises(ProblemError) as caught:
+        phone.device.versions()
+    assert caught.value.retry_after == 3600 and caught.value.lost and len(pauses) == 2
+
+
+def test_an_older_version_is_opened_and_nothing_changes(account: "Account") -> None:
+    phone, before = account.phone, account.phone.saved
+    assert workouts(phone.device.open_version(2)) == ["workout 1", "workout 2"]
+    assert phone.saved == before
+    with pytest.raises(DeviceError):
+        phone.device.open_version(9)
+
+
+def test_an_older_version_of_another_password(account: "Account") -> None:
+    """The keys that the device has kept are tried, then the password that the person types."""
+    phone = account.phone
+    phone.device.change_password("another password", derivations=QUICK)
+    assert workouts(phone.device.open_version(1)) == ["workout 1"]
+    fresh = Phone(account.server)
+    fresh.device.sign_in(account.user, "another password", QUICK)
+    for password in (None, "a third one"):
+        with pytest.raises(DecryptionError):
+            fresh.device.open_version(1, password, derivations=QUICK)
+    assert workouts(fresh.device.open_version(1, "the password", derivations=QUICK)) == ["workout 1"]
+    fresh.device.restore(1, "the password", derivations=QUICK)
+    assert fresh.log() == ["workout 1"]
+
+
+def test_a_device_that_is_not_signed_in(account: "Account") -> None:
+    for attempt in (Phone(account.server).device.sync, lambda: Phone(account.server).device.recovery_code):
+        with pytest.raises(DeviceError, match="not-signed-in"):
+            attempt()
+
+
+@pytest.mark.client("client.recovery-code")
+def test_a_recovery_code_signs_in(account: "Account") -> None:
+    fresh, code = Phone(account.server), account.phone.device.recovery_code
+    fresh.device.sign_in_with_code(f" {account.user}", code.lower())
+    fresh.device.fetch()
+    assert len(fresh.log()) == 3 and fresh.device.state.succeeded == "v1"
+    with pytest.raises(MistypedCodeError):
+        fresh.device.sign_in_with_code("somebody else", code)
+    fresh.saved = replace(fresh.saved, succeeded="v2")
+    fresh.restart()
+    with pytest.raises(AppOutdatedError):  # this app does not know v2
+        fresh.device.sign_in_with_code(account.user, code)
+    account.phone.device.change_password("another password", derivations=QUICK)
+    with pytest.raises(ProblemError, match="credentials_invalid"):
+        Phone(account.server).device.sign_in_with_code(account.user, code)
+
+
+def test_a_state_belongs_to_one_username(account: "Account") -> None:
+    phone = account.phone
+    phone.network.trick = lambda request, send: pytest.fail("nothing may be sent")
+    with pytest.raises(ValueError):
+        phone.device.sign_in("somebody else", "the password", QUICK)
+    with pytest.raises(ValueError):
+        phone.device.register("somebody else", "the password", QUICK)
+
+
+def test_a_sign_in_ends_a_deletion_that_did_not_happen(account: "Account") -> None:
+    phone = account.phone
+    phone.network.fate = lambda: "is lost"
+    with pytest.raises(ProblemError):
+        phone.device.delete()
+    phone.network.fate = lambda: "arrives"
+    phone.device.sign_in(account.user, "the password", QUICK)
+    assert phone.saved.deletion  # it could still arrive
+    phone.saved = replace(phone.saved, deletion=replace(phone.saved.deletion, register_after=account.server.now() - 1))
+    phone.restart()
+    phone.device.sign_in(account.user, "the password", QUICK)
+    assert not phone.saved.deletion
+    phone.device.sync()
+
+
+def test_no_error_shows_a_key_or_a_blob(account: "Account") -> None:
+    """The server sends back whatever it got."""
+    phone, new = account.phone, keys_of(account.user, "another password")
+    old, sent = phone.device.keys, []
+
+    def echo(request: requests.PreparedRequest, status: int, code: str) -> Answer:
+        told = f"{dict(request.headers)} {(request.body or b'').decode()}"
+        sent.append(request.headers["Authorization"].removeprefix("Basic "))
+        sent.extend(json.loads(request.body or b"{}").values())
+        return problem(status, code, title=told, detail=told, type=told, errors=[told])
+
+    shown = ""
+    for status, code in ((400, "malformed_request"), (503, "unavailable"), (400, old.storage_key), (401, "new_code")):
+        phone.network.trick = lambda request, send, answer=(status, code): echo(request, *answer)
+        for call in (phone.device.sync, phone.device.versions, lambda: phone.device._change_password(new)):
+            phone.train(f"workout {len(sent)}")
+            with pytest.raises((ProblemError, UnsettledChangeError)) as caught:
+                call()
+            error = caught.value
+            assert re.fullmatch("[A-Z][^\n]{10,160}[.]", sentence(error)), sentence(error)
+            shown += f"{error} {error!r} {sentence(error)} {''.join(traceback.format_exception(error))}"
+    hidden = [phone.server.secret, *sent]
+    for keys in (old, new):
+        hidden += [keys.storage_key, keys.encryption_key.hex(), repr(keys.encryption_key), keys.master_key.hex()]
+    assert [each for each in hidden if each[:24] in shown] == []
 
 
 # ---- Tricks ------------------------------------------------------------------------------------------------
@@ -660,7 +839,7 @@ class Account:
         self.server = server
         self.user = f"{name} {server.now()}"
         self.phone = Phone(server)
-        self.phone.device.register(keys_of(self.user, "the password"))
+        self.phone.device.register(self.user, "the password", QUICK)
         self.answers: dict[int, bytes] = {}
         for number in (1, 2, 3):
             self.phone.train(f"workout {number}")
@@ -778,7 +957,7 @@ def test_another_version_than_the_one_that_was_asked_for(account: Account) -> No
             phone.device.restore(3)
         assert caught.value.lost
     phone.network.trick = lambda request, send: send()
-    assert [receipt["version"] for receipt in phone.device.list_versions()] == [3, 2, 1]  # nothing was stored
+    assert [receipt["version"] for receipt in phone.device.versions()] == [3, 2, 1]  # nothing was stored
 
 
 @pytest.mark.client("client.rollback")
@@ -788,7 +967,7 @@ def test_everything_is_gone(account: Account) -> None:
     phone.device.fetch()
     assert phone.told == ["rollback"] and len(phone.log()) == 3
     phone.network.trick = lambda request, send: json_page(b'{"versions": []}')
-    assert phone.device.list_versions() == []
+    assert phone.device.versions() == []
     assert phone.told == ["rollback"] * 2
 
 
@@ -839,25 +1018,25 @@ def test_a_fresh_device_cannot_know(account: Account) -> None:
 def test_a_newer_app_has_stored(account: Account) -> None:
     """An older app neither reads nor overwrites what a newer app has stored."""
     phone = account.phone
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x02 another format", latest).status_code == 201
     phone.train("workout 4")
     for attempt in (phone.device.sync, phone.device.fetch, phone.device.replace_unreadable):
         with pytest.raises(AppOutdatedError):
             attempt()
-    assert [receipt["version"] for receipt in phone.device.list_versions()] == [4, 3, 2, 1]
+    assert [receipt["version"] for receipt in phone.device.versions()] == [4, 3, 2, 1]
     with pytest.raises(AppOutdatedError):
         phone.device.restore(3)
     assert "workout 4" in phone.log()
     with pytest.raises(AppOutdatedError):
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
 
 
 @pytest.mark.client("client.sequence")
 def test_an_unreadable_version_is_replaced(account: Account) -> None:
     phone = account.phone
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     client = phone.device._make_client(phone.device.keys)
     assert client.store_backup(b"\x01 junk", latest).status_code == 201
     phone.train("workout 4")
@@ -875,7 +1054,7 @@ def test_registering_resets_the_highest_seen(account: Account) -> None:
     keys = phone.device.keys
     assert phone.device._make_client(keys).delete_user().status_code == 204
     account.server.move_clock(SIGNATURE_ACTS_SECONDS)
-    phone.device.register(keys)
+    phone.device._register(keys)
     assert phone.device.state.highest == Seen()
     assert not phone.device.state.base
     phone.device.sync()
@@ -894,9 +1073,9 @@ def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Acco
     phone.network.fate = lambda: next(fates, "arrives")
     if restarted:
         with pytest.raises(ProblemError):
-            phone.device.register(keys)
+            phone.device._register(keys)
         phone.restart()
-    phone.device.register(keys)  # 200
+    phone.device._register(keys)  # 200
     assert phone.device.state.highest == Seen() and not phone.saved.registering
     phone.device.sync()
     assert phone.told == [] and phone.device.state.highest.sequence == 1
@@ -906,7 +1085,7 @@ def test_the_repeat_of_a_lost_registration_resets_the_highest_seen(account: Acco
 def test_registering_again_resets_nothing(account: Account) -> None:
     """A server could answer 200 to make a device forget what it has seen."""
     phone = account.phone
-    phone.device.register(phone.device.keys)
+    phone.device._register(phone.device.keys)
     assert phone.device.state.highest.sequence == 3
 
 
@@ -924,7 +1103,7 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
     phone.server = start_server(tmp_path / "now", **NO_LIMITS)
     phone.restart()
     if other_password:
-        phone.device.change_password(keys_of(account.user, "another password"))
+        phone.device.change_password("another password", derivations=QUICK)
         assert [pair[0] for pair in phone.device.state.old_keys] == [keys_of(account.user, "the password")]
     phone.train("workout 4")
     phone.device.sync()
@@ -936,12 +1115,12 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
         with pytest.raises(ProblemError, match="credentials_invalid"):
             phone.device.sync()
         assert phone.device.after_refusal() == "confirm"
-        assert not phone.device.list_versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
+        assert not phone.device.versions(keys_of(account.user, "the password"))[0]["keyVersion"] > 1  # so far
         assert phone.device.after_refusal(nobody_changed_it=True) == "changed"
-        receipts = phone.device.list_versions(keys_of(account.user, "another password"))
+        receipts = phone.device.versions(keys_of(account.user, "another password"))
         assert receipts[0]["keyVersion"] == 2
         with pytest.raises(ProblemError, match="credentials_invalid"):
-            phone.device.list_versions(keys_of(account.user, "the password"))
+            phone.device.versions(keys_of(account.user, "the password"))
     else:
         phone.device.fetch()
     assert phone.told == ["rollback"]
@@ -955,9 +1134,9 @@ def test_a_restored_snapshot(start_server: Callable[..., ServerProcess], tmp_pat
 def test_a_restored_snapshot_of_one_server(account: Account) -> None:
     """An old key works again. Perhaps a thief has changed it back: the person is asked before anything is sent."""
     phone, old = account.phone, account.phone.device.keys
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device.change_password("another password", derivations=QUICK)
     client = account.phone.device._make_client(phone.device.keys)
-    latest = phone.device.list_versions()[0]["sha256"]
+    latest = phone.device.versions()[0]["sha256"]
     assert client.change_storage_key(old.storage_key, b"\x01 by a thief", latest).status_code == 200
     sent: list[str | None] = []
 
@@ -974,7 +1153,7 @@ def test_a_restored_snapshot_of_one_server(account: Account) -> None:
 def test_old_keys_are_kept_for_60_days(account: Account) -> None:
     phone = account.phone
     now = account.server.now()
-    phone.device.change_password(keys_of(account.user, "another password"))
+    phone.device.change_password("another password", derivations=QUICK)
     ((keys, until),) = phone.device.state.old_keys
     assert keys == keys_of(account.user, "the password") and 0 <= until - now - SNAPSHOT_SECONDS < 60
     assert SNAPSHOT_SECONDS == 60 * 24 * 3600
@@ -993,9 +1172,9 @@ def test_the_account_is_newer_than_the_snapshot(start_server: Callable[..., Serv
     with pytest.raises(ProblemError, match="credentials_invalid"):
         phone.device.sync()
     assert phone.device.after_refusal() == "ask"
-    phone.device.register(phone.device.keys)  # the person agreed
+    phone.device._register(phone.device.keys)  # the person agreed
     phone.device.sync()
-    assert phone.told == [] and len(phone.device.list_versions()) == 1
+    assert phone.told == [] and len(phone.device.versions()) == 1
 
 
 # ---- Other derivations -------------------------------------------------------------------------------------
@@ -1007,7 +1186,7 @@ def test_an_account_moves_to_a_newer_derivation(account: Account) -> None:
     tablet.device.sign_in(account.user, "the password", QUICK_V2)
     assert tablet.device.keys == derive_keys(account.user, "the password", QUICK_V2[0])
     assert tablet.device.state.succeeded == "v2" and len(tablet.log()) == 3
-    assert tablet.device.list_versions()[0]["keyVersion"] == 2
+    assert tablet.device.versions()[0]["keyVersion"] == 2
     with pytest.raises(ProblemError, match="credentials_invalid"):  # an app that knows only v1
         account.phone.device.sync()
     account.phone.device.sign_in(account.user, "the password", QUICK_V2)

@@ -5,9 +5,7 @@ gets small files instead of the page. The second half reads the built page in he
 desktop and of a phone. `tox run -e browser` builds the page and runs these tests.
 """
 
-import os
 import re
-import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,10 +136,6 @@ def test_where_the_page_was_not_built_the_answer_says_how(start_with_page: Start
 
 # ---- What a reader sees ------------------------------------------------------------------------------------
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None
-)
-INSTALL = "apt-get install chromium (Debian), brew install --cask chromium (macOS), or name one in CHROMIUM"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 PROSE: str = openapi.SPEC["info"]["description"]
@@ -158,23 +152,8 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def page_server(start_shared_server: StartServer) -> ServerProcess:
     """The server, with the built page."""
-    return start_shared_server()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, which can reach no other host than this one."""
-    reason = "not run: needs a browser; `tox run -e browser` runs it"
-    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
-    if CHROMIUM is None:
-        pytest.skip(f"not run: there is no Chromium: {INSTALL}")
     assert (SERVER.parent / "reference/dist/index.html").exists(), "build the page first: tox run -e reference"
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(
-            executable_path=CHROMIUM, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        )
-        yield chromium
-        chromium.close()
+    return start_shared_server()
 
 
 @pytest.fixture(params=WIDTHS)

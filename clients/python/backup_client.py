@@ -75,6 +75,8 @@ class Keys:
 class AppOutdatedError(Exception):
     """A newer version of the app made this. The app says "update the app", and replaces nothing."""
 
+    sentence = "A newer version of the app made this. Update the app."
+
 
 def normalize_username(username: str) -> str:
     """Return the form of a username that is hashed.
@@ -104,7 +106,11 @@ def derive_keys(username: str, password: str, derivation: Derivation = DERIVATIO
     This takes a moment on purpose (600,000 iterations). Raise UnicodeEncodeError for a lone surrogate, which has no
     UTF-8 form.
     """
-    user_id = derive_user_id(username)
+    return keys_of_password(derive_user_id(username), password, derivation)
+
+
+def keys_of_password(user_id: str, password: str, derivation: Derivation = DERIVATIONS[0]) -> Keys:
+    """Return the same, for a device that has the userId."""
     password_utf8 = unicodedata.normalize("NFKC", password).encode()
     master_key = hashlib.pbkdf2_hmac("sha256", password_utf8, bytes.fromhex(user_id), derivation.iterations, 32)
     return keys_of_master_key(user_id, master_key, derivation)
@@ -165,6 +171,8 @@ _READ_AS = str.maketrans("abcdefghjkmnpqrstvwxyzOoIiLl", "ABCDEFGHJKMNPQRSTVWXYZ
 class MistypedCodeError(Exception):
     """A recovery code was mistyped, or it belongs to another username."""
 
+    sentence = "This recovery code was mistyped, or it belongs to another username."
+
 
 def recovery_code(keys: Keys) -> str:
     """Return the recovery code: 8 groups of 7 characters. A change of the password makes it void."""
@@ -209,6 +217,8 @@ LARGEST_SEQUENCE = 2**53 - 1
 
 class DecryptionError(Exception):
     """The blob was not made with these keys, or it was changed since."""
+
+    sentence = "This backup is damaged, or it was made with another password."
 
 
 @dataclass(frozen=True)
@@ -556,21 +566,57 @@ class BackupClient:
         return True
 
 
+UPDATE = "The server does not accept this version of the app. Update the app."
+LATER = "The server cannot answer at the moment. Nothing is lost. Try again later."
+# What a person can be told about a problem, by its code. For a code that is not here, the status decides.
+SENTENCES: Mapping[str, str] = {
+    "signature_invalid": UPDATE,
+    "signature_expired": "The clock of this device is wrong. Correct it, and try again.",
+    "credentials_invalid": "The username or the password is wrong, or a newer version of the app moved this account: "
+    "update the app.",
+    "app_outdated": UPDATE,
+    "no_backup": "There is no backup yet.",
+    "no_such_version": "This version is not kept any more. Choose another one.",
+    "request_timeout": "The connection is too slow. Try again on a better one.",
+    "username_taken": "This username is taken. Choose another one, or enter the password of this one.",
+    "recently_deleted": "This account was deleted a moment ago. Try again in a quarter of an hour.",
+    "version_conflict": "Another device has stored a newer backup. Try again.",
+    "payload_too_large": "The log is too large to back up.",
+    "rate_limited": "That was too often. Try again later.",
+    "account_damaged": "The account is damaged on the server, and only its operator can help. Keep the app: it has "
+    "your log.",
+    "backup_damaged": "This version is damaged on the server. Choose another one.",
+    "internal_error": LATER,
+    "unavailable": LATER,
+    "storage_full": "The server has no room for the backup. Try again later.",
+}
+BY_STATUS = {408: SENTENCES["request_timeout"], 429: SENTENCES["rate_limited"]}
+REFUSED = "The server refused this, and nothing was changed. Update the app, or report this to its publisher."
+# A code has no key in it, though a hostile server could send back what it got.
+CODE = re.compile("(?!.*[0-9a-f]{24})[a-z0-9_]{1,64}")
+
+
 class ProblemError(Exception):
     """An answer that is a problem (RFC 9457).
 
     `code` says which problem it is. `problem` is the whole problem, with the members that some codes add:
-    `currentVersion`, `serverTime`, `errors`. If `lost` is True (a status of 500 or more, but for `storage_full` and
-    `backup_damaged`), the request may have been done or not, as after a lost answer. `app_outdated` means that the
-    person has to update the app. `request_timeout` means that nothing was changed: repeat the request.
+    `currentVersion`, `serverTime`, `errors`. It is the server's text, so the message of the error has none of it but
+    the code. `sentence` is what a person can be told. `retry_after` is after how many seconds to try again, if the
+    server says it. If `lost` is True (a status of 500 or more, but for `storage_full` and damage), the request may have
+    been done or not, as after a lost answer. `app_outdated` means that the person has to update the app.
+    `request_timeout` means that nothing was changed: repeat the request.
     """
 
-    def __init__(self, code: str | None, status: int, problem: Mapping[str, Any]) -> None:
-        super().__init__(f"{status} {code or 'without a code'}: {problem.get('detail', 'no detail')}")
+    def __init__(
+        self, code: str | None, status: int, problem: Mapping[str, Any], retry_after: int | None = None
+    ) -> None:
         self.code = code
         self.status = status
         self.problem = problem
+        self.retry_after = retry_after
         self.lost = status >= 500 and code not in ("storage_full", "account_damaged", "backup_damaged")
+        self.sentence = SENTENCES.get(code or "") or BY_STATUS.get(status) or (LATER if status >= 500 else REFUSED)
+        super().__init__(f"{status} {code}: {self.sentence}")
 
 
 class LostAnswerError(ProblemError):
@@ -579,10 +625,17 @@ class LostAnswerError(ProblemError):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(None, status, {"detail": why})
         self.lost = True
+        self.sentence = "There is no answer from the server. Nothing is lost. Try again later."
+        self.args = (f"{status} lost: {why}",)
 
 
 class MisfitError(LostAnswerError):
     """A fetched version is not the one that was asked for, or it does not fit its receipt."""
+
+
+def sentence(error: Exception) -> str:
+    """Return what a person can be told about an error of this client."""
+    return str(getattr(error, "sentence", "Something went wrong. Nothing is lost. Try again later."))
 
 
 def checked(response: requests.Response) -> requests.Response:
@@ -594,9 +647,11 @@ def checked(response: requests.Response) -> requests.Response:
     if status in (204, 304) or (200 <= status < 300 and media_type in ("application/json", "application/yaml")):
         return response
     problem = _problem(response)
-    if status < 400 or not isinstance(problem.get("code"), str):
+    code = problem.get("code")
+    if status < 400 or not isinstance(code, str) or not CODE.fullmatch(code):
         raise LostAnswerError(status, "the answer is not of this contract")
-    raise ProblemError(problem["code"], status, problem)
+    seconds = response.headers.get("Retry-After", "")
+    raise ProblemError(code, status, problem, int(seconds) if re.fullmatch("[0-9]{1,9}", seconds) else None)
 
 
 RECEIPT = {"version": int, "updatedAt": str, "size": int, "sha256": str, "keyVersion": int}
@@ -607,9 +662,9 @@ def members(
 ) -> dict[str, Any]:
     """Return the JSON object of a success, which has these members of these types, or with these values.
 
-    `statuses` are the successes that the operation has. Otherwise, raise as `checked()`.
+    `statuses` are the successes that the operation has; 204 and 304 give {}. Otherwise, raise as `checked()`.
     """
-    if response.status_code == 204 and 204 in statuses:
+    if response.status_code in (204, 304) and response.status_code in statuses:
         return {}
     try:
         found = checked(response).json()

@@ -1,0 +1,10 @@
+export { BackupClient } from "./client.mjs";
+export * from "./crypto.mjs";
+export type Receipt = import("./answers.mjs").Receipt;
+export type Backup = import("./client.mjs").Backup;
+export type ClientOptions = import("./client.mjs").ClientOptions;
+export type Confirmed = import("./device.mjs").Confirmed;
+export type DeviceOptions = import("./device.mjs").DeviceOptions;
+export type State = import("./device.mjs").State;
+export { LostAnswerError, MisfitError, ProblemError, UnsettledChangeError } from "./answers.mjs";
+export { Device, newState } from "./device.mjs";
