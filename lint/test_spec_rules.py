@@ -91,6 +91,8 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
     "canonical-base64": [
         (f"{SCHEMAS}/BackupData/contentEncoding", ABSENT),
         (f"{SCHEMAS}/BackupData/contentEncoding", "base64url"),
+        (f"{SCHEMAS}/BackupData/format", ABSENT),
+        (f"{SCHEMAS}/BackupData/format", "binary"),
         (f"{SCHEMAS}/BackupData/pattern", ABSENT),
         (f"{SCHEMAS}/BackupData/pattern", "^[A-Za-z0-9+/]+={0,2}$"),
         (f"{SCHEMAS}/Sha256/format", "byte"),

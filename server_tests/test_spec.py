@@ -342,9 +342,14 @@ def test_schemas_suit_a_generated_client():
         assert ("additionalProperties" in schema) == (name in requests), name
     text = openapi.SPEC_BYTES.decode()
     assert "null'" not in text and "nullable" not in text
-    base64_schemas = [schema for _, schema in schemas(resolved(SPEC)) if "contentEncoding" in schema]
+    base64_schemas = [
+        schema
+        for _, schema in schemas(resolved(SPEC))
+        if "contentEncoding" in schema or schema.get("format") == "byte"
+    ]
     assert base64_schemas
     for schema in base64_schemas:
+        assert (schema["contentEncoding"], schema["format"]) == ("base64", "byte")
         assert schema["pattern"] == (
             "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
         )
