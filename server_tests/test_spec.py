@@ -343,9 +343,7 @@ def test_schemas_suit_a_generated_client():
     text = openapi.SPEC_BYTES.decode()
     assert "null'" not in text and "nullable" not in text
     base64_schemas = [
-        schema
-        for _, schema in schemas(resolved(SPEC))
-        if "contentEncoding" in schema or schema.get("format") == "byte"
+        schema for _, schema in schemas(resolved(SPEC)) if "contentEncoding" in schema or schema.get("format") == "byte"
     ]
     assert base64_schemas
     for schema in base64_schemas:
