@@ -1,159 +1,101 @@
-// Runs the clients that ogen and oapi-codegen generate from openapi.yaml against a real server.
+// Lives a whole life with a client that ogen or oapi-codegen generates from openapi.yaml.
 //
 // The test generates the packages api/ogen and api/oapi beside this file. Then it runs this program, once for each client.
-// The program prints what the client decoded, one value a line: the status of the server, the version of its document in
-// YAML, the codes of two problems, the number of the stored version, and the bytes that came back.
+// The program prints one line a step: the operation, and what the client decoded. test_generators.py says which lines it
+// expects.
 package main
 
 import (
-	"context"
-	"encoding/base64"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"os"
-
-	"example.test/generators/api/oapi"
-	"example.test/generators/api/ogen"
-	"github.com/go-faster/yaml"
+	"slices"
 )
 
-var blob = []byte("an encrypted log")
+// answer is what a client decoded of an answer. A member that the answer does not have is zero.
+type answer struct {
+	status     int
+	word       string // the status of the server, or the version of OpenAPI
+	code       string // of a problem, as serverTime
+	serverTime int64
+	versions   []int64 // newest first
+	keyVersion int64
+	sha256     string
+	etag       string
+	data       []byte
+}
+
+// api is what a generated client can do. Each function panics if there is no answer.
+type api interface {
+	getHealth() answer
+	getOpenapiYaml() answer
+	registerUser() answer
+	storeBackup(data []byte, base string) answer
+	fetchBackup() answer
+	listBackupVersions() answer
+	fetchBackupVersion(version int64) answer
+	changeStorageKey(key string, data []byte, base string) answer
+	deleteUser() answer
+}
 
 func main() {
-	url := os.Getenv("TARGET_URL")
-	anonymous := &http.Client{Transport: Proofs{}}
-	user := &http.Client{Transport: Proofs{
-		os.Getenv("TARGET_USER_ID"), os.Getenv("TARGET_STORAGE_KEY"), os.Getenv("TARGET_KEYID"), os.Getenv("TARGET_SECRET"),
-	}}
-	clients := map[string]func(context.Context, string, *http.Client, *http.Client) error{"ogen": withOgen, "oapi": withOapi}
-	if err := clients[os.Args[1]](context.Background(), url, anonymous, user); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	proofs := &Proofs{
+		UserID: os.Getenv("TARGET_USER_ID"), Keyid: os.Getenv("TARGET_KEYID"), Secret: os.Getenv("TARGET_SECRET"),
 	}
+	generated := map[string]func(string, *http.Client) api{"ogen": newOgen, "oapi-codegen": newOapi}[os.Args[1]]
+	client := generated(os.Getenv("TARGET_URL"), &http.Client{Transport: proofs})
+	first := make([]byte, 256)
+	for index := range first {
+		first[index] = byte(index)
+	}
+	second := slices.Clone(first)
+	slices.Reverse(second)
+
+	fmt.Println("getHealth", client.getHealth().word)
+	fmt.Println("document", client.getOpenapiYaml().word)
+	fmt.Println("fetchBackup", client.fetchBackup().code)
+
+	proofs.StorageKey = os.Getenv("TARGET_STORAGE_KEY")
+	expired := client.registerUser()
+	fmt.Println("registerUser", expired.code)
+	proofs.Difference = expired.serverTime - proofs.Now()
+	fmt.Println("registerUser", client.registerUser().status)
+
+	fmt.Println("fetchBackup", client.fetchBackup().code)
+	fmt.Println("storeBackup", client.storeBackup(first, "").versions[0])
+	fetched := client.fetchBackup()
+	fmt.Println("fetchBackup", content(fetched))
+	proofs.IfNoneMatch = fetched.etag
+	fmt.Println("fetchBackup", client.fetchBackup().status)
+	proofs.IfNoneMatch = ""
+
+	fmt.Println("storeBackup", client.storeBackup(second, "").code)
+	stored := client.storeBackup(second, fetched.sha256)
+	fmt.Println("storeBackup", stored.versions[0])
+	listed := client.listBackupVersions().versions
+	fmt.Println("listBackupVersions", listed[0], listed[1])
+	fmt.Println("fetchBackupVersion", content(client.fetchBackupVersion(1)))
+
+	newKey := os.Getenv("TARGET_NEW_KEY")
+	changed := client.changeStorageKey(newKey, first, stored.sha256)
+	fmt.Println("changeStorageKey", changed.versions[0], changed.keyVersion)
+	fmt.Println("fetchBackup", client.fetchBackup().code)
+	proofs.StorageKey = newKey
+	fmt.Println("fetchBackup", content(client.fetchBackup()))
+
+	fmt.Println("deleteUser", client.deleteUser().status)
+	fmt.Println("fetchBackup", client.fetchBackup().code)
 }
 
-// withOapi uses the client of oapi-codegen.
-func withOapi(ctx context.Context, url string, anonymous, user *http.Client) error {
-	service, err := oapi.NewClientWithResponses(url, oapi.WithHTTPClient(anonymous))
-	if err != nil {
-		return err
-	}
-	account, err := oapi.NewClientWithResponses(url, oapi.WithHTTPClient(user))
-	if err != nil {
-		return err
-	}
-	health, err := service.GetHealthWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(health.JSON200.Status)
-	document, err := service.GetOpenapiYamlWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(document.YAML200.Openapi)
-	missing, err := service.FetchBackupWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(missing.ApplicationproblemJSON401.Code)
-	registered, err := account.RegisterUserWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	if registered.JSON201 == nil {
-		return fmt.Errorf("registerUser: %s", registered.Status())
-	}
-	empty, err := account.FetchBackupWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(empty.ApplicationproblemJSON404.Code)
-	stored, err := account.StoreBackupWithResponse(ctx, oapi.BackupUpload{Data: blob})
-	if err != nil {
-		return err
-	}
-	fmt.Println(stored.JSON201.Version)
-	fetched, err := account.FetchBackupWithResponse(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(string(fetched.JSON200.Data))
-	return nil
+// content returns the number of a version, and the SHA-256 of its bytes.
+func content(backup answer) string {
+	return fmt.Sprintf("%d %x", backup.versions[0], sha256.Sum256(backup.data))
 }
 
-// later leaves all proofs to the transport of the client, which sets them when the body is final.
-type later struct{}
-
-func (later) AdminKey(context.Context, ogen.OperationName) (ogen.AdminKey, error) {
-	return ogen.AdminKey{}, nil
-}
-
-func (later) AppSignature(context.Context, ogen.OperationName) (ogen.AppSignature, error) {
-	return ogen.AppSignature{}, nil
-}
-
-func (later) UserCredentials(context.Context, ogen.OperationName) (ogen.UserCredentials, error) {
-	return ogen.UserCredentials{}, nil
-}
-
-// withOgen uses the client of ogen.
-func withOgen(ctx context.Context, url string, anonymous, user *http.Client) error {
-	service, err := ogen.NewClient(url, later{}, ogen.WithClient(anonymous))
+func must[Value any](value Value, err error) Value {
 	if err != nil {
-		return err
+		panic(err)
 	}
-	account, err := ogen.NewClient(url, later{}, ogen.WithClient(user))
-	if err != nil {
-		return err
-	}
-	health, err := service.GetHealth(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(health.(*ogen.HealthHeaders).Response.Status)
-	raw, err := service.GetOpenapiYaml(ctx)
-	if err != nil {
-		return err
-	}
-	answer := raw.(*ogen.GetOpenapiYamlOKRawApplicationYaml).Response
-	defer answer.Body.Close()
-	var document struct{ Openapi string }
-	if err := yaml.NewDecoder(answer.Body).Decode(&document); err != nil {
-		return err
-	}
-	fmt.Println(document.Openapi)
-	missing, err := service.FetchBackup(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(missing.(*ogen.UnauthorizedHeaders).Response.Code)
-	registered, err := account.RegisterUser(ctx)
-	if err != nil {
-		return err
-	}
-	if _, isNew := registered.(*ogen.RegisterUserCreated); !isNew {
-		return fmt.Errorf("registerUser: %T", registered)
-	}
-	empty, err := account.FetchBackup(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println(empty.(*ogen.NoBackupHeaders).Response.Code)
-	upload := &ogen.BackupUpload{Data: ogen.BackupData(base64.StdEncoding.EncodeToString(blob))}
-	stored, err := account.StoreBackup(ctx, upload)
-	if err != nil {
-		return err
-	}
-	fmt.Println(stored.(*ogen.StoreBackupCreatedHeaders).Response.Version)
-	fetched, err := account.FetchBackup(ctx)
-	if err != nil {
-		return err
-	}
-	data, err := base64.StdEncoding.DecodeString(string(fetched.(*ogen.BackupHeaders).Response.Data))
-	if err != nil {
-		return err
-	}
-	fmt.Println(string(data))
-	return nil
+	return value
 }
