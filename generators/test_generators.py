@@ -399,3 +399,35 @@ def test_data_without_a_format_is_noticed(tmp_path: Path) -> None:
     generators = ["csharp", "java", "kotlin", "ogen", "rust", "swift6"]
     generate(changed(tmp_path, ("      format: byte\n", "")), tmp_path, *generators)
     assert not [name for name in generators if declares(tmp_path, name, DATA)]
+
+
+# ---- The README ----------------------------------------------------------------------------------------------
+
+
+def pinned() -> dict[str, str]:
+    """Return the version of each generator that tox installs."""
+    texts = [
+        (HERE / name).read_text() for name in ("../requirements/generators.txt", "go/go.mod", "typescript/package.json")
+    ]
+    forms = [r"^(openapi-generator)-cli==(\S+)", r"([^/\s]+)(?:/v2)? v(\S+)", r'"(\S+)": "(\S+)"']
+    return {
+        name: version for text, form in zip(texts, forms, strict=True) for name, version in re.findall(form, text, re.M)
+    }
+
+
+def test_the_readme_is_about_these_clients() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (HERE / "README.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    assert [client.strip("`") for client, *_ in rows] == list(CODE)
+    versions = pinned()
+    lives = {name for _, clients in LIVES.values() for name in clients}
+    for cell, generator, version, data, compiled, life in rows:
+        client = cell.strip("`")
+        assert version == versions[generator], client
+        declared = DATA[client][1]
+        assert data.startswith("text" if "str" in declared.lower() else "bytes"), client
+        assert (compiled in ("not tried", "needs none")) == (client not in COMPILERS), client
+        assert (life == "yes") == (client in lives), client
