@@ -88,12 +88,21 @@ SPECTRAL_FAULTS: dict[str, list[tuple[str, Any]]] = {
         (f"{SCHEMAS}/ValidationError/additionalProperties", False),  # two references down
         (f"{SCHEMAS}/Problem/unevaluatedProperties", False),
     ],
-    "canonical-base64": [
+    "base64-is-bytes": [
         (f"{SCHEMAS}/BackupData/contentEncoding", ABSENT),
         (f"{SCHEMAS}/BackupData/contentEncoding", "base64url"),
+        (f"{SCHEMAS}/BackupData/format", ABSENT),
+        (f"{SCHEMAS}/StoredData/format", ABSENT),
+        (f"{SCHEMAS}/StoredData/format", "binary"),
+        (f"{SCHEMAS}/Sha256/format", "byte"),
+    ],
+    "canonical-base64": [
         (f"{SCHEMAS}/BackupData/pattern", ABSENT),
         (f"{SCHEMAS}/BackupData/pattern", "^[A-Za-z0-9+/]+={0,2}$"),
-        (f"{SCHEMAS}/Sha256/format", "byte"),
+    ],
+    "no-pattern-of-bytes": [
+        (f"{SCHEMAS}/StoredData/minLength", 4),
+        (f"{SCHEMAS}/StoredData/pattern", "^[A-Za-z0-9+/]*=*$"),
     ],
     "declared-statuses": [
         (f"{FETCH}/responses/default", ABSENT),

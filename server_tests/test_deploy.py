@@ -28,7 +28,7 @@ from server import bounds
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "audit.txt"]
-NPM_LOCKS = ["lint", "server_tests/typescript", "reference"]
+NPM_LOCKS = ["lint", "server_tests/typescript", "reference", "generators/typescript"]
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]

@@ -11,13 +11,21 @@ import (
 	"time"
 )
 
-// Proofs sends each signed request with the four headers of "Two proofs". The generated clients call it last, when the
-// body's bytes are final.
-type Proofs struct{ UserID, StorageKey, Keyid, Secret string }
+// Proofs sends each request with the four headers of "Two proofs", and with If-None-Match. The generated clients call it
+// last, when the body's bytes are final.
+type Proofs struct {
+	UserID, Keyid, Secret string
+	StorageKey            string // without it, requests go out without proofs
+	IfNoneMatch           string
+	Difference            int64 // what the device's clock needs, in seconds
+}
 
-// RoundTrip adds the proofs to a request for a user and sends it.
-func (p Proofs) RoundTrip(request *http.Request) (*http.Response, error) {
-	if p.UserID == "" {
+// Now is the time in Unix seconds on this device, whose clock is an hour behind.
+func (p *Proofs) Now() int64 { return time.Now().Unix() - 3600 }
+
+// RoundTrip adds the headers to a request and sends it.
+func (p *Proofs) RoundTrip(request *http.Request) (*http.Response, error) {
+	if p.StorageKey == "" {
 		return http.DefaultTransport.RoundTrip(request)
 	}
 	var body []byte
@@ -38,7 +46,7 @@ func (p Proofs) RoundTrip(request *http.Request) (*http.Response, error) {
 	contentDigest := "sha-256=:" + base64.StdEncoding.EncodeToString(digest[:]) + ":"
 	params := fmt.Sprintf(
 		`("@method" "@path" "authorization" "content-digest");created=%d;keyid="%s";alg="hmac-sha256"`,
-		time.Now().Unix(), p.Keyid,
+		p.Now()+p.Difference, p.Keyid,
 	)
 	mac := hmac.New(sha256.New, []byte(p.Secret))
 	fmt.Fprintf(
@@ -50,5 +58,8 @@ func (p Proofs) RoundTrip(request *http.Request) (*http.Response, error) {
 	signed.Header.Set("Content-Digest", contentDigest)
 	signed.Header.Set("Signature-Input", "app="+params)
 	signed.Header.Set("Signature", "app=:"+base64.StdEncoding.EncodeToString(mac.Sum(nil))+":")
+	if p.IfNoneMatch != "" {
+		signed.Header.Set("If-None-Match", p.IfNoneMatch)
+	}
 	return http.DefaultTransport.RoundTrip(signed)
 }

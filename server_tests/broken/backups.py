@@ -67,6 +67,17 @@ def one_bit_is_flipped() -> None:
             answer.body = json.dumps(backup | {"data": base64.b64encode(bytes([*data, last ^ 1])).decode()}).encode()
 
 
+@breaks("backup.bytes")
+def what_is_fetched_has_no_padding() -> None:
+    """What is fetched is base64 without padding, which some decoders refuse."""
+
+    @on_answer
+    def strip_the_padding(environ: dict[str, Any], answer: Any) -> None:
+        if b'"data":' in answer.body and answer.status == 200 and environ["PATH_INFO"].startswith("/api/"):
+            backup = json.loads(answer.body)
+            answer.body = json.dumps(backup | {"data": backup["data"].rstrip("=")}).encode()
+
+
 @breaks("backup.largest")
 def largest_backup_is_a_byte_smaller() -> None:
     """5,242,880 bytes are too many."""
