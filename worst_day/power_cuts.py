@@ -302,9 +302,17 @@ class Outcome:
 
 
 def cut_everywhere(
-    life: Life, recorded: list[Event], directory: Path, opened: Callable[[Path], Store], say: Callable[[str], None]
+    life: Life,
+    recorded: list[Event],
+    directory: Path,
+    opened: Callable[[Path], Store],
+    say: Callable[[str], None],
+    every: int = 1,
 ) -> Outcome:
-    """Cut the power after each event, in each way, and look at what `opened` finds. End if enough is lost."""
+    """Cut the power after each event, in each way, and look at what `opened` finds. End if enough is lost.
+
+    If `every` is more than 1, cut it only after every so many events.
+    """
     gc.freeze()  # a store that is closed collects garbage: it need not look at what is here now
     outcome, disk, answers = Outcome(operations=life.operations), Disk(), 0
     users = sorted({user for state in life.states for user in state})
@@ -317,8 +325,8 @@ def cut_everywhere(
             answers += 1
             continue
         disk.do(event)
-        if event.kind == "create" or "backup.db" not in disk.files:
-            continue  # nothing has changed, or nothing can have been acknowledged yet
+        if number % every or event.kind == "create" or "backup.db" not in disk.files:
+            continue  # left out, or nothing has changed, or nothing can have been acknowledged yet
         right = life.states[answers : answers + 2]
         for name, image in disk.images().items():
             outcome.images[name] += 1
