@@ -140,7 +140,8 @@ def end(base_url: str, secret: str, keyid: str) -> str | None:
             statuses |= delete(unknown, base_url, secret, keyid)
         if failed := [status for status in statuses.values() if status not in (204, 401)]:
             return f"{len(failed)} of the run's users could not be deleted"
-        return f"{len([1 for status in statuses.values() if status == 204])} users that the run had left are deleted"
+        count = list(statuses.values()).count(204)
+        return f"{count} users that the run had left are deleted" if count else None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import pytest
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import answer_checks, edge
 from contract_tests.target.exchanges import Exchange
-from contract_tests.target.openapi import find_operation
+from contract_tests.target.openapi import OPERATIONS, find_operation
 
 KEPT = 3  # how many exchanges a failing test shows
 
@@ -73,6 +73,10 @@ class Observer:
         for operation_id in operation_ids:
             if operation_id in self.lacking:
                 pytest.skip(f"the target declares that it does not have {operation_id}")
+
+    def lacks(self, path: str) -> bool:
+        """Return whether the server declares that it does not have one of the operations of a path."""
+        return any(operation.matches(path) for operation in OPERATIONS.values() if operation.id in self.lacking)
 
     def skip_without_answerer(self, method: str, path: str) -> None:
         """Skip the test if a request is for an operation that the server does not have. `path` is the path as sent."""
