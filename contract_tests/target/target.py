@@ -187,11 +187,8 @@ def check_target(base_url: str, profile: str) -> None:
 
 def a_client(target: Target, **options: Any) -> BackupClient:
     """Return a client of a new user, without checks of its answers."""
-    options: dict[str, Any] = {
-        "keyid": target.keyid,
-        "secret": target.secret,
-        "session": left_behind.NotingSession(),
-    } | options
+    options = {"keyid": target.keyid, "secret": target.secret} | options
+    options.setdefault("session", left_behind.NotingSession())
     return BackupClient(target.base_url, credentials=(secrets.token_hex(32), secrets.token_hex(32)), **options)
 
 
