@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Delete the users that are left on the target. All workers have ended."""
     if is_run_against_given_target(config) and left_behind.is_begun():
-        target = given_target(config.getoption("--base-url"), config.getoption("--profile"))
-        if said := left_behind.end(target.base_url, target.secret, target.keyid):
-            print(said, file=sys.stderr)
+        with suppress(pytest.UsageError):  # then nobody was registered
+            target = given_target(config.getoption("--base-url"), config.getoption("--profile"))
+            if said := left_behind.end(target.base_url, target.secret, target.keyid):
+                print(said, file=sys.stderr)
+        left_behind.forget()
 
 
 def is_run_against_given_target(config: pytest.Config) -> bool:

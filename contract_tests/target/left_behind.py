@@ -128,22 +128,21 @@ def is_begun() -> bool:
 
 def end(base_url: str, secret: str, keyid: str) -> str | None:
     """Delete the users that are left. Return what there is to say about it, or None if nobody was left."""
-    folder = Path(os.environ.pop(FOLDER))
-    try:
-        left = set(read(folder))
-        if not left:
-            return None
-        statuses = delete(left, base_url, secret, keyid)
-        # Who is unknown never came to be, or is yet to come: the last request of a killed process may be on its way.
-        if unknown := {credentials for credentials, status in statuses.items() if status == 401}:
-            time.sleep(AGAIN_SECONDS)
-            statuses |= delete(unknown, base_url, secret, keyid)
-        if failed := [status for status in statuses.values() if status not in (204, 401)]:
-            return f"{len(failed)} of the run's users could not be deleted"
-        count = list(statuses.values()).count(204)
-        return f"{count} users that the run had left are deleted" if count else None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    left = set(read(Path(os.environ[FOLDER])))
+    statuses = delete(left, base_url, secret, keyid)
+    # Who is unknown never came to be, or is yet to come: the last request of a killed process may be on its way.
+    if unknown := {credentials for credentials, status in statuses.items() if status == 401}:
+        time.sleep(AGAIN_SECONDS)
+        statuses |= delete(unknown, base_url, secret, keyid)
+    if failed := [status for status in statuses.values() if status not in (204, 401)]:
+        return f"{len(failed)} of the run's users could not be deleted"
+    count = list(statuses.values()).count(204)
+    return f"{count} users that the run had left are deleted" if count else None
+
+
+def forget() -> None:
+    """Remove the folder."""
+    shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
 
 
 def read(folder: Path) -> Iterator[Credentials]:
