@@ -239,7 +239,7 @@ def test_an_edge_without_a_server_fails(start, tmp_path):
 
 # ---- Trust and proxies -------------------------------------------------------------------------------------
 
-FEW = ("contract_tests/test_whole_life.py", "contract_tests/test_signature.py", "--profile", "public")
+FEW = ("contract_tests/test_whole_life.py", "contract_tests/test_http.py", "--profile", "public")
 
 
 @pytest.mark.parametrize("how", ["--ca-bundle", *CA_BUNDLE, "CONTRACT_CA_BUNDLE"])
