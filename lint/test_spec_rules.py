@@ -318,9 +318,8 @@ def test_each_exception_is_needed_and_there_is_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("linter", [REDOCLY, SPECTRAL], ids=["redocly", "spectral"])
-@pytest.mark.parametrize("name", ["a#b", "a%41", "a b?c"])
-def test_the_path_of_a_checkout_may_have_any_characters(tmp_path, linter, name):
-    root = tmp_path / name
+def test_the_path_of_a_checkout_may_have_any_characters(tmp_path, linter):
+    root = tmp_path / "a#b%41 c"
     shutil.copytree(LINT, root / "lint", ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     shutil.copy(ROOT / "openapi.yaml", root)
     (root / "lint/node_modules").symlink_to(LINT / "node_modules")
