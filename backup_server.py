@@ -1268,7 +1268,7 @@ class App:
         except bottle.HTTPError:  # no path that the document has
             detail = "/openapi.yaml lists the operations and their paths."
             if environ["PATH_INFO"] == self._missing_page:
-                detail = "The reference page was not built. This builds it: tox run -e reference"
+                detail = "The reference page was not built. `tox run -e reference` builds it (README.md: Two commands)."
             return None, Problem("not_found", detail).response
         method = environ["REQUEST_METHOD"]
         if answerer := route.answerers.get(method):

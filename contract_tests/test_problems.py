@@ -390,6 +390,7 @@ def test_another_body_than_the_signed_one(target, new_user, operation, method, p
     assert state(user) == before
 
 
+@pytest.mark.edge_may_answer
 @pytest.mark.requirement("problem.silent", "problem.form")
 @pytest.mark.parametrize(
     ("method", "path"),

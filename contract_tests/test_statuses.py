@@ -39,6 +39,7 @@ def test_a_body_that_is_too_large(target, operation):
     assert outcome(answer) == "413 payload_too_large"
 
 
+@pytest.mark.edge_may_change
 @pytest.mark.requirement("{operation}.413")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_body_that_is_said_to_be_much_too_large(target, operation):
@@ -47,6 +48,7 @@ def test_a_body_that_is_said_to_be_much_too_large(target, operation):
     assert outcome(answer) == "413 payload_too_large"
 
 
+@pytest.mark.edge_may_change
 @pytest.mark.requirement("{operation}.431", "http.header-limit")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_headers_that_are_too_large(target, operation):
@@ -54,6 +56,7 @@ def test_headers_that_are_too_large(target, operation):
     assert outcome(answer) == "431 headers_too_large"
 
 
+@pytest.mark.edge_may_change
 @pytest.mark.requirement("{operation}.400", "http.framing")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_length_that_is_none(target, operation):

@@ -11,6 +11,7 @@ import requests
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.edge import own_etag
 from contract_tests.target.openapi import RESERVED
 
 pytestmark = pytest.mark.public
@@ -85,7 +86,7 @@ def test_two_devices(target, new_user, about):
     about("fetchBackup.200", "fetchBackup.304", "etag.strong", "etag.match", "etag.other", "version.latest")
     assert phone.fetch_backup(fetched.headers["ETag"]).status_code == 200
     latest = phone.fetch_backup()
-    assert latest.headers["ETag"] == f'"2-{sha256(second)}"'
+    assert own_etag(latest.headers) == f'"2-{sha256(second)}"'
     assert phone.fetch_backup(latest.headers["ETag"]).status_code == 304
     about("fetchBackupVersion.200", "fetchBackupVersion.304", "etag.match")
     assert phone.fetch_backup_version(1, fetched.headers["ETag"]).status_code == 304

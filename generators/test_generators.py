@@ -25,6 +25,7 @@ import pytest
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.openapi import SPEC, SPEC_PATH
 from contract_tests.target.target import Target
+from server_tests.serve import tox
 
 HERE = Path(__file__).resolve().parent
 TEXT = SPEC_PATH.read_text()
@@ -101,7 +102,7 @@ def run(*command: object, cwd: Path, **environ: str) -> str:
     """Run a command, which must succeed. Return what it wrote to its output."""
     name, *arguments = map(str, command)
     path = shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}{NODE_MODULES / '.bin'}")
-    assert path, f"{name} is missing: `tox run -e generators` installs it"
+    assert path, f"{name} is missing: `{tox()} run -e generators` installs it"
     done = subprocess.run([path, *arguments], cwd=cwd, env=os.environ | environ, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-10_000:]
     return done.stdout

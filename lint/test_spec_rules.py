@@ -1,17 +1,22 @@
 """The linters find the faults that these tests put into copies of openapi.yaml."""
 
+import atexit
 import configparser
 import copy
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from lint.plainly import plain_folder
 
 LINT = Path(__file__).resolve().parent
 ROOT = LINT.parent
@@ -22,6 +27,10 @@ REDOCLY_RULES = yaml.safe_load((LINT / "redocly.yaml").read_text())
 TOX = configparser.ConfigParser(interpolation=None)
 TOX.read(ROOT / "tox.ini")
 VALIDATOR, REDOCLY, SPECTRAL, _ = map(shlex.split, TOX["testenv:spec"]["commands"].strip().splitlines())
+
+WITH_FOLDER = ExitStack()
+FOLDER = WITH_FOLDER.enter_context(plain_folder(ROOT))  # where the commands run
+atexit.register(WITH_FOLDER.close)
 
 ABSENT = object()
 REGISTER = "/paths/~1api~1register/post"
@@ -192,7 +201,7 @@ def run(command: list[str], *paths: Path) -> subprocess.CompletedProcess[str]:
     """Run a command of tox.ini in the directory where tox runs it, on these files instead of openapi.yaml."""
     at = command.index("openapi.yaml")
     command = [*command[:at], *map(str, paths), *command[at + 1 :]]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
 
 
 def redocly(*paths: Path) -> Iterator[tuple[Path, str, str]]:
@@ -203,7 +212,11 @@ def redocly(*paths: Path) -> Iterator[tuple[Path, str, str]]:
         rest = rest[end:].lstrip()
         for problem in report["problems"]:
             location = problem["location"][0]
-            yield (ROOT / location["source"]["ref"]).resolve(), problem["ruleId"], location["pointer"].removeprefix("#")
+            yield (
+                (FOLDER / location["source"]["ref"]).resolve(),
+                problem["ruleId"],
+                location["pointer"].removeprefix("#"),
+            )
 
 
 def spectral(*paths: Path, ruleset: str = "lint/spectral.yaml") -> Iterator[tuple[Path, str, str]]:
@@ -300,5 +313,15 @@ def test_each_exception_is_needed_and_there_is_no_other(tmp_path):
     (tmp_path / "node_modules").symlink_to(LINT / "node_modules")
     ruleset = tmp_path / "spectral.json"
     ruleset.write_text(json.dumps({key: value for key, value in SPECTRAL_RULES.items() if key != "overrides"}))
-    findings = spectral(ROOT / "openapi.yaml", ruleset=str(ruleset))
+    findings = spectral(FOLDER / "openapi.yaml", ruleset=str(ruleset))
     assert {(rule, pointer) for _, rule, pointer in findings} == excepted
+
+
+@pytest.mark.parametrize("linter", [REDOCLY, SPECTRAL], ids=["redocly", "spectral"])
+def test_the_path_of_a_checkout_may_have_any_characters(tmp_path, linter):
+    root = tmp_path / "a#b%41 c"
+    shutil.copytree(LINT, root / "lint", ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    shutil.copy(ROOT / "openapi.yaml", root)
+    (root / "lint/node_modules").symlink_to(LINT / "node_modules")
+    done = subprocess.run(linter, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

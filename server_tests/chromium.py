@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from server_tests.serve import tox
+
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None
 )
@@ -16,7 +18,7 @@ INSTALL = "apt-get install chromium (Debian), brew install --cask chromium (macO
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, which can reach no other host than this one."""
-    reason = "not run: needs a browser; `tox run -e browser` runs it"
+    reason = f"not run: needs a browser; `{tox()} run -e browser` runs it"
     playwright = pytest.importorskip("playwright.sync_api", reason=reason)
     if CHROMIUM is None:
         pytest.skip(f"not run: there is no Chromium: {INSTALL}")

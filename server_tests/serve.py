@@ -8,6 +8,7 @@ setting reaches the server unchanged from the environment.
 
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,15 +38,28 @@ def development_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
+def tox() -> str:
+    """Return a command that runs tox, as the README's first table has them."""
+    found = shutil.which("tox")
+    if Path(".venv/bin/tox").exists():
+        return ".venv/bin/tox"
+    if found and not {"uv", "pipx"} & set(Path(found).parts):  # theirs are on PATH only while they run
+        return "tox"
+    if shutil.which("uvx"):
+        return "uvx --python 3.13 tox"
+    if shutil.which("pipx"):
+        return "pipx run tox"
+    return "python3.13 -m venv .venv && .venv/bin/pip install --quiet tox && .venv/bin/tox"
+
+
 def next_steps(port: str) -> str:
     """Return what to type in a second terminal. (If `port` is 0, the server itself prints the real port.)"""
     base_url = f"http://127.0.0.1:{port if port != '0' else 'PORT'}"
-    tox = ".venv/bin/tox" if Path(".venv/bin/tox").exists() else "tox"
     return f"""\
 The app's development secret is in {SECRET_FILE}. Try next, in a second terminal:
 
   curl -i {base_url}/health
-  APP_SECRET_KEY="$(cat {SECRET_FILE})" {tox} run -e demo -- --base-url {base_url}
+  APP_SECRET_KEY="$(cat {SECRET_FILE})" {tox()} run -e demo -- --base-url {base_url}
 
 Ctrl-C stops the server.
 """

@@ -21,7 +21,7 @@ from unittest.mock import Mock
 import pytest
 import requests
 
-from contract_tests.suite.requirement_ids import REQUIREMENTS
+from contract_tests.suite.requirement_ids import CATEGORIES, REQUIREMENTS, category
 from contract_tests.target import answer_checks, raw
 from contract_tests.target.openapi import OPERATIONS, REPOSITORY, SERVER, is_timestamp
 from contract_tests.target.process import COMMAND
@@ -164,6 +164,10 @@ def test_a_requirement_that_is_not_proven_fails_a_whole_run_against_a_server_of_
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "key.old is partly proven" in done.stdout
     assert SUMMARY.search(done.stdout)[0] == f"{COUNT} of {COUNT} requirements: {COUNT - 1} proven, 1 partly proven"
+
+
+def test_each_requirement_has_a_category():
+    assert {category(identifier) for identifier in REQUIREMENTS} == CATEGORIES.keys()
 
 
 def test_selection(suite):

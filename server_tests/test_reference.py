@@ -20,6 +20,7 @@ from contract_tests.target.calls import outcome
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.raw import request, send
+from server_tests.serve import tox
 from server_tests.this_server import copy_server
 
 # ---- How the server sends it -------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def page_server(start_shared_server: StartServer) -> ServerProcess:
     """The server, with the built page."""
-    assert (SERVER.parent / "reference/dist/index.html").exists(), "build the page first: tox run -e reference"
+    assert (SERVER.parent / "reference/dist/index.html").exists(), f"build the page first: {tox()} run -e reference"
     return start_shared_server()
 
 

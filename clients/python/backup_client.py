@@ -432,6 +432,9 @@ class SignatureAuth(requests.auth.AuthBase):
 # ---- Calling the operations --------------------------------------------------------------------------------
 
 
+LOOPBACK = re.compile(r"https?://(localhost|127(\.\d+){3}|\[::1\])(:|$)", re.IGNORECASE)
+
+
 class BackupClient:
     """One user on one device. It has a method for each operation of openapi.yaml. Each method sends one request.
 
@@ -548,6 +551,7 @@ class BackupClient:
             data=body,
             headers=headers,
             auth=self._auth if signed else _no_auth,
+            proxies={"no_proxy": "*"} if LOOPBACK.match(self.base_url) else None,  # no proxy of the environment
             allow_redirects=False,  # a signature is for one server and one path
             timeout=self.timeout,
         )

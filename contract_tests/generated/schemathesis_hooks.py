@@ -27,8 +27,10 @@ from schemathesis.generation.meta import TestPhase
 from schemathesis.openapi.checks import EnsureResourceAvailability
 
 from clients.python.backup_client import BackupClient, SignatureAuth
+from contract_tests.target import exchanges, left_behind
 
 BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
+PARENT = os.getppid()
 KEPT = 4  # how many last versions the full profile needs the target to keep
 
 
@@ -49,7 +51,8 @@ class Account:
 
     def client(self) -> BackupClient:
         """Return a client for requests that are not part of the run."""
-        return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID)
+        session = left_behind.NotingSession()
+        return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID, session=session)
 
     def fits(self, request: requests.PreparedRequest) -> bool:
         """Return whether an upload may succeed.
@@ -75,6 +78,8 @@ class Caller(requests.auth.AuthBase):
         self.living: dict[str, Account] = {}
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if os.getppid() != PARENT:  # the tests were killed, and this run with them
+            os._exit(1)
         path = urlsplit(request.url or "").path
         if path == "/admin/stats":
             request.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
@@ -85,6 +90,7 @@ class Caller(requests.auth.AuthBase):
             if self.account is None or not self.account.fits(request):
                 self.go_on_as(Account()).client().register_user()
             self.account.sign(request)
+        left_behind.sending(*proven(request))
         return request
 
     def go_on_as(self, account: Account) -> Account:
@@ -94,6 +100,7 @@ class Caller(requests.auth.AuthBase):
     def learn(self, case: Any, response: Any) -> None:
         """Note what an answer changed."""
         self.calls += 1
+        left_behind.answered(*proven(response.request), response.status_code)
         match case.method, case.operation.path, response.status_code:
             case "POST", "/api/register", 201:
                 self.go_on_as(self.newcomer)
@@ -111,6 +118,12 @@ class Caller(requests.auth.AuthBase):
         print(f"{self.calls} requests were sent")
         for account in self.living.values():
             account.client().delete_user()
+
+
+def proven(request: Any) -> tuple[str | None, str, tuple[str, str] | None, Any]:
+    """Return what left_behind.py notes of a request: its method, path, credentials and body."""
+    credentials = exchanges.credentials_of(request.headers.get("Authorization", ""))
+    return request.method, urlsplit(request.url or "").path, credentials, request.body
 
 
 caller = Caller()

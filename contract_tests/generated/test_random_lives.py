@@ -53,6 +53,7 @@ from contract_tests.generated.model import (
 from contract_tests.target import openapi
 from contract_tests.target.calls import FromAddress, at_once, eventually, outcome, sha256
 from contract_tests.target.checked_client import CheckedSession
+from contract_tests.target.edge import own_etag
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import TargetSession
 
@@ -157,6 +158,8 @@ def seen(response: requests.Response) -> Answer:
     body = json.loads(response.content or b"{}")
     facts: dict[str, Any] = {name: body[name] for name in MEMBERS if name in body}
     facts |= {name: response.headers[name] for name in HEADERS if name in response.headers}
+    if etag := own_etag(response.headers):
+        facts["ETag"] = etag
     if "Retry-After" in facts:
         facts["Retry-After"] = int(facts["Retry-After"])
     if "data" in body:

@@ -51,6 +51,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="full needs a target with raised limits; public fits the limits of the contract",
     )
     group.addoption(
+        "--ca-bundle",
+        default=os.environ.get("CONTRACT_CA_BUNDLE"),
+        metavar="FILE",
+        help="trust the certificates in this PEM file; without it, SSL_CERT_FILE or REQUESTS_CA_BUNDLE counts",
+    )
+    group.addoption(
+        "--direct",
+        action="store_true",
+        help="nothing stands in front of the server, so no answer is excused as one of a proxy",
+    )
+    group.addoption(
         "--requirement",
         action="append",
         default=[],

@@ -39,17 +39,17 @@ REQUIREMENTS = collect()
 # The categories that --category selects: each lists the first parts of its ids. The first part of any id is a category,
 # too.
 CATEGORIES = {
-    "account": "register key delete registerUser changeStorageKey deleteUser",
+    "account": "account register key delete registerUser changeStorageKey deleteUser",
     "backup": "backup version etag base retry storeBackup fetchBackup fetchBackupVersion listBackupVersions",
     "proofs": "signature digest credentials",
     "isolation": "isolation replay",
-    "limits": "limits address guessing",
+    "limits": "limits address guessing space",
     "history": "history",
     "http": "http order problem header",
     "cors": "cors",
     "admin": "admin getAdminStats",
     "service": "document getHealth getOpenapiYaml getOpenapiJson",
-    "durability": "durability",
+    "durability": "durability erase",
 }
 PREFIXES = {identifier.partition(".")[0] for identifier in REQUIREMENTS}
 

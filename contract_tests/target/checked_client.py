@@ -9,10 +9,11 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys
 from contract_tests.target.exchanges import Exchange, headers_of
+from contract_tests.target.left_behind import NotingSession
 from contract_tests.target.observer import Observer, Server
 
 
-class CheckedSession(requests.Session):
+class CheckedSession(NotingSession):
     """Checks each answer against openapi.yaml, and keeps it for the report of a failing test."""
 
     def __init__(self, observer: Observer) -> None:

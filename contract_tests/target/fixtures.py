@@ -5,8 +5,11 @@ and settings. If the run was not given what a test needs, the test is "not run",
 """
 
 import secrets
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys
 from contract_tests.suite.outcomes import not_run
+from contract_tests.target import edge, left_behind, network
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import left_out
 from contract_tests.target.process import ServerProcess
@@ -29,15 +33,60 @@ from contract_tests.target.target import (
 )
 from contract_tests.target.used_servers import SERVERS
 
+SAME_SIGNAL = 1.0  # seconds. Ctrl-C reaches each process of a terminal, and a program in between may pass it on
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in edge.MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    network.set_up(config.getoption("--ca-bundle"))
+    if is_run_against_given_target(config):
+        left_behind.begin()
+        end_gently()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete the users that are left on the target. All workers have ended."""
+    if is_run_against_given_target(config) and left_behind.is_begun():
+        with suppress(pytest.UsageError):  # then nobody was registered
+            target = given_target(config.getoption("--base-url"), config.getoption("--profile"))
+            if said := left_behind.end(target.base_url, target.secret, target.keyid):
+                print(said, file=sys.stderr)
+        left_behind.forget()
+
+
+def is_run_against_given_target(config: pytest.Config) -> bool:
+    """Return whether this is the process that started a run, not a worker of pytest-xdist, and has a given target."""
+    return bool(
+        config.getoption("--base-url") and not hasattr(config, "workerinput") and not config.getoption("collectonly")
+    )
+
+
+def end_gently() -> None:
+    """Let SIGINT and SIGTERM end the run so that the users are deleted. Let a second signal end it at once."""
+    first: list[float] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        if first and time.monotonic() < first[0] + SAME_SIGNAL:
+            return
+        if first:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        first.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End the run here if the target cannot be tested."""
     config = session.config
-    is_worker = hasattr(config, "workerinput")  # of pytest-xdist
-    base_url = config.getoption("--base-url")
-    if base_url and not is_worker and not config.getoption("collectonly"):
-        check_target(base_url, config.getoption("--profile"))
+    if is_run_against_given_target(config):
+        check_target(config.getoption("--base-url"), config.getoption("--profile"))
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +95,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if base_url := request.config.getoption("--base-url"):
         target = given_target(base_url, request.config.getoption("--profile"))
         target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
+        target.observer.edge = None if request.config.getoption("--direct") else edge.find(target.base_url)
         request.config.stash[SERVERS].add(target, shared=True)
         yield target
         return
@@ -79,6 +129,17 @@ def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     target = request.getfixturevalue("target")
     yield
     target.delete_users()
+
+
+@pytest.fixture(autouse=True)
+def behind_an_edge(request: pytest.FixtureRequest) -> None:
+    """Do not run what an edge in front of the target makes meaningless (edge.py)."""
+    if "target" not in request.fixturenames:
+        return
+    observer = request.getfixturevalue("target").observer
+    if observer.edge and request.node.get_closest_marker("edge_may_change"):
+        not_run(f"the edge in front of the target ({observer.edge}) may change what this test looks at")
+    observer.edge_may_answer = bool(observer.edge and request.node.get_closest_marker("edge_may_answer"))
 
 
 @pytest.fixture

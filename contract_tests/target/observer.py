@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pytest
 
-from contract_tests.target import answer_checks
+from contract_tests.suite.outcomes import not_run
+from contract_tests.target import answer_checks, edge
 from contract_tests.target.exchanges import Exchange
-from contract_tests.target.openapi import find_operation
+from contract_tests.target.openapi import OPERATIONS, find_operation
 
 KEPT = 3  # how many exchanges a failing test shows
 
@@ -37,6 +38,8 @@ class Observer:
 
     def __init__(self, lacking: Collection[str] = ()) -> None:
         self.lacking = frozenset(lacking)
+        self.edge: str | None = None  # the name of the edge in front of the server, if there is one
+        self.edge_may_answer = False  # whether it may answer the requests of the current test
         self.last: deque[Exchange] = deque(maxlen=KEPT)
         self._types: dict[str, str] = {}  # the type of each problem, by code
         self._codes: dict[str, str] = {}  # the code of each problem, by type
@@ -51,11 +54,17 @@ class Observer:
 
     def check(self, method: str, path: str, status: int, headers: answer_checks.Headers, body: bytes) -> None:
         """Raise AssertionError unless openapi.yaml allows this answer, and unless it agrees with earlier answers."""
+        if self.edge_may_answer and edge.may_be_its_own(status) and not edge.is_of_the_contract(status, headers):
+            self.answered_by_the_edge(str(status))
         problem = answer_checks.check(method, path, status, headers, body)
         if problem is not None:  # each code has one type, which the server may choose
             code, kind = problem["code"], problem["type"]
             assert self._types.setdefault(code, kind) == kind, f"{code} had another type before"
             assert self._codes.setdefault(kind, code) == code, f"{kind} was the type of another code before"
+
+    def answered_by_the_edge(self, how: str) -> NoReturn:
+        """End the test as not run: the edge kept its request from the server."""
+        not_run(f"the edge in front of the target ({self.edge}) answered a request of this test itself: {how}")
 
     # ---- What the server does not have ---------------------------------------------------------------------
 
@@ -64,6 +73,10 @@ class Observer:
         for operation_id in operation_ids:
             if operation_id in self.lacking:
                 pytest.skip(f"the target declares that it does not have {operation_id}")
+
+    def lacks(self, path: str) -> bool:
+        """Return whether the server declares that it does not have one of the operations of a path."""
+        return any(operation.matches(path) for operation in OPERATIONS.values() if operation.id in self.lacking)
 
     def skip_without_answerer(self, method: str, path: str) -> None:
         """Skip the test if a request is for an operation that the server does not have. `path` is the path as sent."""

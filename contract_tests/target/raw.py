@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from clients.python.backup_client import authorization, sign
 from contract_tests.suite.outcomes import not_run
+from contract_tests.target import network
 from contract_tests.target.exchanges import Exchange, headers_of
 from contract_tests.target.observer import Server
 
@@ -45,15 +45,8 @@ def host(target: Server) -> bytes:
 @contextmanager
 def connected(target: Server) -> Iterator[socket.socket]:
     """Open a connection to the target, with TLS if its URL is https."""
-    url = urlsplit(target.base_url)
-    is_secure = url.scheme == "https"
-    address = (url.hostname, url.port or (443 if is_secure else 80))
-    with socket.create_connection(address, TIMEOUT) as connection:
-        if not is_secure:
-            yield connection
-            return
-        with ssl.create_default_context().wrap_socket(connection, server_hostname=url.hostname) as secure:
-            yield secure
+    with network.connect(target.base_url, TIMEOUT) as connection:
+        yield connection
 
 
 def send_all(connection: socket.socket, data: bytes) -> None:
@@ -74,6 +67,10 @@ def receive(
         response = http.client.HTTPResponse(connection, method=method)
         response.begin()
         answer = Answer(response.status, response.headers, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        if target.observer.edge_may_answer:
+            target.observer.answered_by_the_edge(type(error).__name__)
+        raise
     finally:
         parts = None if answer is None else (answer.status, headers_of(answer.headers.items()), answer.body)
         request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")

@@ -17,7 +17,7 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import exchanges, openapi
+from contract_tests.target import exchanges, left_behind, openapi
 from contract_tests.target.calls import sha256
 from contract_tests.target.checked_client import CheckedSession, checked_client
 from contract_tests.target.observer import Observer
@@ -64,6 +64,8 @@ class Target:
         client = checked_client(self, credentials, **({"session": TargetSession(self)} | options))
         if credentials is not None:
             self.users.setdefault(client.credentials, False)
+            if not self.is_public and (notes := left_behind.notes()):
+                notes.may_be_there(client.credentials)  # a test may register this user by bytes on a socket
         return client
 
     @property
@@ -86,9 +88,12 @@ class Target:
             if is_registered or not self.is_public:  # a public target would count a wrong guess as a failure
                 client = BackupClient(self.base_url, self.secret, credentials, keyid=self.keyid, clock=self.now)
                 try:
-                    left += client.delete_user().status_code not in (204, 401)
+                    is_left = client.delete_user().status_code not in (204, 401)
                 except requests.RequestException:
-                    left += 1
+                    is_left = True
+                left += is_left
+                if not is_left and (notes := left_behind.notes()):
+                    notes.is_gone(credentials)
         assert not left, f"{left} of the test's users could not be deleted"
 
 
@@ -183,6 +188,7 @@ def check_target(base_url: str, profile: str) -> None:
 def a_client(target: Target, **options: Any) -> BackupClient:
     """Return a client of a new user, without checks of its answers."""
     options = {"keyid": target.keyid, "secret": target.secret} | options
+    options.setdefault("session", left_behind.NotingSession())
     return BackupClient(target.base_url, credentials=(secrets.token_hex(32), secrets.token_hex(32)), **options)
 
 
@@ -266,7 +272,8 @@ def too_low_for_key_changes(target: Target, client: BackupClient) -> list[str]:
         return []
     (user_id, key), other = client.credentials, secrets.token_hex(32)
     changed = client.change_storage_key(other, b"another probe", sha256(b"a probe"))
-    with_other = BackupClient(target.base_url, target.secret, (user_id, other), keyid=target.keyid)
+    options: dict[str, Any] = {"keyid": target.keyid, "session": left_behind.NotingSession()}
+    with_other = BackupClient(target.base_url, target.secret, (user_id, other), **options)
     with_other.change_storage_key(key, b"a probe", sha256(b"another probe"))
     return too_low_by_policy(changed, "KEY_CHANGES_PER")
 
