@@ -24,7 +24,7 @@ READ_ONLY = "its folder is read-only: make it writable, and start the server aga
 REMEDIES = {
     errno.EEXIST: "a part of the path is a file, so name another path",
     errno.ENOTDIR: "a part of the path is a file, so name another path",
-    errno.ENOENT: "a link leads to nothing: is the volume there?",
+    errno.ENOENT: "is the volume there? A link leads to nothing",
     errno.ELOOP: "links lead in a circle, so name another path",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ENOSPC: "make room on the volume",
@@ -202,11 +202,14 @@ def is_frozen(path: Path) -> bool:
     """Return whether SQLite can open the file only if it hears that nobody can change it (`immutable`).
 
     SQLite keeps a write-ahead log and an index of it beside the file. It cannot make them in a folder that is
-    read-only. If a log is there, it must not be passed over: it may have the last changes.
+    read-only. If both are there, it needs no more, and a server may be writing: the folder may be read-only for this
+    user or in this mount alone. If only a log is there, it must not be passed over: it may have the last changes.
     """
-    log = Path(f"{os.path.realpath(path)}-wal")
+    log, index = (Path(f"{os.path.realpath(path)}{suffix}") for suffix in ("-wal", "-shm"))
     try:
-        return not os.access(log.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+        if os.access(log.parent, os.W_OK) or (log.exists() and index.exists()):
+            return False
+        return not (log.exists() and log.stat().st_size)
     except OSError:  # nobody can open it
         return False
 

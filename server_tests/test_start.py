@@ -291,6 +291,40 @@ def test_a_file_system_that_is_read_only_serves_reads(start_server, tmp_path, en
         not_run(str(error))
 
 
+LOOK_TWICE = """
+import sys
+from pathlib import Path
+from server.dbm_reader import DbmReader
+reader = DbmReader(Path(sys.argv[1]))
+print(reader.find("a" * 64) is not None, flush=True)
+sys.stdin.readline()
+print(reader.find("a" * 64) is not None)
+"""
+
+
+def test_whoever_sees_a_running_store_in_a_folder_that_is_read_only_sees_its_changes(tmp_path):
+    """The folder may be read-only for this user, or in this mount, but not for the server."""
+    view = tmp_path / "view"
+    view.mkdir()
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk, contextlib.closing(DbmStore(disk / "b.db", 901)) as store:
+            with store.turn():
+                store.write(store.empty_log)
+            subprocess.run(["mount", "--bind", disk, view], check=True)
+            try:
+                subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+                command = [sys.executable, "-c", LOOK_TWICE, view / "b.db"]
+                with subprocess.Popen(command, cwd=REPOSITORY, stdin=-1, stdout=-1, text=True) as other:
+                    assert other.stdout.readline() == "False\n"
+                    with store.account(USER) as account:
+                        account.create(Account(1, "c" * 64))
+                    assert other.communicate("\n", timeout=20)[0] == "True\n"
+            finally:
+                subprocess.run(["umount", view], check=True)
+    except NotRun as error:
+        not_run(str(error))
+
+
 def fetched(user):
     return backup_bytes(user.fetch_backup())
 
