@@ -293,6 +293,11 @@ HINTS = {
     "http://[0:0::1]": "write http://[::1].",
     "app.example": "such as https://app.example",
     "null": "every page",
+    "https://user@app.example": "such as https://app.example",
+    "https://app.example;https://b.example": "Commas separate several",
+    "https://app.example https://b.example": "Commas separate several",
+    'https://app.example"': "such as https://app.example",
+    f"https://app.example:{'9' * 5000}": "such as https://app.example",
 }
 
 
