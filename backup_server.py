@@ -1408,7 +1408,7 @@ def serve_metrics(settings: Settings, spec: Spec, store: Store, health: Watch, h
 
     try:
         counted = metrics.Metrics(metrics.States(spec.version, store, health, http), PROBLEMS)
-        url = counted.serve(settings.host, settings.metrics_port or 0)
+        url = counted.serve(http.host, settings.metrics_port or 0)
     except OSError as error:
         where = f"HOST {settings.host}, METRICS_PORT {settings.metrics_port}"
         raise StartupError(f"{where}: the metrics cannot be served on this address: {error}.") from None

@@ -651,9 +651,15 @@ class HttpServer:
         self._body_seconds = limits.body_seconds
 
     @property
+    def host(self) -> str:
+        """The address that the server listens on, in numbers."""
+        host: str = self._listener.effective_host
+        return host
+
+    @property
     def url(self) -> str:
         """The URL of the server, with the port that it really has."""
-        host = self._listener.effective_host
+        host = self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._listener.effective_port}"
 
     def run(self, **serving: Any) -> None:

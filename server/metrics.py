@@ -4,8 +4,12 @@ What is counted comes from the events of the log, so no other module knows of Pr
 Prometheus asks. No label names a user, an address or anything else that a client has sent.
 """
 
+import socket
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,14 +17,16 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server import bounds
 from server.accounts import StorageUnavailable, Store
 from server.health import Watch
 from server.http_server import HttpServer
+from server.log import log
 
 PREFIX = "backup_server"
 PARTS = ("writes", "space", "scrub")  # what may be degraded
@@ -71,9 +77,36 @@ class Metrics:
             self._seconds.labels(method, route).observe(event["milliseconds"] / 1000)
 
     def serve(self, host: str, port: int) -> str:
-        """Answer at /metrics, in threads of their own, until the process ends. Return the URL. Raise OSError."""
-        server, _ = start_http_server(port, host, self._registry)
+        """Answer at /metrics, in a thread of its own, until the process ends. Return the URL.
+
+        `host` is an address in numbers. Raise OSError.
+        """
+        server = MetricsServer(host, port)
+        server.set_app(make_wsgi_app(self._registry))
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
+
+
+class MetricsHandler(WSGIRequestHandler):
+    """Waits so long for each part of a request, and for the answer to be read."""
+
+    timeout = bounds.METRICS_SECONDS
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Log nothing: nobody wants a line for each look of Prometheus."""
+
+
+class MetricsServer(WSGIServer):
+    """Serves one connection after the other. So those that say nothing never take the descriptors of the others."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), MetricsHandler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log an error, unless the client is gone or too slow."""
+        if (error := sys.exception()) and not isinstance(error, OSError):
+            log.error(error)
 
 
 class States(Collector):
