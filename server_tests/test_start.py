@@ -204,7 +204,7 @@ def started_by_another(path):
     [
         ("file/backup.db", "a part of the path is a file"),
         ("file/below/backup.db", "a part of the path is a file"),
-        ("nowhere", "a link leads to nothing"),
+        ("nowhere", "is the volume there? A link leads to nothing"),
         ("circle", "links lead in a circle"),
         ("pipe", "it is not a file"),
         ("x" * 300, "name a shorter path"),
