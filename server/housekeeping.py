@@ -108,11 +108,11 @@ class Housekeeper:
                 if users is None:
                     users = self._users()
                 elif users:
-                    user_id = users.pop()
+                    uncounted = users.pop()
                     try:
-                        self._visit(user_id)
+                        self._visit(uncounted)
                     except StorageError:
-                        users.append(user_id)  # nobody else would count it
+                        users.append(uncounted)  # nobody else would count it
                         raise
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._store.tally.is_complete.is_set():

@@ -21,6 +21,7 @@ MISSING = (
     "(on Fly: fly deploy -e NEW_STORE=1)"
 )
 READ_ONLY = "its folder is read-only: make it writable, and start the server again"
+UNREAD_LOG = ": the write-ahead log beside it has to be read first, which needs a folder that can be written"
 REMEDIES = {
     errno.EEXIST: "a part of the path is a file, so name another path",
     errno.ENOTDIR: "a part of the path is a file, so name another path",
@@ -116,7 +117,7 @@ def whose(path: Path) -> str:
             if not os.access(each, needs.get(each, os.X_OK)) and not os.statvfs(each).f_flag & os.ST_RDONLY:
                 owner = f"belongs to the user {found.st_uid} (mode {stat.S_IMODE(found.st_mode):04o})"
                 remedy = "change its mode (chmod)" if found.st_uid == os.geteuid() else "give it to that one (chown)"
-                return f": {each} {owner}, and the server runs as {os.geteuid()}: {remedy}"
+                return f": {each} {owner}, and this process runs as {os.geteuid()}: {remedy}"
     return ""
 
 
@@ -205,13 +206,31 @@ def is_frozen(path: Path) -> bool:
     read-only. If both are there, it needs no more, and a server may be writing: the folder may be read-only for this
     user or in this mount alone. If only a log is there, it must not be passed over: it may have the last changes.
     """
-    log, index = (Path(f"{os.path.realpath(path)}{suffix}") for suffix in ("-wal", "-shm"))
+    log, index = beside(path, "-wal"), beside(path, "-shm")
     try:
-        if os.access(log.parent, os.W_OK) or (log.exists() and index.exists()):
-            return False
-        return not (log.exists() and log.stat().st_size)
+        return not (os.access(log.parent, os.W_OK) or (log.exists() and index.exists()) or has_log(path))
     except OSError:  # nobody can open it
         return False
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return what SQLite calls a file of its own beside this one. If this is a link, it is beside the file itself."""
+    return Path(f"{os.path.realpath(path)}{suffix}")
+
+
+def has_log(path: Path) -> bool:
+    """Return whether there may be changes that are not in the file yet. Raise OSError."""
+    logs = (beside(path, "-wal"), beside(path, "-journal"))
+    return any(log.exists() and log.stat().st_size for log in logs)
+
+
+def obstacle(path: Path) -> str:
+    """Say why SQLite may be unable to open a file, and what to do about it. Return an empty text if it is not known."""
+    with contextlib.suppress(OSError):
+        if not (text := whose(path)) and not os.access(path.resolve().parent, os.W_OK) and has_log(path):
+            return UNREAD_LOG
+        return text
+    return ""
 
 
 class FrozenFile:

@@ -291,6 +291,23 @@ def test_a_file_system_that_is_read_only_serves_reads(start_server, tmp_path, en
         not_run(str(error))
 
 
+@pytest.mark.parametrize("log", ["-wal", "-journal"])
+def test_a_log_that_cannot_be_read_is_not_passed_over(tmp_path, log):
+    """Without the index beside it, SQLite cannot read a log in a folder that is read-only."""
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            path = disk / "backup.db"
+            DbmStore(path, 901).close()
+            path.with_name(f"backup.db{log}").write_bytes(b"x" * 8192)
+            with read_only(disk):
+                assert "log beside it has to be read first" in refusal_of(path)
+                command = [sys.executable, "maintenance.py", "accounts", "--database", path]
+                done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+                assert (done.returncode, "log beside it has to be read first" in done.stderr) == (2, True)
+    except NotRun as error:
+        not_run(str(error))
+
+
 LOOK_TWICE = """
 import sys
 from pathlib import Path
