@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
     make_wsgi_app,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server import bounds
@@ -52,7 +52,6 @@ class Metrics:
         self._received = self._counter("request_body_bytes", "Bytes of the bodies that requests announced")
         self._sent = self._counter("response_body_bytes", "Bytes of the bodies of answers")
         self._events = self._counter("events", "Lines of the log", "event")
-        self._lost = self._counter("log_lines_lost", "Lines of the log that nobody has read")
         name = f"{PREFIX}_request_seconds"
         text = "Time from the head, or from the body's end if there is a body, to the answer"
         self._seconds = Histogram(name, text, ("method", "route"), buckets=SECONDS, registry=self._registry)
@@ -63,8 +62,6 @@ class Metrics:
     def count(self, event: Mapping[str, Any]) -> None:
         """Count an event of the log."""
         self._events.labels(event["event"]).inc()
-        if event["event"] == "log_lost":
-            self._lost.inc(event["lines"])
         if event["event"] != "request":
             return
         method, route = event["method"] or "none", event["route"] or "none"
@@ -116,7 +113,7 @@ class States(Collector):
         """Take the parts of the server."""
         self._version, self._store, self._health, self._http = version, store, health, http
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the states. What the store cannot tell now is left out."""
         load, degraded = self._http.load(), self._store.degraded()
         yield gauge("info", "The version of openapi.yaml that the server runs on", {self._version: 1}, "version")
@@ -125,6 +122,8 @@ class States(Collector):
         yield gauge("connections", "Open connections", load.connections)
         yield gauge("waiting_requests", "Requests that wait for a thread, by lane", load.waiting, "lane")
         yield gauge("body_bytes", "Bytes of the bodies in flight, by place", load.body_bytes, "place")
+        # While nobody reads the log, no event says how much is lost.
+        yield CounterMetricFamily(f"{PREFIX}_log_lines_lost", "Lines of the log that are lost", log.lines_lost)
         try:
             stats = self._store.stats()
         except StorageUnavailable:
