@@ -1236,6 +1236,7 @@ class App:
             headers.append(("Content-Length", str(len(response.body))))
         request_id = self._finish_headers(headers, environ.get("HTTP_ORIGIN"))
         method = environ["REQUEST_METHOD"]
+        body = b"" if method == "HEAD" else response.body
         log(
             event="request",
             method=method if method in KNOWN_METHODS else "other",
@@ -1243,12 +1244,12 @@ class App:
             status=response.status,
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             requestBytes=int(environ.get("CONTENT_LENGTH") or 0),
-            responseBytes=len(response.body),
+            responseBytes=len(body),
             requestId=request_id,
             **({"code": response.code} if response.code else {}),
         )
         start_response(status_line(response.status), headers)
-        return [] if method == "HEAD" else [response.body]
+        return [body]
 
     def refuse(self, status: int, origin: str | None) -> Refusal:
         """Return the answer to a request that cannot be read.

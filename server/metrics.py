@@ -53,7 +53,7 @@ class Metrics:
         self._sent = self._counter("response_body_bytes", "Bytes of the bodies of answers")
         self._events = self._counter("events", "Lines of the log", "event")
         name = f"{PREFIX}_request_seconds"
-        text = "Time from the head, or from the body's end if there is a body, to the answer"
+        text = "Time that an answer took, without the body's arrival and without waiting for a thread"
         self._seconds = Histogram(name, text, ("method", "route"), buckets=SECONDS, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -76,6 +76,11 @@ def test_what_is_counted(server):
     assert found["events_total{event=request}"] == 6
 
 
+def test_an_answer_without_a_body_has_no_bytes_of_one(server):
+    assert server.client().request("HEAD", "/openapi.yaml").status_code == 200
+    assert values_of(server)["response_body_bytes_total{}"] == 0
+
+
 def test_the_states(server):
     user = server.client()
     assert outcome(user.register_user()) == "201"
