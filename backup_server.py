@@ -187,6 +187,8 @@ class Settings:
         address_header = read("CLIENT_ADDRESS_HEADER", "Fly-Client-IP" if "FLY_APP_NAME" in environ else "") or None
         if address_header and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", address_header):
             raise StartupError("CLIENT_ADDRESS_HEADER must be the name of a header, such as X-Real-IP.")
+        if address_header and address_header.lower() == "forwarded":  # RFC 7239: it has more than addresses
+            raise StartupError("CLIENT_ADDRESS_HEADER must be a header that has addresses alone, such as X-Real-IP.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(

@@ -138,6 +138,7 @@ REFUSED_SETTINGS = [
     ("CLIENT_ADDRESS_HEADER", "X Real IP"),
     ("CLIENT_ADDRESS_HEADER", "X-Real-IP:"),
     ("CLIENT_ADDRESS_HEADER", "X_Real_IP"),
+    ("CLIENT_ADDRESS_HEADER", "Forwarded"),
     ("PORT", "x"),
     ("PORT", "-1"),
     ("PORT", "65536"),
