@@ -20,6 +20,10 @@ MISSING = (
     "there is no store: is the volume there? Restore a copy, or set NEW_STORE=1 once if the store is to be a new one "
     "(on Fly: fly deploy -e NEW_STORE=1)"
 )
+LEFT_LOG = (
+    "there is no store, but a log of one is beside it (-wal or -journal), which SQLite would take for a part of a new "
+    "one: put the file back that belongs to it, or move the log away"
+)
 READ_ONLY = "its folder is read-only: make it writable, and start the server again"
 UNREAD_LOG = ": the write-ahead log beside it has to be read first, which needs a folder that can be written"
 REMEDIES = {
@@ -51,7 +55,10 @@ class StoreFile:
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if is_new and path.is_file() and not path.stat().st_size:
+            is_empty = is_new and path.is_file() and not path.stat().st_size
+            if (is_empty or not path.exists()) and has_log(path):
+                raise StorageUnavailable(LEFT_LOG)
+            if is_empty:
                 path.resolve().unlink()
             self.is_made = not path.exists()
             if self.is_made and is_new is False:

@@ -86,6 +86,23 @@ def test_a_new_store_is_whole_when_it_gets_its_name(tmp_path, monkeypatch):
     assert {each.name for each in tmp_path.iterdir()} - {"backup.db-ballast"} == {"backup.db"}
 
 
+@pytest.mark.parametrize("what_is_left", ["nothing", "an empty file"])
+def test_a_log_that_has_lost_its_store_is_no_part_of_a_new_one(tmp_path, start_server, what_is_left):
+    """SQLite would bring back what is in the log, or damage the new store by it."""
+    server = start_server(DATABASE_PATH=tmp_path / "volume" / "backup.db")
+    assert outcome(server.client().register_user()) == "201"
+    server.kill()
+    log = server.database.with_name("backup.db-wal").read_bytes()
+    assert log
+    server.database.unlink()
+    if what_is_left != "nothing":
+        server.database.touch()
+    with pytest.raises(StorageUnavailable, match="put the file back that belongs to it"):
+        DbmStore(server.database, 901, is_new=True)
+    assert server.database.with_name("backup.db-wal").read_bytes() == log
+    assert server.database.exists() == (what_is_left != "nothing")
+
+
 # ---- A store that should be there ----------------------------------------------------------------------------------
 
 
