@@ -187,6 +187,8 @@ class Settings:
         address_header = read("CLIENT_ADDRESS_HEADER", "Fly-Client-IP" if "FLY_APP_NAME" in environ else "") or None
         if address_header and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", address_header):
             raise StartupError("CLIENT_ADDRESS_HEADER must be the name of a header, such as X-Real-IP.")
+        if address_header and address_header.lower() == "forwarded":  # RFC 7239: it has more than addresses
+            raise StartupError("CLIENT_ADDRESS_HEADER must be a header that has addresses alone, such as X-Real-IP.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         return cls(
@@ -1236,6 +1238,7 @@ class App:
             headers.append(("Content-Length", str(len(response.body))))
         request_id = self._finish_headers(headers, environ.get("HTTP_ORIGIN"))
         method = environ["REQUEST_METHOD"]
+        body = b"" if method == "HEAD" else response.body
         log(
             event="request",
             method=method if method in KNOWN_METHODS else "other",
@@ -1243,12 +1246,12 @@ class App:
             status=response.status,
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             requestBytes=int(environ.get("CONTENT_LENGTH") or 0),
-            responseBytes=len(response.body),
+            responseBytes=len(body),
             requestId=request_id,
             **({"code": response.code} if response.code else {}),
         )
         start_response(status_line(response.status), headers)
-        return [] if method == "HEAD" else [response.body]
+        return [body]
 
     def refuse(self, status: int, origin: str | None) -> Refusal:
         """Return the answer to a request that cannot be read.
@@ -1408,7 +1411,7 @@ def serve_metrics(settings: Settings, spec: Spec, store: Store, health: Watch, h
 
     try:
         counted = metrics.Metrics(metrics.States(spec.version, store, health, http), PROBLEMS)
-        url = counted.serve(settings.host, settings.metrics_port or 0)
+        url = counted.serve(http.host, settings.metrics_port or 0)
     except OSError as error:
         where = f"HOST {settings.host}, METRICS_PORT {settings.metrics_port}"
         raise StartupError(f"{where}: the metrics cannot be served on this address: {error}.") from None

@@ -2,7 +2,8 @@
 
 It asks whether the server is healthy, whether its clock is right, and what the statistics say. Then it does what a user
 does on the worst day: with a username and a password alone, it derives the keys, fetches its test account's backup and
-decrypts it. The first run registers the account. A run stores a new backup if the last one is older than 20 hours.
+decrypts it. A run stores a new backup if the last one is older than 20 hours. The account is registered by the first
+run alone, which has --first: later, an account or a backup that is missing is what the watch is there to find.
 
 environment variables:
   APP_SECRET_KEY      the app's secret
@@ -45,6 +46,12 @@ LEAST_FREE = 0.2  # of what the database and the free space have together
 SECONDS = 30  # for each request
 
 
+MISSING = {  # by the code of the problem
+    "credentials_invalid": "the server does not know the test account, or its password (the first run needs --first)",
+    "no_backup": "the test account has no backup any more",
+}
+
+
 class WrongError(Exception):
     """Something is not as it should be. The message says what."""
 
@@ -58,22 +65,23 @@ def main(argv: list[str] | None = None) -> int:
         prog="watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base-url", metavar="URL", required=True, help="the server, such as https://backup.example")
-    base_url = parser.parse_args(argv).base_url.rstrip("/")
+    parser.add_argument("--first", action="store_true", help="register the test account, and store its first backup")
+    arguments = parser.parse_args(argv)
     missing = [name for name in ("APP_SECRET_KEY", "WATCH_PASSWORD") if not os.environ.get(name)]
     if missing:
         print(f"watch: set {' and '.join(missing)}; --help says what they are.", file=sys.stderr)
         return 2
-    results = [passes(name, check) for name, check in checks(base_url)]
+    results = [passes(name, check) for name, check in checks(arguments.base_url.rstrip("/"), arguments.first)]
     return 0 if all(results) else 1
 
 
-def checks(base_url: str) -> Iterator[tuple[str, Check]]:
+def checks(base_url: str, is_first: bool) -> Iterator[tuple[str, Check]]:
     """Yield the name of each check, and what makes it."""
     yield "health", lambda: check_health(base_url)
     yield "clock", lambda: check_clock(base_url)
     if key := os.environ.get("ADMIN_SECRET_KEY"):
         yield "statistics", lambda: check_statistics(base_url, key)
-    yield "restore", lambda: check_restore(base_url)
+    yield "restore", lambda: check_restore(base_url, is_first)
 
 
 def passes(name: str, check: Check) -> bool:
@@ -134,17 +142,20 @@ def check_statistics(base_url: str, key: str) -> str:
     return found
 
 
-def check_restore(base_url: str) -> str:
-    """Fetch and decrypt the test account's backup, as on a new phone. Store a new one if it is time."""
+def check_restore(base_url: str, is_first: bool) -> str:
+    """Fetch and decrypt the test account's backup, as on a new phone. Store a new one if it is time.
+
+    If this is the first run, register the account. Raise WrongError if the account or its backup is missing.
+    """
     keyid, secret = app_secret()
     keys = derive_keys(os.environ.get("WATCH_USERNAME", "watch"), os.environ["WATCH_PASSWORD"])
     client = BackupClient(base_url, secret, keys, keyid=keyid, timeout=SECONDS)
     answer = client.fetch_backup()
-    if answer.status_code == 401:
+    if is_first and answer.status_code in (401, 404):
         checked(client.register_user())
         return store(client, keys, 1, None)
-    if answer.status_code == 404:
-        return store(client, keys, 1, None)
+    if answer.status_code in (401, 404) and (missing := MISSING.get(answer.json()["code"])):
+        raise WrongError(missing)
     backup = checked(answer).json()
     found = decrypt(keys, backup_bytes(answer))
     number = json.loads(found.plaintext)["watch"]

@@ -64,6 +64,11 @@ OPERATOR_SECONDS = 5  # for a request to arrive, and for the answer to be read
 OPERATOR_LINE_BYTES = 16 * KIB  # an account takes 130
 OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an end: each takes some milliseconds
 
+# --- The metrics ------------------------------------------------------------------------------------------------------
+# One connection is served at a time.
+
+METRICS_SECONDS = 2  # for each part of a request to arrive, and for the answer to be read; Prometheus gives up after 10
+
 # --- The log ----------------------------------------------------------------------------------------------------------
 # Beyond the bound, lines are lost and counted.
 

@@ -40,7 +40,7 @@ from server.dbm_reader import (
     user_key,
 )
 from server.log import log
-from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, whose
+from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, obstacle, whose
 
 PROBE = b"probe"  # the key of a value that means nothing
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
@@ -128,7 +128,7 @@ class DbmWriter(DbmReader):
             if found == FORMER_FORMAT:
                 database[b"format"] = FILE_FORMAT
         except ERRORS as error:
-            remedy = RESTORE if sqlite_code(error) in DAMAGE else whose(self.path)
+            remedy = RESTORE if sqlite_code(error) in DAMAGE else obstacle(self.path)
             raise StorageUnavailable(f"it cannot be used: {error}{remedy}") from None
 
     def _check_that_it_syncs(self) -> None:

@@ -36,6 +36,7 @@ from server.store_file import load_ballast
 # The contract gives 10 minutes after a deletion, and 7 days after a version was dropped.
 ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
+RETRY_SECONDS = 5  # after the disk has failed
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
 VERIFY_PAUSE_SECONDS = 0.2
@@ -107,14 +108,19 @@ class Housekeeper:
                 if users is None:
                     users = self._users()
                 elif users:
-                    self._visit(users.pop())
+                    uncounted = users.pop()
+                    try:
+                        self._visit(uncounted)
+                    except StorageError:
+                        users.append(uncounted)  # nobody else would count it
+                        raise
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._store.tally.is_complete.is_set():
                     self._end_counting()
                 elif self._store.has_failed_commit:
                     with self._store.turn():
                         self._store.write(self._store.overwrite_failed_commit)
-                    self._stopping.wait(5)
+                    self._stopping.wait(RETRY_SECONDS)
                 elif self._unerased:
                     with contextlib.suppress(Damaged):  # it is noted when the userId is to be forgotten
                         self._erase_in_turns(self._unerased[0])
@@ -140,7 +146,7 @@ class Housekeeper:
                         self.is_tight = space.is_below(self._store.volume(), space.GROWTH_MARK)
                     self._stopping.wait(1)
             except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
-                self._stopping.wait(5)
+                self._stopping.wait(RETRY_SECONDS)
             except Exception as error:  # whatever it is, the next step may succeed
                 log.error(error)
                 self._stopping.wait(1)

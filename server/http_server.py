@@ -330,7 +330,10 @@ class Channel(waitress.channel.HTTPChannel):
             elif request.expect_continue and not request.completed:
                 request.expect_continue = False
                 self.write_soon(b"HTTP/1.1 100 Continue\r\n\r\n")
-        except (OSError, waitress.channel.ClientDisconnected):  # the disk, or the client
+        except waitress.channel.ClientDisconnected:
+            request.refuse()
+        except OSError as error:  # the disk, or the folder; nothing else of the server may notice it
+            log(event="body_not_kept", errno=error.errno)
             request.refuse()
         with self.requests_lock:
             self.is_served, self.moved_at = False, time.monotonic()
@@ -651,9 +654,15 @@ class HttpServer:
         self._body_seconds = limits.body_seconds
 
     @property
+    def host(self) -> str:
+        """The address that the server listens on, in numbers."""
+        host: str = self._listener.effective_host
+        return host
+
+    @property
     def url(self) -> str:
         """The URL of the server, with the port that it really has."""
-        host = self._listener.effective_host
+        host = self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._listener.effective_port}"
 
     def run(self, **serving: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from server.accounts import Account, Damaged
 from server.dbm_reader import DAMAGE, FILE_FORMAT, FORMER_FORMAT, KEY, Row, blob_key, sqlite_code, user_key
-from server.store_file import address
+from server.store_file import address, obstacle
 
 CHUNK = 100  # keys in a transaction
 UNREADABLE = (Damaged, ValueError, LookupError, TypeError, AttributeError)  # what a damaged record raises
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.Error as error:
         if is_corrupt(error):
             raise Broken(f"{path}: it cannot be read as a store: {error}") from None
-        raise Unusable(f"{path}: {error}") from None
+        raise Unusable(f"{path}: {error}{obstacle(path)}") from None
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -24,10 +24,14 @@ FULL_SECONDS = 0.05  # how long to wait if standard output does not block and ha
 
 
 class Line(NamedTuple):
-    """A line, or the end of a line whose beginning is written. `stands_for` is how many lines are lost with it."""
+    """A line, or the end of a line whose beginning is written.
+
+    A report says how many lines are lost. If it is lost, too, the next one has to say so: `stands_for` is how many.
+    """
 
     text: bytes
     stands_for: int = 1
+    is_report: bool = False
 
 
 def nothing(event: Mapping[str, Any]) -> None:
@@ -42,6 +46,7 @@ class Log:
 
     def __init__(self, descriptor: int = 1) -> None:
         self.debug = False
+        self.lines_lost = 0  # since the start, whether a line has said so or not
         self.listener: Callable[[Mapping[str, Any]], None] = nothing  # gets each event, in the thread that logs it
         self._descriptor = descriptor
         self._encode = json.JSONEncoder(check_circular=False).encode  # json.dumps takes half as long again
@@ -60,6 +65,7 @@ class Log:
         with self._lock:
             if self._bytes + len(line) > bounds.LOG_BYTES:
                 self._lost += 1
+                self.lines_lost += 1
                 return
             self._bytes += len(line)
             self._lines.put(line)
@@ -100,19 +106,20 @@ class Log:
             with self._lock:
                 lost, self._lost = self._lost, 0
             report = [self._report(lost)] if lost else []
-            lost = self._write([*report, *map(Line, lines)])
+            unwritten = self._write([*report, *map(Line, lines)])
             with self._lock:
-                self._lost += lost
+                self._lost += sum(line.stands_for for line in unwritten)
+                self.lines_lost += sum(not line.is_report for line in unwritten)
                 self._bytes -= size
             time.sleep(PAUSE_SECONDS)
 
     def _report(self, lost: int) -> Line:
         event = {"event": "log_lost", "lines": lost}
         self.listener(event)
-        return Line(self._line(event), lost)
+        return Line(self._line(event), lost, is_report=True)
 
-    def _write(self, lines: list[Line]) -> int:
-        """Write lines, after the rest of one that is begun. Return how many lines are lost."""
+    def _write(self, lines: list[Line]) -> list[Line]:
+        """Write lines, after the rest of one that is begun. Return those that are lost."""
         lines = [self._begun, *lines] if self._begun else lines
         data = b"".join(line.text for line in lines)
         written = 0
@@ -130,10 +137,10 @@ class Log:
             self._begun = None
             if is_begun and not isinstance(error, BrokenPipeError):
                 first = lines.pop(0)
-                self._begun = Line(first.text[written:], first.stands_for)
-            return sum(line.stands_for for line in lines)
+                self._begun = first._replace(text=first.text[written:])
+            return lines
         self._begun = None
-        return 0
+        return []
 
 
 log = Log()

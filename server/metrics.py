@@ -4,8 +4,12 @@ What is counted comes from the events of the log, so no other module knows of Pr
 Prometheus asks. No label names a user, an address or anything else that a client has sent.
 """
 
+import socket
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,14 +17,16 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server import bounds
 from server.accounts import StorageUnavailable, Store
 from server.health import Watch
 from server.http_server import HttpServer
+from server.log import log
 
 PREFIX = "backup_server"
 PARTS = ("writes", "space", "scrub")  # what may be degraded
@@ -46,9 +52,8 @@ class Metrics:
         self._received = self._counter("request_body_bytes", "Bytes of the bodies that requests announced")
         self._sent = self._counter("response_body_bytes", "Bytes of the bodies of answers")
         self._events = self._counter("events", "Lines of the log", "event")
-        self._lost = self._counter("log_lines_lost", "Lines of the log that nobody has read")
         name = f"{PREFIX}_request_seconds"
-        text = "Time from the head, or from the body's end if there is a body, to the answer"
+        text = "Time that an answer took, without the body's arrival and without waiting for a thread"
         self._seconds = Histogram(name, text, ("method", "route"), buckets=SECONDS, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -57,8 +62,6 @@ class Metrics:
     def count(self, event: Mapping[str, Any]) -> None:
         """Count an event of the log."""
         self._events.labels(event["event"]).inc()
-        if event["event"] == "log_lost":
-            self._lost.inc(event["lines"])
         if event["event"] != "request":
             return
         method, route = event["method"] or "none", event["route"] or "none"
@@ -71,9 +74,36 @@ class Metrics:
             self._seconds.labels(method, route).observe(event["milliseconds"] / 1000)
 
     def serve(self, host: str, port: int) -> str:
-        """Answer at /metrics, in threads of their own, until the process ends. Return the URL. Raise OSError."""
-        server, _ = start_http_server(port, host, self._registry)
+        """Answer at /metrics, in a thread of its own, until the process ends. Return the URL.
+
+        `host` is an address in numbers. Raise OSError.
+        """
+        server = MetricsServer(host, port)
+        server.set_app(make_wsgi_app(self._registry))
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
+
+
+class MetricsHandler(WSGIRequestHandler):
+    """Waits so long for each part of a request, and for the answer to be read."""
+
+    timeout = bounds.METRICS_SECONDS
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Log nothing: nobody wants a line for each look of Prometheus."""
+
+
+class MetricsServer(WSGIServer):
+    """Serves one connection after the other. So those that say nothing never take the descriptors of the others."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), MetricsHandler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log an error, unless the client is gone or too slow."""
+        if (error := sys.exception()) and not isinstance(error, OSError):
+            log.error(error)
 
 
 class States(Collector):
@@ -83,7 +113,7 @@ class States(Collector):
         """Take the parts of the server."""
         self._version, self._store, self._health, self._http = version, store, health, http
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the states. What the store cannot tell now is left out."""
         load, degraded = self._http.load(), self._store.degraded()
         yield gauge("info", "The version of openapi.yaml that the server runs on", {self._version: 1}, "version")
@@ -92,6 +122,8 @@ class States(Collector):
         yield gauge("connections", "Open connections", load.connections)
         yield gauge("waiting_requests", "Requests that wait for a thread, by lane", load.waiting, "lane")
         yield gauge("body_bytes", "Bytes of the bodies in flight, by place", load.body_bytes, "place")
+        # While nobody reads the log, no event says how much is lost.
+        yield CounterMetricFamily(f"{PREFIX}_log_lines_lost", "Lines of the log that are lost", log.lines_lost)
         try:
             stats = self._store.stats()
         except StorageUnavailable:

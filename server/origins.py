@@ -5,9 +5,13 @@ import re
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 ORIGIN = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>[^\s/?#@\[\]:]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]*))?(?P<rest>.*)"
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>[^\s/?#@\[\]:]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{0,9}))?(?P<rest>[/?#].*)?"
 )
-ADVICE = "An origin is a scheme, a host, and a port if it is not the usual one, such as https://app.example"
+HOST = re.compile(r"[a-z0-9._~-]+|\[[0-9a-f:.]+\]")
+ADVICE = (
+    "An origin is a scheme, a host, and a port if it is not the usual one, such as https://app.example. "
+    "Commas separate several"
+)
 
 
 class NoOrigin(ValueError):
@@ -27,6 +31,8 @@ def checked(text: str) -> str:
         raise NoOrigin(f"{text}: a browser sends the name in ASCII (xn--…), so write that one")
     if "*" in host:
         raise NoOrigin(f"{text}: origins are compared exactly, so list each one")
+    if not HOST.fullmatch(host):
+        raise NoOrigin(f"{text} is no origin. {ADVICE}")
     if host.startswith("["):
         try:
             host = f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"

@@ -20,11 +20,16 @@ MISSING = (
     "there is no store: is the volume there? Restore a copy, or set NEW_STORE=1 once if the store is to be a new one "
     "(on Fly: fly deploy -e NEW_STORE=1)"
 )
+LEFT_LOG = (
+    "there is no store, but a log of one is beside it (-wal or -journal), which SQLite would take for a part of a new "
+    "one: put the file back that belongs to it, or move the log away"
+)
 READ_ONLY = "its folder is read-only: make it writable, and start the server again"
+UNREAD_LOG = ": the write-ahead log beside it has to be read first, which needs a folder that can be written"
 REMEDIES = {
     errno.EEXIST: "a part of the path is a file, so name another path",
     errno.ENOTDIR: "a part of the path is a file, so name another path",
-    errno.ENOENT: "a link leads to nothing: is the volume there?",
+    errno.ENOENT: "is the volume there? A link leads to nothing",
     errno.ELOOP: "links lead in a circle, so name another path",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ENOSPC: "make room on the volume",
@@ -50,7 +55,10 @@ class StoreFile:
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if is_new and path.is_file() and not path.stat().st_size:
+            is_empty = is_new and path.is_file() and not path.stat().st_size
+            if (is_empty or not path.exists()) and has_log(path):
+                raise StorageUnavailable(LEFT_LOG)
+            if is_empty:
                 path.resolve().unlink()
             self.is_made = not path.exists()
             if self.is_made and is_new is False:
@@ -116,7 +124,7 @@ def whose(path: Path) -> str:
             if not os.access(each, needs.get(each, os.X_OK)) and not os.statvfs(each).f_flag & os.ST_RDONLY:
                 owner = f"belongs to the user {found.st_uid} (mode {stat.S_IMODE(found.st_mode):04o})"
                 remedy = "change its mode (chmod)" if found.st_uid == os.geteuid() else "give it to that one (chown)"
-                return f": {each} {owner}, and the server runs as {os.geteuid()}: {remedy}"
+                return f": {each} {owner}, and this process runs as {os.geteuid()}: {remedy}"
     return ""
 
 
@@ -202,13 +210,34 @@ def is_frozen(path: Path) -> bool:
     """Return whether SQLite can open the file only if it hears that nobody can change it (`immutable`).
 
     SQLite keeps a write-ahead log and an index of it beside the file. It cannot make them in a folder that is
-    read-only. If a log is there, it must not be passed over: it may have the last changes.
+    read-only. If both are there, it needs no more, and a server may be writing: the folder may be read-only for this
+    user or in this mount alone. If only a log is there, it must not be passed over: it may have the last changes.
     """
-    log = Path(f"{os.path.realpath(path)}-wal")
+    log, index = beside(path, "-wal"), beside(path, "-shm")
     try:
-        return not os.access(log.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+        return not (os.access(log.parent, os.W_OK) or (log.exists() and index.exists()) or has_log(path))
     except OSError:  # nobody can open it
         return False
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return what SQLite calls a file of its own beside this one. If this is a link, it is beside the file itself."""
+    return Path(f"{os.path.realpath(path)}{suffix}")
+
+
+def has_log(path: Path) -> bool:
+    """Return whether there may be changes that are not in the file yet. Raise OSError."""
+    logs = (beside(path, "-wal"), beside(path, "-journal"))
+    return any(log.exists() and log.stat().st_size for log in logs)
+
+
+def obstacle(path: Path) -> str:
+    """Say why SQLite may be unable to open a file, and what to do about it. Return an empty text if it is not known."""
+    with contextlib.suppress(OSError):
+        if not (text := whose(path)) and not os.access(path.resolve().parent, os.W_OK) and has_log(path):
+            return UNREAD_LOG
+        return text
+    return ""
 
 
 class FrozenFile:

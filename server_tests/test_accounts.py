@@ -27,6 +27,7 @@ from server.accounts import (
 )
 from server.dbm_reader import DbmReader
 from server.dbm_store import DbmStore
+from server.dbm_writer import DbmWriter
 from server.housekeeping import Housekeeper
 from server.log import log
 from server.records import checksum, from_bytes, to_bytes
@@ -337,6 +338,28 @@ def test_a_store_is_closed_in_time(tmp_path, impatient, capfd):
             DbmStore(tmp_path / "backup.db", 601)
     with contextlib.closing(DbmReader(tmp_path / "backup.db")) as reader:
         assert eventually(lambda: getattr(reader.find(USER), "versions", ()) != ())
+
+
+def test_each_account_is_counted_even_if_the_disk_stalls_meanwhile(tmp_path, monkeypatch):
+    """And a deletion that a crash cut short is finished."""
+    path = tmp_path / "backup.db"
+    with mock.patch.object(Housekeeper, "_keep_house"), contextlib.closing(DbmStore(path, 601)) as store:
+        for user_id in (USER, OTHER):
+            register(store, user_id)
+        append(store, b"of the deleted account")
+        with mock.patch.object(Housekeeper, "erase_deleted"), store.account(USER) as held:
+            held.delete(clock.now())
+    monkeypatch.setattr(bounds, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr("server.housekeeping.RETRY_SECONDS", 0.1)
+    with contextlib.closing(DbmWriter(path)) as store:
+        house = Housekeeper(store, 601)
+        with store.turn():
+            house.start()
+            time.sleep(0.5)
+        assert store.tally.is_complete.wait(10)
+        assert store.tally.counts.users == 1
+        assert eventually(lambda: store.blob(USER, 0) is None and store.blob(USER, 1) is None)
+        house.stop()
 
 
 # ---- Records as bytes -----------------------------------------------------------------------------------------------

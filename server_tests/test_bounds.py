@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import platform
 import socket
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bench.siege import NotRun, small_file_system
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import eventually, outcome, sha256
@@ -573,3 +576,23 @@ def test_no_circle_keeps_a_refused_body(collectorless, name):
 
     first = refuse(3)
     assert refuse(8) < first + SMALLEST
+
+
+def test_a_large_body_that_cannot_be_kept_is_in_the_log(start_server, tmp_path):
+    """The folder takes no new file. Nothing else tells the operator why large uploads fail."""
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            server = start_server(DATABASE_PATH=disk / "backup.db", **MANY)
+            user = server.client()
+            assert outcome(user.register_user()) == "201"
+            assert eventually((disk / "backup.db-ballast").exists)
+            usage = os.statvfs(disk)
+            files = f"nr_inodes={usage.f_files - usage.f_ffree}"
+            if subprocess.run(["mount", "-o", f"remount,{files}", disk], check=False).returncode:
+                not_run("needs a file system whose number of files can be limited")
+            assert outcome(user.store_backup(token_bytes(2_000_000))) == "503 unavailable"
+            assert outcome(user.store_backup(b"small")) == "201"
+            assert [line["errno"] for line in server.log() if line["event"] == "body_not_kept"] == [errno.ENOSPC]
+            server.stop()
+    except NotRun as error:
+        not_run(str(error))

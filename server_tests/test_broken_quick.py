@@ -3,9 +3,12 @@
 `python -m server_tests.run_broken` runs all of them, with all tests of the requirements that they break.
 """
 
+import subprocess
+import sys
+
 import pytest
 
-from contract_tests.target.openapi import SPEC
+from contract_tests.target.openapi import REPOSITORY, SPEC
 from server_tests.broken import CATEGORIES, FAULTS
 from server_tests.run_broken import QUICK, quick_trial
 
@@ -25,3 +28,24 @@ def test_each_requirement_of_the_prose_has_a_fault():
 
 def test_each_category_has_a_quick_fault():
     assert {FAULTS[fault].category for fault in QUICK} == set(CATEGORIES)
+
+
+PUT_IN = """
+import os
+import backup_server
+from server_tests.broken import FAULTS
+for name, fault in FAULTS.items():
+    if not (child := os.fork()):
+        try:
+            fault.put_in()
+        except BaseException as error:
+            print(name, repr(error), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_each_fault_fits_the_server():
+    """A broken server that does not start fails any test, so it would count as caught."""
+    done = subprocess.run([sys.executable, "-c", PUT_IN], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == ""

@@ -1,8 +1,12 @@
 """What Prometheus reads: the numbers are right, no label has a secret, and nobody pays for what is switched off."""
 
+import contextlib
+import socket
+import struct
 import subprocess
 import sys
 import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract_tests.target import raw
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import REPOSITORY
-from server_tests.test_bounds import upload_head
+from server_tests.test_bounds import bounded, descriptors, upload_head
 
 COUNTED = {"requests", "problems", "request_body_bytes", "response_body_bytes", "events", "log_lines_lost"}
 STATES = {
@@ -72,6 +76,11 @@ def test_what_is_counted(server):
     assert found["events_total{event=request}"] == 6
 
 
+def test_an_answer_without_a_body_has_no_bytes_of_one(server):
+    assert server.client().request("HEAD", "/openapi.yaml").status_code == 200
+    assert values_of(server)["response_body_bytes_total{}"] == 0
+
+
 def test_the_states(server):
     user = server.client()
     assert outcome(user.register_user()) == "201"
@@ -111,6 +120,25 @@ def test_a_body_that_arrives(server):
     with raw.connected(server) as connection:
         connection.sendall(head + body[:1000])
         assert eventually(lambda: values_of(server)["body_bytes{place=memory}"] == len(body))
+
+
+def test_whoever_says_nothing_takes_nothing(start_server):
+    """A connection that is never used, or that is reset, is neither kept beside the others nor an error."""
+    server = start_server(METRICS_PORT=0, command=bounded(METRICS_SECONDS=0.1))
+    text_of(server)
+    before = len(descriptors(server))
+    url = urlsplit(server.log()[0]["metrics"])
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection((url.hostname, url.port)))
+        assert len(descriptors(server)) <= before + 1
+        assert "backup_server_info" in text_of(server)
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        connection.sendall(b"GET /met")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset at its end
+    assert "backup_server_info" in text_of(server)
+    server.stop()
+    assert server.stderr.read_text() == ""
 
 
 def test_the_public_port_has_no_metrics(server):

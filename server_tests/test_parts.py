@@ -569,6 +569,7 @@ def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):
         log(number=number)
     log(text="x" * 10_000)
     log.finish(0.1)
+    assert log.lines_lost == 6  # before anybody reads
     os.read(pipe[0], filling)
     log.finish(5)
     log(number=25)
@@ -576,6 +577,17 @@ def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):
     lines = [json.loads(line) for line in os.read(pipe[0], 10_000).splitlines()]
     assert [line["number"] for line in lines if "number" in line] == [*range(10, 20), 25]
     assert sum(line["lines"] for line in lines if line.get("event") == "log_lost") == 6
+    assert log.lines_lost == 6
+
+
+def test_a_lost_line_is_counted_once():
+    """However often the line that reports it is lost, too."""
+    with open("/dev/full", "wb") as full:
+        log = Log(full.fileno())
+        for number in range(5):
+            log(number=number)
+            log.finish(5)
+        assert log.lines_lost == 5
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE])

@@ -3,12 +3,14 @@
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -85,10 +87,14 @@ def get_health(port: int, times: int = 1) -> None:
 @pytest.mark.parametrize("reader", ["comes back", "stays away"])
 def test_nobody_reads_the_log(tmp_path, reader):
     """The pipe takes about 340 requests, and 200 more wait in memory. The others are lost, and counted."""
-    server = ServerProcess(tmp_path)
+    server = ServerProcess(tmp_path, METRICS_PORT=0)
     with started(tmp_path, *COMMAND, "--bound", "LOG_BYTES=40000", **server.environment()) as process:
-        port = urlsplit(json.loads(process.stdout.readline())["url"]).port
+        line = json.loads(process.stdout.readline())
+        port = urlsplit(line["url"]).port
         get_health(port, REQUESTS)
+        with urllib.request.urlopen(line["metrics"], timeout=10) as metrics:
+            (known,) = re.findall(r"^backup_server_log_lines_lost_total (\S+)$", metrics.read().decode(), re.MULTILINE)
+        assert float(known) > 0  # while nobody reads
         if reader == "comes back":
             lines = [json.loads(process.stdout.readline()) for _ in range(400)]
             get_health(port)

@@ -138,6 +138,7 @@ REFUSED_SETTINGS = [
     ("CLIENT_ADDRESS_HEADER", "X Real IP"),
     ("CLIENT_ADDRESS_HEADER", "X-Real-IP:"),
     ("CLIENT_ADDRESS_HEADER", "X_Real_IP"),
+    ("CLIENT_ADDRESS_HEADER", "Forwarded"),
     ("PORT", "x"),
     ("PORT", "-1"),
     ("PORT", "65536"),
@@ -254,16 +255,18 @@ def test_a_taken_port_is_refused(tmp_path):
     ],
 )
 def test_the_addresses_that_are_listened_on(tmp_path, host, reached):
-    """`::` is every address, of IPv4 and of IPv6."""
+    """`::` is every address, of IPv4 and of IPv6. The metrics are at the same ones."""
     if "::1" in reached and not has_ipv6():
         not_run("this machine has no IPv6")
-    with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0", HOST=host) as (process, line):
-        port = urlsplit(line["url"]).port
+    with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0", METRICS_PORT="0", HOST=host) as (process, line):
+        urls = [urlsplit(line[name]) for name in ("url", "metrics")]
+        assert urls[0].hostname == urls[1].hostname
         for address in reached:
-            connection = http.client.HTTPConnection(address, port)
-            connection.request("GET", "/health")
-            assert connection.getresponse().status == 200
-            connection.close()
+            for url, path in zip(urls, ("/health", "/metrics"), strict=True):
+                connection = http.client.HTTPConnection(address, url.port)
+                connection.request("GET", path)
+                assert connection.getresponse().status == 200
+                connection.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
 
@@ -293,6 +296,11 @@ HINTS = {
     "http://[0:0::1]": "write http://[::1].",
     "app.example": "such as https://app.example",
     "null": "every page",
+    "https://user@app.example": "such as https://app.example",
+    "https://app.example;https://b.example": "Commas separate several",
+    "https://app.example https://b.example": "Commas separate several",
+    'https://app.example"': "such as https://app.example",
+    f"https://app.example:{'9' * 5000}": "such as https://app.example",
 }
 
 

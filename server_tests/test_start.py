@@ -86,6 +86,23 @@ def test_a_new_store_is_whole_when_it_gets_its_name(tmp_path, monkeypatch):
     assert {each.name for each in tmp_path.iterdir()} - {"backup.db-ballast"} == {"backup.db"}
 
 
+@pytest.mark.parametrize("what_is_left", ["nothing", "an empty file"])
+def test_a_log_that_has_lost_its_store_is_no_part_of_a_new_one(tmp_path, start_server, what_is_left):
+    """SQLite would bring back what is in the log, or damage the new store by it."""
+    server = start_server(DATABASE_PATH=tmp_path / "volume" / "backup.db")
+    assert outcome(server.client().register_user()) == "201"
+    server.kill()
+    log = server.database.with_name("backup.db-wal").read_bytes()
+    assert log
+    server.database.unlink()
+    if what_is_left != "nothing":
+        server.database.touch()
+    with pytest.raises(StorageUnavailable, match="put the file back that belongs to it"):
+        DbmStore(server.database, 901, is_new=True)
+    assert server.database.with_name("backup.db-wal").read_bytes() == log
+    assert server.database.exists() == (what_is_left != "nothing")
+
+
 # ---- A store that should be there ----------------------------------------------------------------------------------
 
 
@@ -204,7 +221,7 @@ def started_by_another(path):
     [
         ("file/backup.db", "a part of the path is a file"),
         ("file/below/backup.db", "a part of the path is a file"),
-        ("nowhere", "a link leads to nothing"),
+        ("nowhere", "is the volume there? A link leads to nothing"),
         ("circle", "links lead in a circle"),
         ("pipe", "it is not a file"),
         ("x" * 300, "name a shorter path"),
@@ -287,6 +304,57 @@ def test_a_file_system_that_is_read_only_serves_reads(start_server, tmp_path, en
             assert outcome(user.store_backup(b"another", sha256(b"a backup"))) == "201"
             assert user.get_health().json()["status"] == "ok"
             server.stop()
+    except NotRun as error:
+        not_run(str(error))
+
+
+@pytest.mark.parametrize("log", ["-wal", "-journal"])
+def test_a_log_that_cannot_be_read_is_not_passed_over(tmp_path, log):
+    """Without the index beside it, SQLite cannot read a log in a folder that is read-only."""
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            path = disk / "backup.db"
+            DbmStore(path, 901).close()
+            path.with_name(f"backup.db{log}").write_bytes(b"x" * 8192)
+            with read_only(disk):
+                assert "log beside it has to be read first" in refusal_of(path)
+                command = [sys.executable, "maintenance.py", "accounts", "--database", path]
+                done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+                assert (done.returncode, "log beside it has to be read first" in done.stderr) == (2, True)
+    except NotRun as error:
+        not_run(str(error))
+
+
+LOOK_TWICE = """
+import sys
+from pathlib import Path
+from server.dbm_reader import DbmReader
+reader = DbmReader(Path(sys.argv[1]))
+print(reader.find("a" * 64) is not None, flush=True)
+sys.stdin.readline()
+print(reader.find("a" * 64) is not None)
+"""
+
+
+def test_whoever_sees_a_running_store_in_a_folder_that_is_read_only_sees_its_changes(tmp_path):
+    """The folder may be read-only for this user, or in this mount, but not for the server."""
+    view = tmp_path / "view"
+    view.mkdir()
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk, contextlib.closing(DbmStore(disk / "b.db", 901)) as store:
+            with store.turn():
+                store.write(store.empty_log)
+            subprocess.run(["mount", "--bind", disk, view], check=True)
+            try:
+                subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+                command = [sys.executable, "-c", LOOK_TWICE, view / "b.db"]
+                with subprocess.Popen(command, cwd=REPOSITORY, stdin=-1, stdout=-1, text=True) as other:
+                    assert other.stdout.readline() == "False\n"
+                    with store.account(USER) as account:
+                        account.create(Account(1, "c" * 64))
+                    assert other.communicate("\n", timeout=20)[0] == "True\n"
+            finally:
+                subprocess.run(["umount", view], check=True)
     except NotRun as error:
         not_run(str(error))
 

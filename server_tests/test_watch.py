@@ -17,13 +17,13 @@ def server(start_server):
     return start_server()
 
 
-def watch(server, **environ):
+def watch(server, *options, **environ):
     settings = {
         "APP_SECRET_KEY": f"{server.keyid}:{server.secret}",
         "ADMIN_SECRET_KEY": server.admin_key,
         "WATCH_PASSWORD": PASSWORD,
     }
-    command = [sys.executable, "-m", "monitoring.watch", "--base-url", server.base_url]
+    command = [sys.executable, "-m", "monitoring.watch", "--base-url", server.base_url, *options]
     environ = {name: value for name, value in (settings | environ).items() if value is not None}
     done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
@@ -33,7 +33,7 @@ def watch(server, **environ):
 
 def test_all_is_well(server):
     """The first run stores, the second restores, and a day later a run stores again."""
-    code, _, text = watch(server)
+    code, _, text = watch(server, "--first")
     assert (code, "version 1 stored" in text) == (0, True)
     code, results, text = watch(server)
     assert (code, "version 1, 0.0 hours old, decrypted" in text, "stored" in text) == (0, True, False)
@@ -50,13 +50,25 @@ def test_all_is_well(server):
     ],
 )
 def test_a_wrong_secret_is_told(server, environ, wrong):
-    assert watch(server)[0] == 0
+    assert watch(server, "--first")[0] == 0
     code, results, _ = watch(server, **environ)
     assert (code, {name for name, result in results.items() if result == "WRONG"}) == (1, wrong)
 
 
-def test_a_server_that_is_degraded_or_gone(server):
+def test_an_account_or_a_backup_that_is_gone_is_told(server):
+    """The watch does not mend what it is there to find: a store that is another one, or has lost something."""
+    code, results, text = watch(server)
+    assert (code, results["restore"], "does not know the test account" in text) == (1, "WRONG", True)
+    keys = derive_keys("watch", PASSWORD)
+    assert outcome(server.client((keys.user_id, keys.storage_key)).register_user()) == "201"
+    code, results, text = watch(server)
+    assert (code, results["restore"], "has no backup any more" in text) == (1, "WRONG", True)
+    assert watch(server, "--first")[0] == 0
     assert watch(server)[0] == 0
+
+
+def test_a_server_that_is_degraded_or_gone(server):
+    assert watch(server, "--first")[0] == 0
     server.restart(fault="full_from_the_start")
     code, _, text = watch(server)
     assert (code, "degraded: writes" in text) == (1, True)

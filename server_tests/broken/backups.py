@@ -14,7 +14,7 @@ from unittest import mock
 
 import backup_server
 from backup_server import Problem, Request, Response, Server, User
-from server import accounts, clock, i_json, json_schema
+from server import clock, i_json, json_schema, records
 from server.accounts import Account, Damaged, Record, Upload, Version
 from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import (
@@ -209,7 +209,7 @@ def key_version_is_always_1() -> None:
 def key_version_is_the_accounts() -> None:
     """A change of the key changes the keyVersion of older versions, too, but only the old password opens them."""
 
-    @instead_of(accounts, "record_of")
+    @instead_of(records, "record_of")
     def record_of(real: Function, value: dict[str, Any]) -> Record:
         record: Record = real(value)
         if not isinstance(record, Account):

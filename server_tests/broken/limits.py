@@ -257,4 +257,4 @@ def right_key_is_let_through_past_the_limit() -> None:
 @breaks("address.others", "isolation.block")
 def all_addresses_are_one() -> None:
     """Behind a proxy everybody has the proxy's address."""
-    change(backup_server, "client_address", lambda environ, on_fly: "192.0.2.1")
+    change(backup_server, "client_address", lambda *_, **__: "192.0.2.1")
