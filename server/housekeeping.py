@@ -186,6 +186,7 @@ class Housekeeper:
                     wrong = [key for rowid, key in rows if connection.execute(INDEX, (key,)).fetchone() != (rowid,)]
             except sqlite3.Error as error:
                 if sqlite_code(error) not in DAMAGE:
+                    self.look_soon()  # this round is over
                     raise StorageUnavailable(str(error)) from None
                 # Where the table goes on is not known. The index may know the other users.
                 self._note_damage("the table", "table")
@@ -259,6 +260,10 @@ class Housekeeper:
                 self._to_verify = [(user_id, version, 0) for version in row.versions] if row else []
         except Damaged:
             self._note_damage(user_id, "record")
+        except StorageError:
+            if before:  # nobody has seen that it is over
+                self.damaged[user_id] = before
+            raise
         self._stopping.wait(0.001)
 
     def _verify(self, user_id: str, version: Version, waited: float) -> float:
@@ -274,6 +279,9 @@ class Housekeeper:
             self._store.data(user_id, version)
         except DamagedData:
             self._note_damage(user_id, "backup")
+        except StorageUnavailable:
+            self._to_verify.append((user_id, version, waited))  # look again when the disk works
+            raise
         return 0
 
     def _to_erase(self, user_id: str, row: Row) -> list[int]:

@@ -323,6 +323,24 @@ def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
         assert store.stats().users == 0
 
 
+def test_damage_is_not_forgotten_because_the_disk_stalls(tmp_path, monkeypatch):
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        append(store, b"a backup")
+        house = store.housekeeper
+        house.damaged[USER] = "backup"
+        with mock.patch.object(store, "row", side_effect=StorageUnavailable):
+            unavailable(lambda: house._look_after(USER))
+        assert house.damaged == {USER: "backup"}
+        house._look_after(USER)
+        ((user_id, version, _),) = house._to_verify
+        house._to_verify.clear()
+        with mock.patch.object(store, "data", side_effect=StorageUnavailable):
+            unavailable(lambda: house._verify(user_id, version, 1))
+        assert house._to_verify == [(user_id, version, 1)]
+
+
 def test_a_store_is_closed_in_time(tmp_path, impatient, capfd):
     """Until the write has ended, no other server can open the file."""
     store = DbmStore(tmp_path / "backup.db", 601)
