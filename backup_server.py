@@ -197,8 +197,13 @@ class Settings:
             raise StartupError("CLIENT_ADDRESS_HEADER must be the name of a header, such as X-Real-IP.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
+        credentials = read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")
         try:
-            bucket = Address.from_environ(environ)
+            bucket = (
+                Address(read("BUCKET_NAME"), read("AWS_ENDPOINT_URL_S3"), read("AWS_REGION"), *credentials)
+                if read("BUCKET_NAME")
+                else None
+            )
         except ValueError as error:
             raise StartupError(f"{error}.") from None
         return cls(

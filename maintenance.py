@@ -22,7 +22,7 @@ from typing import Any
 
 from server import bounds, clock, copies, inspection, operator, recovery
 from server.accounts import ESTABLISHED_DAYS
-from server.bucket import Address, Bucket
+from server.bucket import VARIABLES, Address, Bucket
 from server.inspection import Unusable, Usage
 
 FINE, DAMAGED, CANNOT = 0, 1, 2
@@ -82,10 +82,9 @@ def source(text: str) -> Path | Callable[[], Bucket]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", name):
         raise argparse.ArgumentTypeError("it must be a bucket, such as s3://NAME")
     try:
-        address = Address.from_environ(os.environ, name)
+        address = Address(name, *(os.environ.get(variable, "") for variable in VARIABLES))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    assert address, "there is a name"
     return functools.partial(Bucket, address)
 
 

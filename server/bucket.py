@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
@@ -32,8 +32,8 @@ OWNER, HORIZON = "owner", "horizon"
 REMOVED = "removed"
 PASSING = ("408", "409", "429")  # statuses of requests that may succeed later
 NAME_PREFIX = b"dailyreps-backup-server bucket 1\n"
-# What `fly storage create` sets. The first one switches the copy on.
-VARIABLES = ("BUCKET_NAME", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+# What an address needs besides the name. `fly storage create` sets them.
+VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 class BucketError(Exception):
@@ -57,27 +57,17 @@ class Address:
 
     name: str
     endpoint: str  # empty: that of AWS
-    region: str
+    region: str  # empty: the default of AWS
     key_id: str = field(repr=False)
     secret: str = field(repr=False)
 
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str], name: str = "") -> "Address | None":
-        """Return the address that the variables give, or None if there is no name. Raise ValueError.
-
-        `name` is used in place of BUCKET_NAME.
-        """
-        name = name or environ.get("BUCKET_NAME", "")
-        if not name:
-            return None
-        for needed in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            if not environ.get(needed):
-                raise ValueError(f"{needed} is not set, which the bucket needs. fly storage create sets it")
-        endpoint = environ.get("AWS_ENDPOINT_URL_S3", "")
-        if endpoint and not endpoint.startswith(("https://", "http://")):
+    def __post_init__(self) -> None:
+        """Raise ValueError if something is missing. The message names the variable."""
+        if self.endpoint and not self.endpoint.startswith(("https://", "http://")):
             raise ValueError("AWS_ENDPOINT_URL_S3 must begin with https:// or http://")
-        region = environ.get("AWS_REGION") or "us-east-1"
-        return cls(name, endpoint, region, environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"])
+        for name, value in (("AWS_ACCESS_KEY_ID", self.key_id), ("AWS_SECRET_ACCESS_KEY", self.secret)):
+            if not value:
+                raise ValueError(f"{name} is not set, and the bucket needs it: fly storage create sets it")
 
 
 class Bucket:
@@ -93,7 +83,7 @@ class Bucket:
             self._store = S3Store(
                 address.name,
                 endpoint=address.endpoint or None,
-                region=address.region,
+                region=address.region or "us-east-1",
                 access_key_id=address.key_id,
                 secret_access_key=address.secret,
                 disable_bulk_delete=True,  # a deletion costs nothing, and each S3 server knows it
