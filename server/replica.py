@@ -48,6 +48,7 @@ COMPARE_EVERY = clock.DAY // 2
 LATE_SECONDS = 300
 QUEUED_AHEAD = 10  # by a comparison, so that a change that is made now does not wait for long
 NICENESS = 10  # of these threads, so that on a busy processor the requests come first
+SHARE = 0.04  # of a processor that a copier may take: Python runs one thread at a time, whatever its niceness
 OTHER_OWNER = "another server writes to it: stop that one, and start this one once with BUCKET_TAKEOVER=1"
 NO_ACCOUNTS = "it has accounts, and this store has none: restore them (maintenance.py restore), or empty the bucket"
 
@@ -155,6 +156,7 @@ class Replica:
         give_way()
         while taken := self._take():
             user_id, change = taken
+            used = time.thread_time()
             try:
                 self._copy(self._owned(), user_id, change)
             except Exception as error:  # whatever it is, it is tried again
@@ -165,6 +167,7 @@ class Replica:
             with self._condition:
                 del self._in_progress[user_id]
                 self._condition.notify_all()  # the account may have changed meanwhile
+            self._stopping.wait((time.thread_time() - used) * (1 / SHARE - 1))
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, BucketError):
