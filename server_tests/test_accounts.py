@@ -351,6 +351,7 @@ RECORDS: list[Record] = [
         (Upload(3, "app=:signature:"), Upload(4, "app=:another:", True)),
     ),
     Deleted(4),
+    Deleted(4, by_operator=True),
 ]
 
 
