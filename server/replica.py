@@ -74,12 +74,12 @@ class Replica:
         self._owned_at = float("-inf")  # when the owner was last seen
         self._was_empty: bool | None = None  # at the start, as far as it is known
         self._claiming = threading.Lock()
-        self._condition = threading.Condition()  # guards the next four
+        self._condition = threading.Condition()  # guards what follows, up to the comparison
         self._waiting: dict[str, Change] = {}  # by userId, in the order in which they are to be copied
         self._in_progress: dict[str, Change] = {}
         self._unsure_since: int | None = clock.monotonic()  # until a comparison has ended; milliseconds
         self._has_dropped_changes = False  # since the comparison began
-        self._next_comparison = clock.monotonic()
+        self._next_comparison = 0
         self._orphans: set[str] = set()  # names without a record, as of the last comparison
         self._horizon = 0
         self._problem: BucketError | None = None
@@ -236,7 +236,8 @@ class Replica:
     def _compare_now_and_then(self) -> None:
         give_way()
         while not self._stopping.is_set():
-            if clock.monotonic() >= self._next_comparison and time.monotonic() >= self._retry_at:
+            is_due = self._unsure_since is not None or clock.monotonic() >= self._next_comparison
+            if is_due and time.monotonic() >= self._retry_at:
                 try:
                     self._compare(self._owned())
                 except Exception as error:
@@ -265,9 +266,9 @@ class Replica:
             for user_id in unseen.values():
                 self._copy_later(user_id, since or began)
         with self._condition:
+            self._next_comparison = clock.monotonic() + COMPARE_EVERY
             if not self._has_dropped_changes:
                 self._unsure_since = None
-                self._next_comparison = clock.monotonic() + COMPARE_EVERY
 
     def _set_horizon(self, bucket: Bucket, horizon: int) -> None:
         """Tell whoever restores that older states may be gone, before any of them goes."""

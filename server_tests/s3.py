@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from contract_tests.suite.outcomes import not_run
 
@@ -125,11 +124,3 @@ class Proxy:
 
     def __exit__(self, *exception: object) -> None:
         self._listener.close()
-
-
-@contextlib.contextmanager
-def bucket(directory: Path) -> Iterator[Any]:
-    """Start an S3 server in this directory."""
-    directory.mkdir(exist_ok=True)
-    with S3Server(directory) as server:
-        yield server

@@ -18,6 +18,7 @@ import pytest
 
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import REPOSITORY
+from contract_tests.target.process import COMMAND
 from server import bounds, clock, replica
 from server.accounts import Account, Deleted, Version
 from server.bucket import REMOVED, Address, Bucket, BucketError, Folder, name_of
@@ -211,6 +212,18 @@ def test_an_hour_without_the_bucket(s3, start):
     assert not any(name_of(gone.credentials[0]) in each for each in s3.objects())
     assert eventually(lambda: health(server)["status"] == "ok")
     assert bucket_lines(server)[2:] == [("failing", "it cannot be reached"), ("copying", None)]
+
+
+def test_more_changes_than_can_wait(s3, start_server, tmp_path):
+    """Once the bucket is back, a comparison finds what could not wait."""
+    server = start_server(command=[*COMMAND, "--bound", "BUCKET_CHANGES=3"], **s3.settings(), **MANY)
+    assert soon_copied(server, s3)
+    assert eventually(lambda: server.client().get_admin_stats(server.admin_key).json()["copyLagSeconds"] == 0)
+    s3.kill()
+    for number in range(8):
+        user_of(server, [b"%d" % number])
+    s3.start()
+    assert soon_copied(server, s3, 30)
 
 
 def test_an_upload_that_is_cut_off_half_way(s3, start):
