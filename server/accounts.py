@@ -165,7 +165,7 @@ class HeldAccount(ABC):
         """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
         If the account is deleted already, only its userId is reserved from another moment on. `by_operator` says that
-        this is not the user's own wish.
+        this is not the user's own wish. It stays as it was if the account is deleted already.
 
         It asks for no space of its own, so it should work on a full disk, too. Raise StorageUnavailable.
         """

@@ -74,7 +74,7 @@ class Bucket:
     """A bucket. Any thread may use it. Each method raises BucketError."""
 
     def __init__(self, address: Address) -> None:
-        """Load the library. Nothing is sent yet."""
+        """Load the library. Nothing is sent yet. Over HTTPS, the certificates of the system decide whom to trust."""
         import obstore  # it takes memory, so who does not want a copy does without it
         from obstore.store import S3Store
 

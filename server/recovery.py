@@ -16,15 +16,18 @@ from server.bucket import DIGITS, HORIZON, OWNER, Bucket, BucketError, Folder, a
 from server.dbm_reader import FILE_FORMAT, Row, blob_key, user_key
 from server.inspection import Damage, Report, Seen, Unusable
 
+KINDS = {"missing": "missing", "damaged": "blob"}  # the kind of damage, by the state of a version's bytes
+
 
 class Value(NamedTuple):
-    """A key of a store's file, and its value. If there is no value, it is the version at this place in the bucket."""
+    """A key of a store's file, and its value, or the version whose bytes are the value, and where they are."""
 
     user_id: str
     key: bytes
     value: bytes | None
     version: Version | None = None
     path: str = ""
+    record: str = ""  # the name of the record that names the version
 
 
 def verify(connect: Callable[[], Bucket], at: int | None, seen: Seen) -> Report:
@@ -61,16 +64,20 @@ def values(connect: Callable[[], Bucket], at: int | None, report: Report, seen: 
         with ThreadPoolExecutor(bounds.FETCHED_AT_ONCE) as pool:
             records = ahead(pool, functools.partial(fetch_record, bucket, at), all_folders(bucket))
             for each in ahead(pool, functools.partial(fetch_version, bucket), unfolded(records, report, seen)):
-                if each.version:
-                    is_intact = each.value is not None and hashlib.sha256(each.value).hexdigest() == each.version.sha256
-                    if not is_intact:
-                        kind, state = ("missing", "missing") if each.value is None else ("blob", "damaged")
-                        text = f"the bytes of version {each.version.number} are {state}"
-                        report.damage.append(Damage(kind, text, each.user_id))
                 if each.value is not None:
                     yield each
+                    state = "" if not each.version or is_intact(each.value, each.version) else "damaged"
+                else:  # a running server deletes the account of a user who wishes it
+                    state = "missing" if bucket.get(each.record) else ""
+                if state and each.version:
+                    kind, text = KINDS[state], f"the bytes of version {each.version.number} are {state}"
+                    report.damage.append(Damage(kind, text, each.user_id))
     except BucketError as error:
         raise Unusable(f"the bucket: {error}") from None
+
+
+def is_intact(data: bytes, version: Version) -> bool:
+    return hashlib.sha256(data).hexdigest() == version.sha256
 
 
 def check(bucket: Bucket, at: int | None) -> None:
@@ -87,24 +94,34 @@ def all_folders(bucket: Bucket) -> Iterator[tuple[str, Folder]]:
         yield from bucket.folders(digit)
 
 
-def fetch_record(bucket: Bucket, at: int | None, named: tuple[str, Folder]) -> tuple[str, Folder, bytes | None]:
+class Fetched(NamedTuple):
+    """The record that was the current one of a folder. `data` is None if it has just been deleted."""
+
+    name: str
+    folder: Folder
+    path: str
+    data: bytes | None
+
+
+def fetch_record(bucket: Bucket, at: int | None, named: tuple[str, Folder]) -> Fetched | None:
     """Return the record that was the current one, or None if the account did not exist."""
     name, folder = named
     moment = folder.as_of((folder.newest or 0) if at is None else at)
-    return name, folder, None if moment is None else bucket.get(folder.record(moment)) or b""
+    path = "" if moment is None else folder.record(moment)
+    return Fetched(name, folder, path, bucket.get(path)) if path else None
 
 
 def fetch_version(bucket: Bucket, each: Value) -> Value:
     return each._replace(value=bucket.get(each.path)) if each.version else each
 
 
-def unfolded(records: Iterable[tuple[str, Folder, bytes | None]], report: Report, seen: Seen) -> Iterator[Value]:
+def unfolded(records: Iterable[Fetched | None], report: Report, seen: Seen) -> Iterator[Value]:
     """Yield the values of each account. Its versions have still to be fetched."""
-    for name, folder, data in records:
-        if data is None:
+    for each in records:
+        if each is None or each.data is None:
             continue
         try:
-            user_id, account = account_of(name, data)
+            user_id, account = account_of(each.name, each.data)
         except Damaged as error:
             report.damage.append(Damage("record", str(error)))
             continue
@@ -114,7 +131,8 @@ def unfolded(records: Iterable[tuple[str, Folder, bytes | None]], report: Report
         if not slots:  # the sign that there is an account
             yield Value(user_id, blob_key(user_id, 0), b"")
         for slot, version in zip(slots, account.versions, strict=True):
-            yield Value(user_id, blob_key(user_id, slot), None, version, folder.blob(version.sha256))
+            path = each.folder.blob(version.sha256)
+            yield Value(user_id, blob_key(user_id, slot), None, version, path, each.path)
         report.accounts += 1
         report.versions += len(slots)
         report.bytes += sum(version.size for version in account.versions)

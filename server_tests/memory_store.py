@@ -78,5 +78,7 @@ class HeldEntry(HeldAccount):
         pass  # nothing here can be damaged
 
     def delete(self, moment: int, on_commit: Callable[[], None] = nothing, by_operator: bool = False) -> None:
+        if isinstance(self.record, Deleted):
+            by_operator = self.record.by_operator
         self._store._keep(self._user_id, Deleted(moment, by_operator), {})
         on_commit()

@@ -20,7 +20,7 @@ from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import COMMAND
 from server import bounds, clock, replica
-from server.accounts import Account, Deleted, Version
+from server.accounts import Account, Damaged, Deleted, Version
 from server.bucket import REMOVED, Address, Bucket, BucketError, Folder, name_of
 from server.dbm_reader import DbmReader
 from server.replica import Change, Replica
@@ -358,7 +358,7 @@ def test_what_the_operator_removes_is_kept_for_7_days(s3, start, tmp_path):
 
 
 def test_a_second_machine_is_refused_unless_it_takes_over(s3, start, tmp_path):
-    first = start()
+    first = start(BUCKET_TAKEOVER="1")  # counts once, so it does not take the bucket back
     user = user_of(first, [b"x"])
     assert soon_copied(first, s3)
     tool(s3, tmp_path / "new.db", "restore", "s3://copies")
@@ -377,7 +377,6 @@ def test_a_second_machine_is_refused_unless_it_takes_over(s3, start, tmp_path):
     store(user, b"on the first machine")
     assert eventually(lambda: health(first).get("degraded") == ["copies"], SECONDS)
     assert soon_copied(second, s3)
-    # The other machine takes it once. When it starts with the same settings again, it does not take it back.
     assert bucket_lines(second)[-2:] == [("taken over", None), ("copying", None)]
 
 
@@ -544,6 +543,20 @@ def test_a_crash_at_every_step(s3, tmp_path, after, horizon):
         if not is_ended:
             break
     assert steps > 1 and not is_ended
+
+
+class StoreWithDamage(MemoryStore):
+    def find(self, user_id):
+        raise Damaged("for the test")
+
+
+def test_a_record_that_is_damaged_changes_nothing(s3, tmp_path):
+    """Also if it is damaged after its account has changed."""
+    bucket = Bucket(Address("copies", f"http://127.0.0.1:{s3.port}", "auto", s3.key_id, s3.secret))
+    for store_of in (lambda: stored(BEFORE), StoreWithDamage):
+        before = s3.objects()
+        Replica(store_of(), lambda: bucket, tmp_path / "id", takeover=False)._copy(bucket, USER, Change(0))
+    assert before and s3.objects() == before
 
 
 # ---- Without a bucket --------------------------------------------------------------------------------------
