@@ -55,6 +55,7 @@ from server.accounts import (
     Version,
     nothing,
 )
+from server.bucket import Address, Bucket
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
 from server.guessing import Guessing
@@ -66,6 +67,7 @@ from server.limits import AddressLimit, Limit, wait_seconds
 from server.log import log
 from server.reference_page import Page
 from server.refused import RefusedUploads
+from server.replica import Replica
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
@@ -102,6 +104,10 @@ environment variables:
                     ({FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY})
   KEEP_VERSIONS     how many last versions, days, weeks and months to keep ({KEEP_VERSIONS})
   ACCOUNT_BYTES     how many bytes the kept versions of an account may have together ({ACCOUNT_BYTES})
+  BUCKET_NAME, AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+                    a bucket for a copy off the machine, as `fly storage create` sets them; if BUCKET_NAME is not set,
+                    there is no such copy
+  BUCKET_TAKEOVER   1: take the bucket from another server, which has to be stopped (0)
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
 to make a new secret:  {NEW_SECRET}
@@ -135,6 +141,8 @@ class Settings:
     keep_versions: tuple[int, ...]  # last versions, UTC days, ISO weeks, months
     account_bytes: int
     address_header: str | None  # the one that a trusted proxy sets
+    bucket: Address | None  # None: there is no copy off the machine
+    bucket_takeover: bool
     debug: bool
 
     @classmethod
@@ -191,6 +199,15 @@ class Settings:
             raise StartupError("CLIENT_ADDRESS_HEADER must be a header that has addresses alone, such as X-Real-IP.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
+        credentials = read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")
+        try:
+            bucket = (
+                Address(read("BUCKET_NAME"), read("AWS_ENDPOINT_URL_S3"), read("AWS_REGION"), *credentials)
+                if read("BUCKET_NAME")
+                else None
+            )
+        except ValueError as error:
+            raise StartupError(f"{error}.") from None
         return cls(
             app_secrets=app_secrets,
             retired_keyids=retired,
@@ -211,6 +228,8 @@ class Settings:
             keep_versions=tuple(int(number) for number in read("KEEP_VERSIONS").split(",")),
             account_bytes=whole_number("ACCOUNT_BYTES", most=999_999_999),
             address_header=address_header,
+            bucket=bucket,
+            bucket_takeover=bool(whole_number("BUCKET_TAKEOVER", "0", least=0, most=1)),
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
         )
 
@@ -1112,11 +1131,11 @@ def delete_user(server: Server, request: Request, user: User) -> Response:
     return Response(204)
 
 
-def delete(server: Server, held: HeldAccount, user_id: str) -> None:
+def delete(server: Server, held: HeldAccount, user_id: str, by_operator: bool = False) -> None:
     """Delete a held account, and forget its known addresses. Raise StorageUnavailable."""
     forget = functools.partial(server.guessing.forget, user_id)
     try:
-        held.delete(clock.now(), on_commit=forget)
+        held.delete(clock.now(), on_commit=forget, by_operator=by_operator)
     except StorageUnavailable:  # the change may have happened
         forget()
         raise
@@ -1130,7 +1149,7 @@ def remove(server: Server, listed: operator.Listed) -> str:
         latest = held.record.latest.number if held.record.latest else 0
         if (held.record.created_at, latest) != (listed.created_at, listed.version):
             return operator.CHANGED
-        delete(server, held, listed.user_id)
+        delete(server, held, listed.user_id, by_operator=True)
     return operator.REMOVED
 
 
@@ -1158,7 +1177,8 @@ def get_admin_stats(server: Server, request: Request) -> Response:
         "freeBytes": stats.free_bytes,
         "damaged": stats.damaged,
     }
-    return answer(200, value)
+    lag = {} if stats.copy_lag_seconds is None else {"copyLagSeconds": round(stats.copy_lag_seconds)}
+    return answer(200, value | lag)
 
 
 @operation("getOpenapiYaml")
@@ -1379,7 +1399,7 @@ def serve(settings: Settings, spec: Spec) -> None:
         store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"], settings.is_new_store)
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
-    with contextlib.closing(store), contextlib.closing(Watch(store)) as health:
+    with contextlib.closing(store), replicated(settings, store), contextlib.closing(Watch(store)) as health:
         server = Server(settings, spec, store, health)
         app = App(server, reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(
@@ -1403,6 +1423,20 @@ def serve(settings: Settings, spec: Spec) -> None:
             serving["metrics"] = serve_metrics(settings, spec, store, health, http)
         with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
             http.run(operations=len(spec.operations), **serving)
+
+
+@contextlib.contextmanager
+def replicated(settings: Settings, store: DbmStore) -> Iterator[None]:
+    """Keep a copy of the store in a bucket during this block, if there is to be one."""
+    if settings.bucket is None:
+        yield
+        return
+    owner_file = Path(f"{os.path.realpath(settings.database_path)}-bucket")
+    connect = functools.partial(Bucket, settings.bucket)
+    store.replica = Replica(store, connect, owner_file, settings.bucket_takeover)
+    store.replica.start()
+    with contextlib.closing(store.replica):
+        yield
 
 
 def serve_metrics(settings: Settings, spec: Spec, store: Store, health: Watch, http: HttpServer) -> str:

@@ -16,11 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from server import bounds, clock, copies, inspection, operator
+from server import bounds, clock, copies, inspection, operator, recovery
 from server.accounts import ESTABLISHED_DAYS
+from server.bucket import VARIABLES, Address, Bucket
 from server.inspection import Unusable, Usage
 
 FINE, DAMAGED, CANNOT = 0, 1, 2
@@ -61,6 +63,31 @@ def prefix(text: str) -> str:
     return text
 
 
+def moment(text: str) -> int:
+    """Return the Unix milliseconds that a text such as 2026-11-28T06:30:00Z means."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed.tzinfo is None:
+        raise argparse.ArgumentTypeError("it must be a time with its zone, such as 2026-11-28T06:30:00Z")
+    return int(parsed.timestamp() * 1000)
+
+
+def source(text: str) -> Path | Callable[[], Bucket]:
+    """Return a file, or what connects to the bucket that a text such as s3://NAME means."""
+    if not text.startswith("s3://"):
+        return Path(text)
+    name = text.removeprefix("s3://").rstrip("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", name):
+        raise argparse.ArgumentTypeError("it must be a bucket, such as s3://NAME")
+    try:
+        address = Address(name, *(os.environ.get(variable, "") for variable in VARIABLES))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return functools.partial(Bucket, address)
+
+
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("DATABASE_PATH") or "data/backup.db"
@@ -88,12 +115,17 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         added.set_defaults(run=run)
         return added
 
-    command(verify, "read the whole store, and list what is damaged", full)
+    bucket = argparse.ArgumentParser(add_help=False)
+    text = "of a bucket, what it had then, such as 2026-11-28T06:30:00Z (now)"
+    bucket.add_argument("--at", type=moment, metavar="TIME", help=text)
+    added = command(verify, "read the whole store, or a bucket, and list what is damaged", full, bucket)
+    added.add_argument("bucket", type=source, nargs="?", metavar="s3://NAME", help="a bucket, in place of the store")
     added = command(snapshot, "copy the store of a running or stopped server to a file, and verify the copy", anyway)
     added.add_argument("path", type=Path, help="the new file")
     added.add_argument("--force", action="store_true", help="replace the file if it exists")
-    added = command(restore, "put a snapshot in the place of the store; the server must be stopped", anyway)
-    added.add_argument("path", type=Path, help="the snapshot")
+    text = "put a snapshot, or a copy in a bucket, in the place of the store; the server must be stopped"
+    added = command(restore, text, anyway, bucket)
+    added.add_argument("path", type=source, metavar="PATH or s3://NAME", help="the snapshot or the bucket")
     text = "make the file smaller, and erase everything that is deleted; the server must be stopped"
     command(compact, text, anyway)
     filters = argparse.ArgumentParser(add_help=False)
@@ -190,7 +222,12 @@ def verify(arguments: argparse.Namespace, progress: Progress) -> int:
         at = (done, of)
 
     progress.stage("verifying", lambda: at)
-    report = inspection.verify(arguments.database, seen)
+    if callable(arguments.bucket):
+        report = recovery.verify(arguments.bucket, arguments.at, seen)
+    elif arguments.bucket or arguments.at:
+        raise Unusable("--at needs a bucket, s3://NAME, and the store is named by --database")
+    else:
+        report = inspection.verify(arguments.database, seen)
     value, lines = result_of(report, arguments)
     verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
     show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
@@ -203,12 +240,24 @@ def snapshot(arguments: argparse.Namespace, progress: Progress) -> int:
 
 
 def restore(arguments: argparse.Namespace, progress: Progress) -> int:
-    report, kept = copies.restore(arguments.database, arguments.path, arguments.damaged, progress.stage)
+    if callable(arguments.path):
+        fill = functools.partial(filled, arguments.path, arguments.at)
+        report, kept = copies.restore_by(fill, arguments.database, arguments.damaged, progress.stage)
+    elif arguments.at:
+        raise Unusable("--at needs a bucket, s3://NAME: a snapshot is of one moment")
+    else:
+        report, kept = copies.restore(arguments.database, arguments.path, arguments.damaged, progress.stage)
     lines = [f"{arguments.database}: {summary(report)}"]
     if kept:
         lines.append(f"the replaced file is {kept}: delete it when you need it no longer")
     lines.append('now read "After a restored snapshot" in docs/operations.md')
     return copied(report, arguments, {"kept": str(kept) if kept else None}, lines)
+
+
+def filled(connect: Callable[[], Bucket], at: int | None, part: Path, stage: copies.Stage) -> list[inspection.Damage]:
+    """Write what a bucket had into a file."""
+    stage("fetching", copies.no_measure)
+    return recovery.fill(connect, at, part, lambda done, of: None)
 
 
 def compact(arguments: argparse.Namespace, progress: Progress) -> int:

@@ -57,6 +57,7 @@ class Deleted:
     """The record that a deleted account leaves. It reserves the userId for a while."""
 
     deleted_at: int
+    by_operator: bool = False  # then a copy off the machine keeps the account for a while
 
 
 Record = Account | Deleted
@@ -95,6 +96,7 @@ class Stats:
 
     `free_bytes` is what is free on the volume and in the database. `damaged` is how many damaged accounts, versions and
     keys are known. `round_seconds` is how long ago a round through all accounts ended, or the store was opened.
+    `copy_lag_seconds` is for how long the copy off the machine has been behind, or None if there is no such copy.
     """
 
     users: int
@@ -104,6 +106,7 @@ class Stats:
     free_bytes: int = 0
     damaged: int = 0
     round_seconds: float = 0
+    copy_lag_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,11 @@ class HeldAccount(ABC):
         """
 
     @abstractmethod
-    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing, by_operator: bool = False) -> None:
         """Delete the account and all its versions. Reserve the userId from `moment` on (Unix milliseconds).
 
-        If the account is deleted already, only its userId is reserved from another moment on.
+        If the account is deleted already, only its userId is reserved from another moment on. `by_operator` says that
+        this is not the user's own wish. It stays as it was if the account is deleted already.
 
         It asks for no space of its own, so it should work on a full disk, too. Raise StorageUnavailable.
         """

@@ -69,6 +69,18 @@ OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an 
 
 METRICS_SECONDS = 2  # for each part of a request to arrive, and for the answer to be read; Prometheus gives up after 10
 
+# --- The copy in a bucket ---------------------------------------------------------------------------------------------
+# Nothing that answers requests waits for the bucket.
+
+COPIERS = 2  # threads; each has at most one version in memory, and one waits while the other has a large one
+BUCKET_CHANGES = 10_000  # accounts that wait to be copied: 2 MB. The next ones are found by a comparison
+BUCKET_CONNECT_SECONDS = 5
+BUCKET_REQUEST_SECONDS = 30  # 5 MiB in that time need 170 kB a second
+BUCKET_OWNER_SECONDS = 1  # for so long, it is known who may write
+BUCKET_PAUSE_SECONDS = (1, 60)  # after a failure: the first pause, which doubles, and the longest one
+BUCKET_STOP_SECONDS = 4  # how long a stop waits for the last changes to be copied
+FETCHED_AT_ONCE = 16  # by a restoration: a request takes 30 ms, and brings 5 MiB at most
+
 # --- The log ----------------------------------------------------------------------------------------------------------
 # Beyond the bound, lines are lost and counted.
 

@@ -8,6 +8,7 @@ which deleted data might live on. It is one file, complete without any other.
 """
 
 import contextlib
+import functools
 import glob
 import os
 import secrets
@@ -15,7 +16,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from server import inspection, store_file
@@ -28,6 +29,7 @@ CREATING = threading.Lock()  # whoever holds it can remove leftovers for good
 
 Measure = Callable[[], tuple[int, int]]  # returns how much is done, and how much there is; zeros if nobody knows
 Stage = Callable[[str, Measure], None]  # gets what begins now
+Fill = Callable[[Path, Stage], Iterable[inspection.Damage]]  # writes a copy into an empty file, returns what it lacks
 
 
 class DamagedCopy(Unusable):
@@ -61,7 +63,7 @@ def snapshot(
     there = [path for path in with_companions(target) if os.path.lexists(path)]
     if there and not force:
         raise Unusable(f"{there[0]}: it exists already: choose another name, or add --force")
-    with new_copy(database, target, damaged, stage) as (part, report):
+    with new_copy(functools.partial(vacuum_into, database), target, damaged, stage) as (part, report):
         if force:
             remove_companions(target)
             part.replace(target)
@@ -74,13 +76,20 @@ def snapshot(
 def restore(
     database: Path, source: Path, damaged: bool = False, stage: Stage = no_stage
 ) -> tuple[inspection.Report, Path | None]:
-    """Put a copy of `source` in the place of a store. Return what is in it, and where the replaced file is now.
+    """Put a copy of `source` in the place of a store, as `restore_by` does."""
+    refuse_same(database, source)
+    return restore_by(functools.partial(vacuum_into, source), database, damaged, stage)
+
+
+def restore_by(
+    fill: Fill, database: Path, damaged: bool = False, stage: Stage = no_stage
+) -> tuple[inspection.Report, Path | None]:
+    """Put what `fill` writes in the place of a store. Return what is in it, and where the replaced file is now.
 
     The server must be stopped. Raise Unusable or DamagedCopy; then the store is as it was.
     """
     database = Path(os.path.realpath(database))
-    refuse_same(database, source)
-    with locked(database), new_copy(source, database, damaged, stage) as (part, report):
+    with locked(database), new_copy(fill, database, damaged, stage) as (part, report):
         remove_half_kept(database)
         stage("putting it in its place", no_measure)
         is_new = not os.path.lexists(database)  # then nothing is locked
@@ -110,7 +119,7 @@ def compact(database: Path, damaged: bool = False, stage: Stage = no_stage) -> i
         fold(database)
         stage("erasing what is dropped", no_measure)
         erase_dropped(database)
-        with new_copy(database, database, damaged, stage) as (part, report):
+        with new_copy(functools.partial(vacuum_into, database), database, damaged, stage) as (part, report):
             stage("putting it in its place", no_measure)
             fold(database)
             remove_companions(database)
@@ -136,7 +145,7 @@ def name_new(part: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_copy(source: Path, target: Path, damaged: bool, stage: Stage) -> Iterator[tuple[Path, inspection.Report]]:
+def new_copy(fill: Fill, target: Path, damaged: bool, stage: Stage) -> Iterator[tuple[Path, inspection.Report]]:
     """Make a verified and synced copy of a store beside `target`, for the block to give it its name.
 
     After the block, nothing of the copy is left under its first name.
@@ -144,10 +153,13 @@ def new_copy(source: Path, target: Path, damaged: bool, stage: Stage) -> Iterato
     remove_leftovers(target)
     part = Path(f"{target}.part-{secrets.token_hex(4)}")
     try:
-        vacuum_into(source, part, stage)
+        with CREATING:
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        lacking = fill(part, stage)
         at = [0, 0]
         stage("verifying the copy", lambda: (at[0], at[1]))
         report = inspection.verify(part, lambda done, of: at.__setitem__(slice(None), [done, of]))
+        report.damage.extend(lacking)
         if report.damage and not damaged:
             raise DamagedCopy(report)
         store_file.sync(part)
@@ -173,7 +185,7 @@ def siblings(file: Path, pattern: str) -> list[Path]:
     return sorted(file.parent.glob(glob.escape(file.name) + pattern))
 
 
-def vacuum_into(source: Path, part: Path, stage: Stage) -> None:
+def vacuum_into(source: Path, part: Path, stage: Stage) -> Iterable[inspection.Damage]:
     with opened(source) as connection:
         (pages,), (free,), (size,), (auto_vacuum,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
@@ -185,11 +197,10 @@ def vacuum_into(source: Path, part: Path, stage: Stage) -> None:
             mebibytes = f"{(needed + MARGIN_BYTES) >> 20} MiB are needed and {available >> 20} MiB are free"
             raise Unusable(f"{part.parent}: the copy has no room: {mebibytes}")
         stage("copying", lambda: (part.stat().st_size if part.exists() else 0, needed))
-        with CREATING:
-            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         if auto_vacuum == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of the copy
         connection.execute("VACUUM INTO ?", (str(part.absolute()),))
+    return ()
 
 
 def keep_aside(database: Path) -> Path | None:

@@ -78,11 +78,17 @@ class DbmStore(DbmWriter, Store):
             free_bytes=self.volume().free,
             damaged=len(house.damaged),
             round_seconds=(clock.monotonic() - house.round_ended) / 1000,
+            copy_lag_seconds=self.replica.lag_seconds() if self.replica else None,
         )
 
     def degraded(self) -> list[str]:
         house = self.housekeeper
-        parts = {"writes": self.has_failed_commit, "space": house.is_tight, "scrub": house.damaged}
+        parts = {
+            "writes": self.has_failed_commit,
+            "space": house.is_tight,
+            "scrub": house.damaged,
+            "copies": self.replica and self.replica.is_degraded(),
+        }
         return [name for name, is_wrong in parts.items() if is_wrong]
 
     def suspect_index(self) -> None:
@@ -138,8 +144,10 @@ class HeldRow(HeldAccount):
         if slot is not None and self._store.blob(self._user_id, slot) != data:
             self._store.write(functools.partial(self._store.put_blob, self._user_id, slot, data))
 
-    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
-        self._store.write(functools.partial(self._delete, Deleted(moment), on_commit))
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing, by_operator: bool = False) -> None:
+        if isinstance(self.record, Deleted):
+            by_operator = self.record.by_operator
+        self._store.write(functools.partial(self._delete, Deleted(moment, by_operator), on_commit))
         self.is_deleted = True
 
     def _delete(self, deleted: Deleted, on_commit: Callable[[], None]) -> None:

@@ -40,6 +40,7 @@ from server.dbm_reader import (
     user_key,
 )
 from server.log import log
+from server.replica import Replica
 from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, obstacle, whose
 
 PROBE = b"probe"  # the key of a value that means nothing
@@ -87,6 +88,7 @@ class DbmWriter(DbmReader):
         """
         super().__init__(path)
         self.tally = Tally()
+        self.replica: Replica | None = None  # hears of each change, if there is to be a copy off the machine
         self.has_failed_commit = False
         self.empty_log_at: float | None = None  # by the monotonic clock; something was erased, and is in the log
         self._changing = threading.Lock()  # the turn; see `turn`
@@ -241,6 +243,8 @@ class DbmWriter(DbmReader):
             self.overwrite_failed_commit()
             raise
         self.tally.change(user_id, before.record if before else None, after.record)
+        if self.replica and (before is None or before.record != after.record):
+            self.replica.changed(user_id, after.record)
 
     def overwrite_failed_commit(self) -> None:
         """Write something else where the write-ahead log has a commit that failed. If this fails, do so again later.

@@ -316,7 +316,7 @@ class Housekeeper:
             try:
                 row = self._store.row(user_id)
                 # Since then, the account may have been registered again, and even deleted again.
-                if row and row.record == Deleted(deleted_at):
+                if row and isinstance(row.record, Deleted) and row.record.deleted_at == deleted_at:
                     self._store.write(functools.partial(self._store.forget, user_id, row))
             except (StorageFull, StorageUnavailable):  # try again later
                 heapq.heappush(self._deleted, first)

@@ -29,7 +29,7 @@ from server.http_server import HttpServer
 from server.log import log
 
 PREFIX = "backup_server"
-PARTS = ("writes", "space", "scrub")  # what may be degraded
+PARTS = ("writes", "space", "scrub", "copies")  # what may be degraded
 # A refusal takes a millisecond. An upload of 5 MiB takes some seconds on a disk of 16 MiB/s, and no more than 15.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
 
@@ -135,6 +135,8 @@ class States(Collector):
         yield gauge("free_bytes", "What is free on the volume and in the database", stats.free_bytes)
         yield gauge("round_seconds", "Since a round through all accounts ended", stats.round_seconds)
         yield gauge("damaged", "Damaged accounts, versions and keys that are known", stats.damaged)
+        if stats.copy_lag_seconds is not None:
+            yield gauge("bucket_lag_seconds", "For how long the bucket has been behind", stats.copy_lag_seconds)
 
     def _is_healthy(self) -> bool:
         try:

@@ -35,7 +35,7 @@ def to_bytes(user_id: str, record: Record, **members: Any) -> bytes:
                 "keyChanges": [index for index, upload in enumerate(record.uploads) if upload.changes_key],
             }
         case Deleted():
-            value = {"deletedAt": record.deleted_at}
+            value = {"deletedAt": record.deleted_at} | ({"byOperator": True} if record.by_operator else {})
     text = i_json.encode({"format": RECORD_FORMAT, **value, **members})
     return checksum(user_id, text) + b"\n" + text
 
@@ -57,7 +57,7 @@ def from_bytes(user_id: str, stored: bytes) -> tuple[Record, dict[str, Any]]:
 def record_of(value: dict[str, Any]) -> Record:
     """Remove a record's members from its JSON value. Return the record."""
     if "deletedAt" in value:
-        return Deleted(value.pop("deletedAt"))
+        return Deleted(value.pop("deletedAt"), value.pop("byOperator", False))
     changes = value.pop("keyChanges", [])
     return Account(
         created_at=value.pop("createdAt"),

@@ -178,9 +178,7 @@ def make(path: Path, new_format: bytes) -> None:
     try:
         os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
         with contextlib.closing(sqlite3.connect(unfinished)) as connection:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before there is a table
-            connection.execute(TABLE)
-            connection.execute("INSERT INTO Dict VALUES (?, ?)", (b"format", new_format))
+            initialise(connection, new_format)
             connection.commit()
             connection.execute("PRAGMA journal_mode = WAL")
         sync(unfinished)
@@ -189,6 +187,13 @@ def make(path: Path, new_format: bytes) -> None:
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def initialise(connection: sqlite3.Connection, new_format: bytes) -> None:
+    """Make an empty file a store."""
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before there is a table
+    connection.execute(TABLE)
+    connection.execute("INSERT INTO Dict VALUES (?, ?)", (b"format", new_format))
 
 
 def sync(path: Path) -> None:

@@ -77,6 +77,8 @@ class HeldEntry(HeldAccount):
     def mend(self, version: Version, data: bytes) -> None:
         pass  # nothing here can be damaged
 
-    def delete(self, moment: int, on_commit: Callable[[], None] = nothing) -> None:
-        self._store._keep(self._user_id, Deleted(moment), {})
+    def delete(self, moment: int, on_commit: Callable[[], None] = nothing, by_operator: bool = False) -> None:
+        if isinstance(self.record, Deleted):
+            by_operator = self.record.by_operator
+        self._store._keep(self._user_id, Deleted(moment, by_operator), {})
         on_commit()

@@ -223,6 +223,17 @@ def hold(store: Store, user_id: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("by_operator", [False, True])
+def test_another_time_of_a_deletion_does_not_change_whose_wish_it_was(store, by_operator):
+    register(store)
+    moment = clock.now()  # or it would be forgotten at once
+    with store.account(USER) as account:
+        account.delete(moment + 1, by_operator=by_operator)
+    with store.account(USER) as account:
+        account.delete(moment)
+    assert store.find(USER) == Deleted(moment, by_operator)
+
+
 def delete(store: Store, user_id: str, moment: int = 1_795_510_900_000) -> None:
     with store.account(user_id) as account:
         account.delete(moment)
@@ -392,6 +403,7 @@ RECORDS: list[Record] = [
         (Upload(3, "app=:signature:"), Upload(4, "app=:another:", True)),
     ),
     Deleted(4),
+    Deleted(4, by_operator=True),
 ]
 
 

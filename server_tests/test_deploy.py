@@ -27,7 +27,7 @@ from server import bounds
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "audit.txt"]
+LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "bucket.txt", "audit.txt"]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference", "generators/typescript"]
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -229,6 +229,7 @@ def test_fly_checks_an_operation_of_the_contract_that_needs_no_proof():
 def test_fly_leaves_time_for_a_graceful_stop():
     assert arguments("STOPSIGNAL") == [FLY["kill_signal"]] == ["SIGTERM"]
     needed = bounds.DRAIN_SECONDS + bounds.TURN_SECONDS + bounds.DISK_SECONDS + bounds.STOP_LOG_SECONDS
+    needed += bounds.BUCKET_STOP_SECONDS
     assert needed < seconds(FLY["kill_timeout"]) <= 300  # Fly's most
 
 
@@ -286,7 +287,7 @@ def test_the_server_imports_what_it_requires_and_requires_nothing_else():
         distributions[name][0].lower().replace("_", "-") for name in imported - sys.stdlib_module_names - {"server"}
     }
     assert third_party == wanted("server.in")
-    assert third_party == {"bottle", "jsonschema", "prometheus-client", "pybase64", "pyyaml", "waitress"}
+    assert third_party == {"bottle", "jsonschema", "obstore", "prometheus-client", "pybase64", "pyyaml", "waitress"}
 
 
 @pytest.mark.parametrize("directory", NPM_LOCKS)

@@ -463,9 +463,10 @@ def test_a_name_that_somebody_takes_meanwhile_stays_theirs(filled, tmp_path, mon
     """Also on a file system without links, such as that of many USB sticks."""
     vacuum_into, names = copies.vacuum_into, [tmp_path / "taken", tmp_path / "free"]
 
-    def slow(source: Path, part: Path, stage: Any) -> None:
-        vacuum_into(source, part, stage)
+    def slow(source: Path, part: Path, stage: Any) -> Any:
+        lacking = vacuum_into(source, part, stage)
         names[0].write_bytes(b"precious")
+        return lacking
 
     def link(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")

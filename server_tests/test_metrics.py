@@ -90,7 +90,7 @@ def test_the_states(server):
     assert found["problems_total{code=internal_error}"] == 0  # not missing: Prometheus has to see an increase
     names = ("healthy", "accounts", "accounts_with_backup", "versions", "damaged")
     assert [found[f"{name}{{}}"] for name in names] == [1, 1, 1, 1, 0]
-    assert [found[f"degraded{{part={part}}}"] for part in ("writes", "space", "scrub")] == [0, 0, 0]
+    assert [found[f"degraded{{part={part}}}"] for part in ("writes", "space", "scrub", "copies")] == [0] * 4
     assert found["connections{}"] >= 1
     assert found["waiting_requests{lane=large writes}"] == found["body_bytes{place=disk}"] == 0
     assert found["free_bytes{}"] > found["database_bytes{}"] > 0

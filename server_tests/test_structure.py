@@ -48,6 +48,7 @@ def is_part(name: str, package: str) -> bool:
         ("waitress", {"server.http_parser", "server.http_server"}),
         ("bottle", {"backup_server"}),
         ("dbm", {"server.dbm_reader"}),
+        ("obstore", {"server.bucket"}),
     ],
 )
 def test_the_server_knows_a_library_in_one_place(library, where):

@@ -150,7 +150,7 @@ def deleted_account_comes_back_with_a_restart() -> None:
     deleted: dict[str, Row] = {}
 
     @instead_of(dbm_store.HeldRow, "delete")
-    def delete(real: Any, held: Any, moment: int, on_commit: Any) -> None:
+    def delete(real: Any, held: Any, moment: int, on_commit: Any, **options: Any) -> None:
         deleted[held._user_id] = Row(Deleted(moment))
         on_commit()
 
