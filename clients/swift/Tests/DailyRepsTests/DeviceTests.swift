@@ -5,6 +5,10 @@ import Testing
 
 @testable import DailyRepsBackup
 
+#if canImport(FoundationNetworking)
+    import FoundationNetworking
+#endif
+
 /// What a device decides, in front of a server that gives prepared answers. The decisions are those of the clients in Python
 /// and JavaScript.
 struct DeviceTests {
@@ -25,7 +29,7 @@ struct DeviceTests {
     // MARK: Lost answers
 
     @Test func lostAnswerThenTheSameBytesFreshlySigned() async throws {
-        let scene = Scene(lost, stored(2, status: 200), Self.onVersion1)
+        let scene = Scene(lost, stored(2, status: 200), before: Self.onVersion1)
         try await scene.device.sync()
         #expect(scene.sent.count == 2 && scene.sent[0].body == scene.sent[1].body)
         #expect(await scene.state.unsent == nil)
@@ -34,7 +38,7 @@ struct DeviceTests {
     }
 
     @Test func lostAgainThenTheSameBytesLater() async throws {
-        let scene = Scene(lost, lost, lost, lost, stored(2), Self.onVersion1)
+        let scene = Scene(lost, lost, lost, lost, stored(2), before: Self.onVersion1)
         #expect(await isLost { try await scene.device.sync() })
         #expect(scene.saved.value.last?.unsent != nil)
         // A restart: what was saved is loaded again.
@@ -43,27 +47,37 @@ struct DeviceTests {
         #expect(later.sent[0].body == scene.sent[3].body)
     }
 
-    @Test(arguments: [
-        html(502), html(200), html(404), json(200, "{}"), json(202, receipt(Data([1]))), json(201, receipt(Data([1]))),
-        problem(500, "internal_error"), problem(503, "unavailable", retryAfter: 2), problem(599, "never_seen"), json(304, ""),
-        { _ in .init(status: 302, headers: ["Location": "https://elsewhere.example"]) },
-        { _ in .init(status: 413, headers: [:]) },
-    ])
-    func anAnswerThatIsNotOfTheContractIsLost(_ answer: @escaping Reply) async throws {
-        let scene = Scene(answer, stored(2), Self.onVersion1)
+    static let notOfTheContract: [String: Reply] = [
+        "a proxy's page": html(502),
+        "a portal's page": html(200),
+        "a page that is missing": html(404),
+        "JSON of something else": json(200, "{}"),
+        "another success": json(202, receipt(Data([1]))),
+        "the receipt of other bytes": json(201, receipt(Data([1]))),
+        "the server failed": problem(500, "internal_error"),
+        "the server is busy": problem(503, "unavailable", retryAfter: 2),
+        "an unknown code": problem(599, "never_seen"),
+        "a 304 that nobody asked for": json(304, ""),
+        "a redirect": Reply(302, ["Location": "https://elsewhere.example"]),
+        "a refusal without a problem": Reply(413),
+    ]
+
+    @Test(arguments: notOfTheContract.keys.sorted())
+    func anAnswerThatIsNotOfTheContractIsLost(_ name: String) async throws {
+        let scene = Scene(Self.notOfTheContract[name]!, stored(2), before: Self.onVersion1)
         try await scene.device.sync()
         #expect(scene.sent.count == 2 && scene.sent[0].body == scene.sent[1].body)
     }
 
     @Test func aSuccessWithoutCacheControlIsNoLostAnswer() async throws {
-        let scene = Scene(stored(2), Self.onVersion1)
+        let scene = Scene(stored(2), before: Self.onVersion1)
         try await scene.device.sync()
         #expect(await scene.state.isStored)
     }
 
     @Test(arguments: [(507, "storage_full"), (500, "account_damaged"), (413, "payload_too_large"), (429, "rate_limited")])
     func aRefusalIsNoLostAnswer(_ status: Int, _ name: String) async throws {
-        let scene = Scene(problem(status, name, retryAfter: 7), Self.onVersion1)
+        let scene = Scene(problem(status, name, retryAfter: 7), before: Self.onVersion1)
         let error = await thrown { try await scene.device.sync() } as? BackupError
         #expect(error?.code == name && error?.retryAfter == 7 && scene.sent.count == 1)
         #expect(await scene.state.unsent == nil)
@@ -91,7 +105,7 @@ struct DeviceTests {
     }
 
     @Test func conflictThenFetchMergeStore() async throws {
-        let scene = Scene(conflict, backup(Self.theirs, 2), stored(3), Self.onVersion1)
+        let scene = Scene(conflict, backup(Self.theirs, 2), stored(3), before: Self.onVersion1)
         try await scene.device.sync()
         let upload = try decrypt(scene.sent[2].blob, with: alex)
         #expect(scene.sent[2].json["baseSha256"] == sha256(Self.theirs) && upload.baseSha256 == sha256(Self.theirs))
@@ -101,7 +115,7 @@ struct DeviceTests {
 
     @Test func nothingIsStoredIfNothingHasChanged() async throws {
         let tag = "\"2-\(sha256(Self.theirs))\""
-        let scene = Scene(backup(Self.theirs, 2), { _ in .init(status: 304) }, log: "theirs")
+        let scene = Scene(backup(Self.theirs, 2), notModified, log: "theirs")
         try await scene.device.sync()
         try await scene.device.sync()
         #expect(scene.sent.map(\.method) == ["GET", "GET"])
@@ -110,7 +124,7 @@ struct DeviceTests {
     }
 
     @Test func notModifiedButAHigherVersionWasSeen() async throws {
-        let scene = Scene({ _ in .init(status: 304) }, log: "theirs") { state in
+        let scene = Scene(notModified, log: "theirs") { state in
             state.base = Base(sha256: f, sequence: 1, logSha256: sha256(log("theirs")), version: 1)
             state.highest = Seen(sequence: 2, sha256: sha256(Self.theirs))
         }
@@ -146,7 +160,7 @@ struct DeviceTests {
 
     @Test func aWorkoutThatIsLoggedDuringAnUploadStays() async throws {
         let box = Box<Device?>(nil)
-        let scene = Scene(stored(2), stored(3), Self.onVersion1)
+        let scene = Scene(stored(2), stored(3), before: Self.onVersion1)
         box.value = scene.device
         try await scene.device.sync()
         try await scene.device.update { $0 + log("+new") }
@@ -156,7 +170,7 @@ struct DeviceTests {
     }
 
     @Test func callsWaitForEachOther() async throws {
-        let scene = Scene(stored(2), list(), list(), Self.onVersion1)
+        let scene = Scene(stored(2), list(), list(), before: Self.onVersion1)
         async let one: Void = scene.device.sync()
         async let two = scene.device.versions()
         async let three = scene.device.versions()
@@ -165,7 +179,7 @@ struct DeviceTests {
     }
 
     @Test func aLogThatIsTooLarge() async throws {
-        let scene = Scene(log: String(repeating: "x", count: largestLog + 1), Self.onVersion1)
+        let scene = Scene(log: String(repeating: "x", count: largestLog + 1), before: Self.onVersion1)
         #expect(await thrown { try await scene.device.sync() } as? BackupError == .logTooLarge)
     }
 
@@ -210,7 +224,7 @@ struct DeviceTests {
         let old = made("old", 1)
         let scene = Scene(
             backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), lost, lost, lost, lost,
-            stored(3, status: 200), { _ in .init(status: 304) })
+            stored(3, status: 200), notModified)
         #expect(await isLost { try await scene.device.restore(1) })
         #expect(text(await scene.device.log) == "mine+theirs")
         try await scene.device.sync()
@@ -284,11 +298,11 @@ struct DeviceTests {
 
     @Test func theWaitAfterAClockThatWasAhead() async throws {
         let expired = problem(401, "signature_expired", #","serverTime":\#(Int(clock) - 500)"#)
-        let scene = Scene(expired, lost, no, list(), Self.onVersion1)
+        let scene = Scene(expired, lost, no, list(), before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await scene.state.change?.keepUntil == clock + 1401)
         #expect(await scene.state.change?.ahead == 500)
-        let deletion = Scene(expired, { _ in .init(status: 204) })
+        let deletion = Scene(expired, Reply(204))
         try await deletion.device.delete()
         #expect(await deletion.state.deletion?.registerAfter == clock + 1401)
         #expect(
@@ -300,7 +314,7 @@ struct DeviceTests {
 
     /// The table of "A lost answer to a key change".
     @Test func aLostChangeThatHappened() async throws {
-        let scene = Scene(lost, list(receipt(Self.theirs, 2, keyVersion: 2)), Self.onVersion1)
+        let scene = Scene(lost, list(receipt(Self.theirs, 2, keyVersion: 2)), before: Self.onVersion1)
         try await scene.device.changePassword(to: "a longer and better passphrase")
         #expect(await scene.state.change == nil)
         #expect(await scene.state.keys != alex)
@@ -308,7 +322,7 @@ struct DeviceTests {
     }
 
     @Test func aLostChangeThatDidNotHappen() async throws {
-        let scene = Scene(lost, no, list(), no, list(), no, list(), Self.onVersion1)
+        let scene = Scene(lost, no, list(), no, list(), no, list(), before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await scene.state.keys == alex)
         scene.time.value += 900
@@ -319,7 +333,7 @@ struct DeviceTests {
     }
 
     @Test func bothKeysAreRefusedAndBothAreKept() async throws {
-        let scene = Scene(lost, no, no, Self.onVersion1)
+        let scene = Scene(lost, no, no, before: Self.onVersion1)
         #expect(
             await code { try await scene.device.changePassword(to: "a longer and better passphrase") }
                 == "credentials_invalid")
@@ -327,7 +341,7 @@ struct DeviceTests {
     }
 
     @Test func theAnswersDoNotTell() async throws {
-        let scene = Scene(lost, lost, lost, lost, lost, Self.onVersion1)
+        let scene = Scene(lost, lost, lost, lost, lost, before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await scene.state.hasUnsettledChange)
     }
@@ -335,7 +349,7 @@ struct DeviceTests {
     @Test func anUnsettledChangeEncryptsNothingWithTheOldKeys() async throws {
         let listed = list(receipt(Self.theirs, 2))
         let scene = Scene(
-            lost, no, listed, no, listed, no, listed, no, listed, stored(3, status: 200, keyVersion: 2), Self.onVersion1)
+            lost, no, listed, no, listed, no, listed, no, listed, stored(3, status: 200, keyVersion: 2), before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await thrown { try await scene.device.restore(1) } as? BackupError == .changeNotSettled)
         #expect(
@@ -356,7 +370,7 @@ struct DeviceTests {
     }
 
     @Test func aRefusedChangeIsSettledLater() async throws {
-        let scene = Scene(problem(429, "rate_limited", retryAfter: 60), Self.onVersion1)
+        let scene = Scene(problem(429, "rate_limited", retryAfter: 60), before: Self.onVersion1)
         #expect(
             await code { try await scene.device.changePassword(to: "a longer and better passphrase") } == "rate_limited")
         #expect(await scene.state.change != nil)
@@ -416,7 +430,7 @@ struct DeviceTests {
             state.highest = Seen(sequence: 8, sha256: f)
         }
         func register(_ answers: Reply..., change: (inout State) -> Void = seen) async throws -> Seen {
-            let scene = Scene(answers[0], answers.last!, change)
+            let scene = Scene(answers[0], answers.last!, before: change)
             try await scene.device.register(username: "alex", password: "correct horse battery staple")
             #expect(await scene.state.keys == alex)
             #expect(await scene.state.registering == nil)
@@ -467,16 +481,16 @@ struct DeviceTests {
         let keys = try known.map { try Keys(username: "alex", password: "a", derivation: $0) }
         let inForce = vector["inForce"].optionalText
         let names = Box<[String]>([]), changed = Box(false)
-        let answer: Reply = { sent in
+        let answer = Reply { sent in
             let key = keys.first { sent.headers[.authorization] == authorization(userId: $0.userId, storageKey: $0.storageKey) }
             let name = key?.derivation ?? ""
             if sent.path == "/api/backup/versions" {
                 names.change { $0.append(name) }
-                return name == inForce ? list()(sent) : no(sent)
+                return name == inForce ? list().answer(sent) : no.answer(sent)
             }
-            if sent.method == "GET" { return problem(404, "no_backup")(sent) }
+            if sent.method == "GET" { return problem(404, "no_backup").answer(sent) }
             changed.value = sent.json["storageKey"] == keys[0].storageKey && name == inForce
-            return stored(1, status: 200)(sent)
+            return stored(1, status: 200).answer(sent)
         }
         let scene = Scene(answer, answer, answer, answer, answer, answer) { state in
             state.keys = nil
@@ -494,7 +508,7 @@ struct DeviceTests {
     @Test func aRefusalCountsOnlyAsTheAnswerToARepeat() async throws {
         let repeated = Scene(lost, no)
         try await repeated.device.delete()
-        let thrice = Scene(lost, lost, { _ in .init(status: 204) })
+        let thrice = Scene(lost, lost, Reply(204))
         try await thrice.device.delete()
         let refused = Scene(no)
         #expect(await code { try await refused.device.delete() } == "credentials_invalid")
@@ -502,7 +516,7 @@ struct DeviceTests {
     }
 
     @Test func aLostDeletionIsRepeatedForTenMinutes() async throws {
-        let scene = Scene(lost, lost, lost, lost, { _ in .init(status: 204) })
+        let scene = Scene(lost, lost, lost, lost, Reply(204))
         #expect(await isLost { try await scene.device.delete() })
         scene.time.value += 600
         #expect(await thrown { try await scene.device.delete() } as? BackupError == .beingDeleted)
@@ -516,7 +530,7 @@ struct DeviceTests {
     @Test func aBackgroundUpload() async throws {
         let file = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
         defer { try? FileManager.default.removeItem(at: file) }
-        let scene = Scene(Self.onVersion1)
+        let scene = Scene(before: Self.onVersion1)
         let request = try #require(try await scene.device.backgroundUpload(to: file))
         let body = try Data(contentsOf: file)
         #expect(request.url?.absoluteString == "https://backup.example/api/backup" && request.httpMethod == "POST")
@@ -549,7 +563,7 @@ struct DeviceTests {
     @Test func aBackgroundUploadThatIsRefused() async throws {
         let file = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
         defer { try? FileManager.default.removeItem(at: file) }
-        let scene = Scene(Self.onVersion1)
+        let scene = Scene(before: Self.onVersion1)
         let request = try #require(try await scene.device.backgroundUpload(to: file))
         let response = HTTPURLResponse(
             url: request.url!, statusCode: 409, httpVersion: nil, headerFields: ["Content-Type": "application/problem+json"])

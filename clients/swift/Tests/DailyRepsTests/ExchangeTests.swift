@@ -89,9 +89,8 @@ struct ExchangeTests {
         let answer = request.vector["answer"]
         let status = Int(answer["status"].number)
         let body = answer["body"] == .null ? Data() : try JSONEncoder().encode(answer["body"])
-        let fake = Fake([{ _ in
-            .init(status: status, body: body, headers: answer["headers"].members.mapValues(\.text))
-        }])
+        let headers = answer["headers"].members.mapValues(\.text)
+        let fake = Fake([Reply { _ in .init(status: status, body: body, headers: headers) }])
         let keys = Keys(userId: request.userId, storageKey: request.storageKey)
         let server = Server(
             url: URL(string: "https://backup.example")!, secret: request.secret ?? AppSecret("unknown"), transport: fake)

@@ -27,11 +27,11 @@ final class Fake: ClientTransport, @unchecked Sendable {
     struct NoAnswer: Error {}
 
     private let lock = NSLock()
-    private var answers: [@Sendable (Sent) -> Answer]
+    private var answers: [Reply]
     private var requests: [Sent] = []
     var sent: [Sent] { lock.withLock { requests } }
 
-    init(_ answers: [@Sendable (Sent) -> Answer]) { self.answers = answers }
+    init(_ answers: [Reply]) { self.answers = answers }
 
     func send(_ request: HTTPRequest, body: HTTPBody?, baseURL: URL, operationID: String) async throws -> (
         HTTPResponse, HTTPBody?
@@ -44,7 +44,7 @@ final class Fake: ClientTransport, @unchecked Sendable {
             requests.append(sent)
             precondition(!answers.isEmpty, "one request too many: \(sent.method) \(sent.path)")
             return answers.removeFirst()
-        }(sent)
+        }.answer(sent)
         if answer.status == 0 { throw NoAnswer() }
         var response = HTTPResponse(status: .init(code: answer.status))
         for (name, value) in answer.headers { response.headerFields[HTTPField.Name(name)!] = value }
@@ -52,20 +52,27 @@ final class Fake: ClientTransport, @unchecked Sendable {
     }
 }
 
-typealias Reply = @Sendable (Fake.Sent) -> Fake.Answer
+/// What a fake server answers to a request.
+struct Reply: Sendable {
+    let answer: @Sendable (Fake.Sent) -> Fake.Answer
+    init(_ answer: @escaping @Sendable (Fake.Sent) -> Fake.Answer) { self.answer = answer }
+    /// An answer without a body.
+    init(_ status: Int, _ headers: [String: String] = [:]) { answer = { _ in .init(status: status, headers: headers) } }
+}
 
-let lost: Reply = { _ in .lost }
+let lost = Reply { _ in .lost }
+let notModified = Reply(304)
 
 func json(_ status: Int, _ text: String) -> Reply {
-    { _ in .init(status: status, body: Data(text.utf8), headers: ["Content-Type": "application/json"]) }
+    Reply { _ in .init(status: status, body: Data(text.utf8), headers: ["Content-Type": "application/json"]) }
 }
 
 func html(_ status: Int) -> Reply {
-    { _ in .init(status: status, body: Data("<h1>Bad Gateway</h1>".utf8), headers: ["Content-Type": "text/html"]) }
+    Reply { _ in .init(status: status, body: Data("<h1>Bad Gateway</h1>".utf8), headers: ["Content-Type": "text/html"]) }
 }
 
 func problem(_ status: Int, _ code: String, _ more: String = "", retryAfter: Int? = nil) -> Reply {
-    { _ in
+    Reply { _ in
         var headers = ["Content-Type": "application/problem+json", "X-Request-Id": "0123456789abcdef"]
         headers["Retry-After"] = retryAfter.map { "\($0)" }
         let body = #"{"type":"x:y","title":"t","detail":"d","status":\#(status),"code":"\#(code)"\#(more)}"#
@@ -83,7 +90,7 @@ func receipt(_ blob: Data, _ version: Int = 1, keyVersion: Int = 1) -> String {
 
 /// The receipt of what was sent.
 func stored(_ version: Int, status: Int = 201, keyVersion: Int = 1) -> Reply {
-    { json(status, receipt($0.blob, version, keyVersion: keyVersion))($0) }
+    Reply { json(status, receipt($0.blob, version, keyVersion: keyVersion)).answer($0) }
 }
 
 func list(_ receipts: String...) -> Reply { json(200, #"{"versions":[\#(receipts.joined(separator: ","))]}"#) }
@@ -135,7 +142,8 @@ struct Scene: Sendable {
 
     init(
         _ answers: Reply..., log text: String = "mine", at time: Double = clock,
-        merge: @escaping @Sendable (Data, Data) throws -> Data = joined, _ change: (inout State) -> Void = { _ in }
+        before change: (inout State) -> Void = { _ in },
+        merge: @escaping @Sendable (Data, Data) throws -> Data = joined
     ) {
         var state = State(log: Data(text.utf8))
         state.keys = alex

@@ -32,18 +32,26 @@ struct SecrecyTests {
     }
 
     /// Whoever answers may repeat what was sent: in the body, in the code, in a header.
-    @Test(arguments: [
-        html(502), lost,
-        { sent in .init(status: 502, body: sent.body, headers: ["Content-Type": "application/json"]) },
-        { sent in .init(status: 200, body: sent.body, headers: ["Content-Type": "application/json"]) },
-        { sent in
-            let body = #"{"code":"\#(sent.json["storageKey"] ?? "")","detail":"\#(sent.headers)"}"#
+    static let answers: [String: Reply] = [
+        "a page": html(502),
+        "none": lost,
+        "an error that repeats the body": Reply { sent in
+            .init(status: 502, body: sent.body, headers: ["Content-Type": "application/json"])
+        },
+        "a success that repeats the body": Reply { sent in
+            .init(status: 200, body: sent.body, headers: ["Content-Type": "application/json"])
+        },
+        "a problem that repeats everything": Reply { sent in
+            let body = #"{"code":"\#(sent.json["storageKey"] ?? "")","detail":"\#(sent.json["data"] ?? "")"}"#
             return .init(
                 status: 400, body: Data(body.utf8),
                 headers: ["Content-Type": "application/problem+json", "X-Request-Id": sent.headers[.authorization]!])
         },
-    ] as [Reply])
-    func errors(_ answer: @escaping Reply) async throws {
+    ]
+
+    @Test(arguments: answers.keys.sorted())
+    func errors(_ name: String) async throws {
+        let answer = Self.answers[name]!
         let scene = Scene(answer, no, list(), no, list()) { state in
             state.base = Base(sha256: f, sequence: 1, logSha256: "")
         }

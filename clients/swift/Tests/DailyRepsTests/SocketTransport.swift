@@ -45,7 +45,9 @@
             guard connected == 0 else { throw Broken() }
             var sent = 0
             while sent < request.count {
-                let count = request[sent...].withUnsafeBytes { Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL.rawValue)) }
+                let count = request[sent...].withUnsafeBytes {
+                    Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+                }
                 guard count > 0 else { break }  // the server may have answered before the end of the body
                 sent += count
             }

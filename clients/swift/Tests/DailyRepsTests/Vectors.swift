@@ -39,7 +39,7 @@ private func marked(_ json: String) -> String {
     }
 }
 
-enum Json: Decodable, Sendable, Hashable {
+enum Json: Codable, Sendable, Hashable {
     case null
     case bool(Bool)
     case number(UInt64)
@@ -54,6 +54,18 @@ enum Json: Decodable, Sendable, Hashable {
         { self = .number(number) } else if let text = try? value.decode(String.self) { self = .text(text) } else if
             let list = try? value.decode([Json].self)
         { self = .list(list) } else { self = .object(try value.decode([String: Json].self)) }
+    }
+
+    func encode(to encoder: any Encoder) throws {
+        var value = encoder.singleValueContainer()
+        switch self {
+        case .null: try value.encodeNil()
+        case .bool(let bool): try value.encode(bool)
+        case .number(let number): try value.encode(number)
+        case .text(let text): try value.encode(text)
+        case .list(let list): try value.encode(list)
+        case .object(let members): try value.encode(members)
+        }
     }
 
     subscript(name: String) -> Json { members[name] ?? .null }
