@@ -1,3 +1,4 @@
+import DailyRepsCrypto
 import Foundation
 
 /// What went wrong between a device and the server. `errorDescription` is a sentence for a person. No text of an error has a
@@ -71,15 +72,13 @@ extension BackupError: LocalizedError, CustomStringConvertible, CustomDebugStrin
     public var debugDescription: String { description }
 }
 
-extension Problem: CustomStringConvertible, CustomDebugStringConvertible {
+extension Problem: Redacted {
     // Whoever answers may repeat what was sent. So only a known code is shown, and a request id that cannot be a key.
     public var description: String {
         let known = sentences[code] != nil || code == "internal_error" || code == "unavailable"
         let request = requestId.flatMap { $0.utf8.count <= 36 ? ", request \($0)" : nil } ?? ""
         return "\(status) \(known ? code : "unknown code")\(request)"
     }
-
-    public var debugDescription: String { description }
 }
 
 private let bug = "The app has a mistake, or it is too old for this server. Update the app."

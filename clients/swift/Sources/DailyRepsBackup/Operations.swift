@@ -62,6 +62,7 @@ extension Client {
     func fetch(version: Int64) async throws -> Components.Schemas.Backup? {
         switch try await answer({ try await fetchBackupVersion(path: .init(version: version)) }) {
         case .ok(let ok): try ok.body.json
+        case .notModified: nil
         default: throw BackupError.lost(nil)
         }
     }

@@ -2,6 +2,7 @@ import DailyRepsCrypto
 import Foundation
 import HTTPTypes
 import OpenAPIRuntime
+import Testing
 
 @testable import DailyRepsBackup
 
@@ -42,8 +43,8 @@ final class Fake: ClientTransport, @unchecked Sendable {
             method: request.method.rawValue, path: request.path ?? "", headers: request.headerFields, body: bytes)
         let answer = lock.withLock {
             requests.append(sent)
-            precondition(!answers.isEmpty, "one request too many: \(sent.method) \(sent.path)")
-            return answers.removeFirst()
+            if answers.isEmpty { Issue.record("one request too many: \(sent.method) \(sent.path)") }
+            return answers.isEmpty ? lost : answers.removeFirst()
         }.answer(sent)
         if answer.status == 0 { throw NoAnswer() }
         var response = HTTPResponse(status: .init(code: answer.status))

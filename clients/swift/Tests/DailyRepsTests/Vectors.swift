@@ -30,8 +30,9 @@ func vectors(_ kind: String, _ type: String) -> [Vector] {
 
 /// Returns JSON with each escaped lone surrogate replaced by a private code point, because no `String` can hold one.
 private func marked(_ json: String) -> String {
-    let pair = #/\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})/#
-    return json.replacing(pair) { match in
+    // An escaped backslash, or a pair, stays as it is.
+    let escape = #/\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})/#
+    return json.replacing(escape) { match in
         guard let lone = match.output.3, let unit = UInt32(lone, radix: 16), let mark = Unicode.Scalar(0x10_0000 + unit) else {
             return String(match.output.0)
         }
