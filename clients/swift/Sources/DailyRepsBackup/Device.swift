@@ -132,7 +132,7 @@ public actor Device {
                 let attempted = stillOpen != nil || change?.new == keys ? [] : [change?.new].compactMap { $0 }
                 state.unsent = nil
                 state.change = stillOpen
-                state.oldKeys = oldKeys(of: state, with: attempted + [before])
+                state.oldKeys = oldKeys(of: state, with: attempted + [before], inForce: keys)
             }
             state.keys = keys
             state.succeeded = keys.derivation
@@ -413,8 +413,8 @@ public actor Device {
 
     private func change(to new: Keys, from old: Keys? = nil, confirmed: Confirmed = .nothing) async throws {
         try mustNotBeDeleted()
-        let old = try old ?? keys()
         if let change = state.change, change.new != new, try await !isInForce(change) { throw BackupError.changeNotSettled }
+        let old = try old ?? keys()
         if new == old { return }
         if state.oldKeys.contains(where: { $0.keys == new }) { throw BackupError.oldPassword }
         try await onLatest(old, confirmed: confirmed) { try await self.sendChange(from: old, to: new) }
@@ -442,19 +442,19 @@ public actor Device {
 
     private func adopt(_ change: Change, _ upload: Upload?, _ version: Int64? = nil) throws {
         try save { state in
+            state.oldKeys = oldKeys(of: state, with: [change.old], inForce: change.new)
             state.keys = change.new
             state.base = nil
             state.unsent = nil
             state.change = nil
-            state.oldKeys = oldKeys(of: state, with: [change.old])
             state.succeeded = change.new.derivation
             if let upload { acknowledge(upload, version, in: &state) }
         }
     }
 
-    private func oldKeys(of state: State, with old: [Keys]) -> [OldKeys] {
+    private func oldKeys(of state: State, with old: [Keys], inForce: Keys) -> [OldKeys] {
         let now = now()
-        return state.oldKeys.filter { $0.until > now && !old.contains($0.keys) && $0.keys != state.keys }
+        return state.oldKeys.filter { $0.until > now && !old.contains($0.keys) && $0.keys != inForce }
             + old.map { OldKeys(keys: $0, until: now + snapshotLives) }
     }
 
@@ -543,8 +543,8 @@ public actor Device {
         }
         let decoder = JSONDecoder()
         decoder.dateDecodingStrategy = .iso8601
-        guard let receipt = try? decoder.decode(Components.Schemas.Receipt.self, from: body),
-            Version(receipt).isReceipt(of: unsent.blob)
+        guard let receipt = try? Version(decoder.decode(Components.Schemas.Receipt.self, from: body)),
+            receipt.isReceipt(of: unsent.blob)
         else { throw BackupError.lost(nil) }
         try acknowledged(unsent, receipt.version)
     }

@@ -15,7 +15,11 @@ public struct Version: Sendable, Equatable {
     /// How often the key had been changed, plus one. It hints which password opens the version.
     public let keyVersion: Int64
 
-    init(_ receipt: Components.Schemas.Receipt) {
+    /// Throws if the SHA-256 is none: it may become the base of an upload.
+    init(_ receipt: Components.Schemas.Receipt) throws {
+        guard receipt.sha256 == receipt.sha256.lowercased(), bytes(hex: receipt.sha256)?.count == 32 else {
+            throw BackupError.lost(nil)
+        }
         version = receipt.version
         updatedAt = receipt.updatedAt
         size = receipt.size
@@ -44,8 +48,8 @@ extension Client {
 
     func store(_ upload: Components.Schemas.BackupUpload) async throws -> Version {
         switch try await answer({ try await storeBackup(body: .json(upload)) }) {
-        case .ok(let ok): Version(try ok.body.json)
-        case .created(let created): Version(try created.body.json)
+        case .ok(let ok): try Version(ok.body.json)
+        case .created(let created): try Version(created.body.json)
         default: throw BackupError.lost(nil)
         }
     }
@@ -76,7 +80,7 @@ extension Client {
 
     func changeKey(_ change: Components.Schemas.StorageKeyChange) async throws -> Version {
         switch try await answer({ try await changeStorageKey(body: .json(change)) }) {
-        case .ok(let ok): Version(try ok.body.json)
+        case .ok(let ok): try Version(ok.body.json)
         default: throw BackupError.lost(nil)
         }
     }

@@ -95,11 +95,25 @@ struct Exchange: ClientMiddleware {
         var received = Data()
         if let answer { received = try await Data(collecting: answer, upTo: Self.largestAnswer) }
         let status = response.status.code
-        if !(200..<300).contains(status) && !(status == 304 && ifNoneMatch != nil) {
+        let isOfTheContract =
+            switch status {
+            case 204: true
+            case 200..<300: mediaType(response.headerFields[.contentType]) == "application/json"
+            case 304: ifNoneMatch != nil
+            default: false
+            }
+        guard isOfTheContract else {
             throw error(status: status, header: { HTTPField.Name($0).flatMap { response.headerFields[$0] } }, body: received)
         }
         return (response, HTTPBody(received))
     }
+}
+
+/// The times that the contract knows, in Unix seconds.
+private let times = 0...9_007_199_254_740_991
+
+private func mediaType(_ header: String?) -> String? {
+    header?.prefix { $0 != ";" }.trimmingCharacters(in: .whitespaces).lowercased()
 }
 
 /// Returns what an answer means that is no success.
@@ -108,13 +122,12 @@ func error(status: Int, header: (String) -> String?, body: Data) -> BackupError 
         let code: String
         let serverTime: Int?
     }
-    let mediaType = header("Content-Type")?.prefix { $0 != ";" }.trimmingCharacters(in: .whitespaces).lowercased()
-    guard status >= 400, mediaType == "application/problem+json",
+    guard status >= 400, mediaType(header("Content-Type")) == "application/problem+json",
         let members = try? JSONDecoder().decode(Members.self, from: body)
     else { return .lost(nil) }
     let problem = Problem(
         code: members.code, status: status, retryAfter: header("Retry-After").flatMap { Int($0) },
-        requestId: header("X-Request-Id"), serverTime: members.serverTime)
+        requestId: header("X-Request-Id"), serverTime: members.serverTime.flatMap { times.contains($0) ? $0 : nil })
     let mayHaveBeenDone = status >= 500 && !["account_damaged", "backup_damaged", "storage_full"].contains(problem.code)
     return mayHaveBeenDone ? .lost(problem) : .refused(problem)
 }

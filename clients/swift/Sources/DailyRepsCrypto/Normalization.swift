@@ -16,12 +16,9 @@ public func normalizedUsername(_ username: String) throws -> String {
 /// Returns the form of a password that is derived from: NFKC and nothing else.
 public func normalizedPassword(_ password: String) -> String { nfkc(password) }
 
-/// NFKC, by way of NFKD and canonical composition. Foundation's `precomposedStringWithCompatibilityMapping` leaves some
-/// strings uncomposed (half-width kana with a voicing mark, some jamo), which would give other keys than on other
-/// platforms.
-func nfkc(_ text: String) -> String {
-    text.decomposedStringWithCompatibilityMapping.precomposedStringWithCanonicalMapping
-}
+/// NFKC. Foundation decomposes correctly, but its composition does not: it leaves half-width kana with a voicing mark as they
+/// are, takes U+10041 U+0301 for U+00C1, and drops U+11A7. Other platforms would derive other keys.
+func nfkc(_ text: String) -> String { composed(text.decomposedStringWithCompatibilityMapping) }
 
 /// Unicode's full mapping of each code point by itself: no locale, and no final sigma.
 func lowercased(_ scalars: some Sequence<Unicode.Scalar>) -> String {

@@ -52,6 +52,9 @@ struct DeviceTests {
         "a portal's page": html(200),
         "a page that is missing": html(404),
         "JSON of something else": json(200, "{}"),
+        "a success without a media type": Reply { sent in
+            .init(status: 201, body: Data(receipt(sent.blob).utf8))
+        },
         "another success": json(202, receipt(Data([1]))),
         "the receipt of other bytes": json(201, receipt(Data([1]))),
         "the server failed": problem(500, "internal_error"),
@@ -294,6 +297,20 @@ struct DeviceTests {
         #expect(await scene.device.clockOffset == 3600)
         let twice = Scene(expired, expired)
         #expect(await code { _ = try await twice.device.versions() } == "signature_expired")
+    }
+
+    /// No answer makes an app crash.
+    @Test(arguments: ["-9223372036854775808", "9223372036854775807", "1e400", "null", #""now""#])
+    func aTimeThatIsNone(_ time: String) async throws {
+        let scene = Scene(problem(401, "signature_expired", #","serverTime":\#(time)"#))
+        let error = await thrown { _ = try await scene.device.versions() } as? BackupError
+        #expect(error != nil && scene.sent.count <= 4)
+    }
+
+    @Test func aListWithADigestThatIsNone() async throws {
+        let wrong = list(receipt(Self.theirs, 2).replacingOccurrences(of: sha256(Self.theirs), with: "zz"))
+        let scene = Scene(problem(500, "backup_damaged"), wrong, wrong, wrong, wrong)
+        #expect(await isLost { try await scene.device.replaceUnreadable() })
     }
 
     @Test func theWaitAfterAClockThatWasAhead() async throws {
