@@ -168,6 +168,23 @@ struct LifeTests {
         try await phone.delete()
     }
 
+    @Test func aBackgroundUpload() async throws {
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        let phone = device("squat")
+        try await phone.register(username: username, password: password)
+        let (outcomes, end) = AsyncStream.makeStream(of: Result<Void, any Error>.self)
+        let background = BackgroundUpload(of: phone, file: file, configuration: .default, ended: { end.yield($0) })
+        #expect(try await background.start())
+        for await outcome in outcomes {
+            #expect(throws: Never.self) { try outcome.get() }
+            break
+        }
+        #expect(await phone.state.isStored)
+        #expect(try await !background.start())
+        #expect(!FileManager.default.fileExists(atPath: file.path))
+        try await phone.delete()
+    }
+
     private func upload(_ request: URLRequest, _ file: URL) async throws -> (Data, URLResponse?) {
         try await withCheckedThrowingContinuation { done in
             URLSession.shared.uploadTask(with: request, fromFile: file) { body, response, error in
