@@ -1,8 +1,8 @@
 """What swift-openapi-generator gets of openapi.yaml, and what it makes of that: `tox run -e swift -- --generate`.
 
-The generated code is committed, so it must not change with each sentence of the contract, and a machine without Swift must
-be able to tell whether it is out of date. So the generator gets an excerpt. The digest of the excerpt is in each generated
-file, and `server_tests/test_swift.py` compares it.
+The generated code is committed, so it must not change with each sentence of the contract, and a machine without Swift
+must be able to tell whether it is out of date. So the generator gets an excerpt. The digest of the excerpt is in each
+generated file, and `server_tests/test_swift.py` compares it.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """clients/swift builds without a warning, passes its tests against a server, and has the code that the generator makes.
 
-`tox run -e swift` runs this. It needs Swift 6.0 or newer, and says so if there is none. The first run takes a quarter of
-an hour, because it compiles the generator.
+`tox run -e swift` runs this. It needs Swift 6.0 or newer, and says so if there is none. The first run takes a quarter
+of an hour, because it compiles the generator.
 """
 
 import os

@@ -2,10 +2,6 @@ import DailyRepsBackup
 import DailyRepsCrypto
 import Foundation
 
-#if canImport(FoundationNetworking)
-    import FoundationNetworking
-#endif
-
 // A log is whatever bytes an app chooses. Here, each line is a workout. To merge is to keep what either log has.
 @Sendable func merge(_ mine: Data, _ theirs: Data) -> Data {
     let lines = Set([mine, theirs].flatMap { String(decoding: $0, as: UTF8.self).split(separator: "\n") })
@@ -64,18 +60,9 @@ do {
     print("Tell the person: the new password is not in force yet. The next sync() goes on with it.")
 }
 
-// While the app is suspended, the system sends the log from a file. (On iOS: `.background(withIdentifier: "backup")`.)
-let configuration = URLSessionConfiguration.default
-let (ends, end) = AsyncStream.makeStream(of: Result<Void, any Error>.self)
-let background = BackgroundUpload(
-    of: phone, file: folder.appendingPathComponent("body"), configuration: configuration, ended: { end.yield($0) })
+// While the app is suspended, the system stores the log.
 try await phone.update { log in log + Data("\nrow".utf8) }
-if try await background.start() {
-    for await outcome in ends {
-        try outcome.get()
-        break
-    }
-}
+try await storeInBackground(phone, file: folder.appendingPathComponent("body"))
 print("All is stored:", await phone.state.isStored)
 
 try await phone.delete()

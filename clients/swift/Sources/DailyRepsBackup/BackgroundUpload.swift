@@ -6,8 +6,8 @@ import Foundation
 
 /// Stores the log while the app is suspended: the system sends the body from a file.
 ///
-/// Keep one for each account. If the system launches the app for the session's events, make it again with the same identifier
-/// and the saved state: it goes on with what was sent.
+/// Keep one for each account. If the system launches the app for the session's events, make it again with the same
+/// identifier and the saved state: it goes on with what was sent.
 public final class BackgroundUpload: NSObject, URLSessionDataDelegate, @unchecked Sendable {
     private let device: Device
     private let file: URL
@@ -20,8 +20,9 @@ public final class BackgroundUpload: NSObject, URLSessionDataDelegate, @unchecke
     ///   - device: The device whose log is stored.
     ///   - file: Where the body is kept until the upload has ended.
     ///   - configuration: `.background(withIdentifier:)`, on Apple's platforms.
-    ///   - ended: Gets the outcome of each upload, as ``Device/finishBackgroundUpload(_:body:)`` has it. Whatever it is, the
-    ///     next ``Device/sync()`` does what is right. If the system launched the app for this, call its completion handler here.
+    ///   - ended: Gets the outcome of each upload, as ``Device/finishBackgroundUpload(_:body:)`` has it. Whatever it
+    ///     is, the next ``Device/sync()`` does what is right. If the system launched the app for this, call its
+    ///     completion handler here.
     public init(
         of device: Device, file: URL, configuration: URLSessionConfiguration,
         ended: @escaping @Sendable (Result<Void, any Error>) -> Void

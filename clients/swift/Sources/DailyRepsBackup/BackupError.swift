@@ -1,23 +1,25 @@
 import DailyRepsCrypto
 import Foundation
 
-/// What went wrong between a device and the server. `errorDescription` is a sentence for a person. No text of an error has a
-/// key, a blob, or a word that the server sent.
+/// What went wrong between a device and the server. `errorDescription` is a sentence for a person. No text of an error
+/// has a key, a blob, or a word that the server sent.
 ///
-/// The functions also throw the errors of `DailyRepsCrypto`, what the app's own closures throw, and `CancellationError`.
+/// The functions also throw the errors of `DailyRepsCrypto`, what the app's own closures throw, and
+/// `CancellationError`.
 public enum BackupError: Error, Sendable, Equatable {
     /// The server refused the request, so it was not done. Go by ``Problem/code``.
     case refused(Problem)
-    /// No answer came, or it is not one of the contract, as a proxy's page, or the server failed. The request may have been
-    /// done or not. Call the same function again later: it does what is right after a lost answer.
+    /// No answer came, or it is not one of the contract, as a proxy's page, or the server failed. The request may have
+    /// been done or not. Call the same function again later: it does what is right after a lost answer.
     case lost(Problem?)
-    /// The answer to a fetch was another version than the one that was asked for, or it did not fit its receipt, each time.
-    /// Offer another version, or ``Device/replaceUnreadable()``.
+    /// The answer to a fetch was another version than the one that was asked for, or it did not fit its receipt, each
+    /// time. Offer another version, or ``Device/replaceUnreadable()``.
     case misfit
-    /// A change of the password may have happened or not. The new one is not in force. Call ``Device/sync()``, which sends
-    /// the change again, or ``Device/settleChange()``.
+    /// A change of the password may have happened or not. The new one is not in force. Call ``Device/sync()``, which
+    /// sends the change again, or ``Device/settleChange()``.
     case changeNotSettled
-    /// The account is being deleted. ``Device/delete(confirmed:)`` goes on with it. After 10 minutes it asks to be confirmed.
+    /// The account is being deleted. ``Device/delete(confirmed:)`` goes on with it. After 10 minutes it asks to be
+    /// confirmed.
     case beingDeleted
     /// This device keeps the password as an old one. Choose another.
     case oldPassword
@@ -35,6 +37,7 @@ public enum BackupError: Error, Sendable, Equatable {
 public struct Problem: Sendable, Equatable {
     /// Which problem it is. There may be new ones: go by the status then.
     public let code: String
+    /// The status of the answer.
     public let status: Int
     /// After how many seconds the request may be repeated.
     public let retryAfter: Int?
@@ -85,7 +88,8 @@ private let bug = "The app has a mistake, or it is too old for this server. Upda
 
 /// What a person is told, by the code of a problem.
 private let sentences = [
-    "account_damaged": "The account is damaged on the server. Only its operator can help. Nothing on this device is lost.",
+    "account_damaged":
+        "The account is damaged on the server. Only its operator can help. Nothing on this device is lost.",
     "app_outdated": "This version of the app is too old. Update the app.",
     "backup_damaged": "This version is damaged on the server. Choose another version.",
     "credentials_invalid":

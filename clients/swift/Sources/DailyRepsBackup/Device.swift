@@ -18,8 +18,8 @@ private let longestPause = 60.0
 ///     try await device.signIn(username: "Anna", password: password)
 ///     try await device.sync()
 ///
-/// Every function may throw ``BackupError``. After ``BackupError/lost(_:)``, call it again later. Calls wait for each other,
-/// except ``update(_:)``, which may come at any time.
+/// Every function may throw ``BackupError``. After ``BackupError/lost(_:)``, call it again later. Calls wait for each
+/// other, except ``update(_:)``, which may come at any time.
 public actor Device {
     /// What this device has saved.
     public private(set) var state: State
@@ -40,11 +40,11 @@ public actor Device {
 
     /// - Parameters:
     ///   - state: What was saved, or a new one.
-    ///   - merge: Returns a log with what either log has. It must keep what it does not know. If it throws, the log of the
-    ///     backup counts as one of a newer version of the app, and is never overwritten.
+    ///   - merge: Returns a log with what either log has. It must keep what it does not know. If it throws, the log of
+    ///     the backup counts as one of a newer version of the app, and is never overwritten.
     ///   - save: Stores the state on the device: all of it or nothing. It is called before each request that needs it.
-    ///   - tell: Gets ``Verdict/rollback`` or ``Verdict/unknownBase``: tell the person that the server gave out an older
-    ///     state, or was restored from a snapshot, or that another device deleted the account and made it again.
+    ///   - tell: Gets ``Verdict/rollback`` or ``Verdict/unknownBase``: tell the person that the server gave out an
+    ///     older state, or was restored from a snapshot, or that another device deleted the account and made it again.
     ///   - now: The device's clock, in Unix seconds.
     ///   - pause: Waits between two attempts.
     public init(
@@ -69,12 +69,12 @@ public actor Device {
     /// The log as it is on this device.
     public var log: Data { state.log }
 
-    /// The master key in a form that a person can write down. Show it after a registration, and after each change of the
-    /// password, which makes the old one void.
+    /// The master key in a form that a person can write down. Show it after a registration, and after each change of
+    /// the password, which makes the old one void.
     public var recoveryCode: String? { state.keys?.recoveryCode }
 
-    /// Changes the log on this device, for example by a workout. `sync()` stores it. An upload that is under way does not get
-    /// in the way.
+    /// Changes the log on this device, for example by a workout. `sync()` stores it. An upload that is under way does
+    /// not get in the way.
     public func update(_ edit: @Sendable (Data) throws -> Data) throws {
         let log = try edit(state.log)
         try save { $0.log = log }
@@ -82,7 +82,8 @@ public actor Device {
 
     // MARK: Signing in
 
-    /// Finds the keys that are in force, by the newest derivation first, and keeps them. Fetches nothing: call ``sync()``.
+    /// Finds the keys that are in force, by the newest derivation first, and keeps them. Fetches nothing: call
+    /// ``sync()``.
     ///
     /// - Throws: ``BackupError/refused(_:)`` with `credentials_invalid`, whose sentence names both causes.
     ///   ``BackupError/anotherUser`` if the log belongs to another username.
@@ -101,7 +102,8 @@ public actor Device {
                 throw error
             }
             if derivation != derivations[0] {
-                try await change(to: derive { try Keys(username: username, password: password, derivation: derivations[0]) })
+                try await change(
+                    to: derive { try Keys(username: username, password: password, derivation: derivations[0]) })
             }
             return
         }
@@ -140,11 +142,11 @@ public actor Device {
         }
     }
 
-    /// Creates the account, and keeps its keys. Check the password before, by `problem(ofPassword:common:)`. Afterwards, show
-    /// the ``recoveryCode`` and call ``sync()``. A repeat is harmless.
+    /// Creates the account, and keeps its keys. Check the password before, by `problem(ofPassword:common:)`.
+    /// Afterwards, show the ``recoveryCode`` and call ``sync()``. A repeat is harmless.
     ///
-    /// - Throws: ``BackupError/refused(_:)`` with `username_taken`, for example. ``BackupError/beingDeleted`` as long as a
-    ///   delayed deletion could delete the new account.
+    /// - Throws: ``BackupError/refused(_:)`` with `username_taken`, for example. ``BackupError/beingDeleted`` as long
+    ///   as a delayed deletion could delete the new account.
     public func register(username: String, password: String) async throws {
         await begin()
         defer { end() }
@@ -155,7 +157,7 @@ public actor Device {
         try save { $0.registering = keys }
         let isNew: Bool
         do {
-            isNew = try await repeated(keys, onLost: { lost = true }) { try await $0.register() }
+            isNew = try await repeated(keys, lost: &lost) { try await $0.register() }
         } catch let error as BackupError {
             if !error.isLost { try save { $0.registering = nil } }
             throw error
@@ -176,8 +178,8 @@ public actor Device {
 
     /// What to do about a `credentials_invalid` that nobody can explain.
     public enum AfterRefusal: Sendable {
-        /// An old password works again: the server was restored from a snapshot, or somebody changed the password back. Ask
-        /// the person. If nobody did, call ``Device/afterRefusal(nobodyChangedIt:)`` with true.
+        /// An old password works again: the server was restored from a snapshot, or somebody changed the password back.
+        /// Ask the person. If nobody did, call ``Device/afterRefusal(nobodyChangedIt:)`` with true.
         case confirm
         /// The password was changed again, to the new one.
         case changed
@@ -199,7 +201,8 @@ public actor Device {
     }
 
     private func oldKeysInForce() async throws -> Keys? {
-        for old in state.oldKeys.suffix(2).reversed() where old.until >= now() {  // each refusal counts as a failed credential
+        // At most two: each refusal counts as a failed credential.
+        for old in state.oldKeys.suffix(2).reversed() where old.until >= now() {
             do {
                 _ = try await list(old.keys)
                 return old.keys
@@ -210,13 +213,15 @@ public actor Device {
 
     // MARK: Keeping the log and its backup in step
 
-    /// Fetches, merges, and stores the log if it differs from the fetched one. Afterwards, ``log`` has what all devices have.
+    /// Fetches, merges, and stores the log if it differs from the fetched one. Afterwards, ``log`` has what all devices
+    /// have.
     ///
-    /// If the log has changed since, it is stored at once: a conflict tells whether another device has stored. An upload whose
-    /// answer was lost is repeated first, with the same bytes. If a change of the password is not settled, the change is sent
-    /// again instead: it stores the log, too.
+    /// If the log has changed since, it is stored at once: a conflict tells whether another device has stored. An
+    /// upload whose answer was lost is repeated first, with the same bytes. If a change of the password is not settled,
+    /// the change is sent again instead: it stores the log, too.
     ///
-    /// - Throws: `AppOutdatedError` or `DamagedError` if the latest version cannot be read: see ``replaceUnreadable()``.
+    /// - Throws: `AppOutdatedError` or `DamagedError` if the latest version cannot be read: see
+    ///   ``replaceUnreadable()``.
     public func sync() async throws {
         await begin()
         defer { end() }
@@ -235,14 +240,17 @@ public actor Device {
         }
     }
 
-    /// Fetches the latest version, compares it with the highest seen, and merges it. If the log has not changed since the
-    /// highest seen, and the latest version was made from that one, adopts it: so a restored version reaches this device.
+    /// Fetches the latest version, compares it with the highest seen, and merges it. If the log has not changed since
+    /// the highest seen, and the latest version was made from that one, adopts it: so a restored version reaches this
+    /// device.
     private func fetch(_ keys: Keys? = nil) async throws {
         let tag = keys == nil && state.base?.sequence != nil ? state.base?.entityTag : nil
         let keys = try keys ?? self.keys()
         let fetched: Fetched?
-        do { fetched = try await self.fetched(keys, ifNoneMatch: tag) { try await $0.fetch() } } catch let error as BackupError
-        where error.code == "no_backup" {
+        do { fetched = try await self.fetched(keys, ifNoneMatch: tag) { try await $0.fetch() } } catch let error
+            as BackupError
+            where error.code == "no_backup"
+        {
             compare(.nothing, nil)
             return try save { $0.base = nil }
         }
@@ -289,19 +297,21 @@ public actor Device {
         case nothing
         /// It may be replaced if it is damaged, or was made with other keys.
         case damaged
-        /// It may be replaced even if it has an unknown format, because the publisher offers no newer version of the app.
+        /// It may be replaced even if it has an unknown format, because the publisher offers no newer version of the
+        /// app.
         case noNewerApp
     }
 
-    /// Stores an older version again, as the latest. When this is acknowledged, its log replaces the log. The version that was
-    /// the latest stays in the list.
+    /// Stores an older version again, as the latest. When this is acknowledged, its log replaces the log. The version
+    /// that was the latest stays in the list.
     ///
     /// - Parameters:
     ///   - version: One of ``versions()``.
-    ///   - password: The one of its ``Version/keyVersion``, if the password has changed since. Without it, the keys that this
-    ///     device has kept are tried.
+    ///   - password: The one of its ``Version/keyVersion``, if the password has changed since. Without it, the keys
+    ///     that this device has kept are tried.
     ///   - confirmed: What the person agreed to, if the latest version cannot be read.
-    /// - Throws: ``BackupError/notListed``, `DamagedError` if the password is another one, ``BackupError/changeNotSettled``.
+    /// - Throws: ``BackupError/notListed``, `DamagedError` if the password is another one,
+    ///   ``BackupError/changeNotSettled``.
     public func restore(_ version: Int64, password: String? = nil, confirmed: Confirmed = .nothing) async throws {
         await begin()
         defer { end() }
@@ -311,11 +321,14 @@ public actor Device {
         guard let listed = try await listed(by: keys).first(where: { $0.version == version }) else {
             throw BackupError.notListed
         }
-        let fetched = try await fetched(keys, version: version, sha256: listed.sha256) { try await $0.fetch(version: version) }
+        let fetched = try await fetched(keys, version: version, sha256: listed.sha256) {
+            try await $0.fetch(version: version)
+        }
         guard let fetched else { throw BackupError.lost(nil) }
         var tried = [keys] + state.oldKeys.reversed().map(\.keys)
         if let password { tried = [await derive { Keys(userId: keys.userId, password: password) }] }
-        let old = try tried.lazy.compactMap { try? decrypt(fetched.blob, with: $0) }.first
+        let old =
+            try tried.lazy.compactMap { try? decrypt(fetched.blob, with: $0) }.first
             ?? decrypt(fetched.blob, with: tried[0])
         // It is old on purpose: no verdict.
         try await onLatest(confirmed: confirmed) {
@@ -325,8 +338,8 @@ public actor Device {
 
     /// Replaces a latest version that cannot be fetched or decrypted by the log. Ask the person first.
     ///
-    /// - Throws: `AppOutdatedError` for a version of an unknown format, which is not replaced. If the publisher offers no newer
-    ///   version of the app, and the person confirms it, call ``restore(_:password:confirmed:)`` or
+    /// - Throws: `AppOutdatedError` for a version of an unknown format, which is not replaced. If the publisher offers
+    ///   no newer version of the app, and the person confirms it, call ``restore(_:password:confirmed:)`` or
     ///   ``changePassword(to:confirmed:)`` with ``Confirmed/noNewerApp``.
     public func replaceUnreadable() async throws {
         await begin()
@@ -340,19 +353,24 @@ public actor Device {
     private func fetchToReplace(_ keys: Keys, _ confirmed: Confirmed) async throws {
         do { return try await fetch(keys) } catch is AppOutdatedError where confirmed == .noNewerApp {
         } catch is DamagedError where confirmed != .nothing {
-        } catch let error as BackupError where confirmed != .nothing && (error == .misfit || error.code == "backup_damaged") {}
+        } catch let error as BackupError
+            where confirmed != .nothing && (error == .misfit || error.code == "backup_damaged")
+        {}
         guard let latest = try await list(keys).first else { throw BackupError.lost(nil) }
         try save { $0.base = Base(sha256: latest.sha256) }
     }
 
     // MARK: Changing the password
 
-    /// Changes the password. Check it before, by `problem(ofPassword:common:)`. Show the new ``recoveryCode`` afterwards.
+    /// Changes the password. Check it before, by `problem(ofPassword:common:)`. Show the new ``recoveryCode``
+    /// afterwards.
     ///
-    /// If the answer is lost, this throws, both keys are kept, and nothing is encrypted with the old ones any more. The next
+    /// If the answer is lost, this throws, both keys are kept, and nothing is encrypted with the old ones any more. The
+    /// next
     /// ``sync()`` goes on with the change.
     ///
-    /// - Throws: ``BackupError/oldPassword``, and ``BackupError/changeNotSettled`` if a change to another password is under way.
+    /// - Throws: ``BackupError/oldPassword``, and ``BackupError/changeNotSettled`` if a change to another password is
+    ///   under way.
     public func changePassword(to password: String, confirmed: Confirmed = .nothing) async throws {
         await begin()
         defer { end() }
@@ -413,7 +431,9 @@ public actor Device {
 
     private func change(to new: Keys, from old: Keys? = nil, confirmed: Confirmed = .nothing) async throws {
         try mustNotBeDeleted()
-        if let change = state.change, change.new != new, try await !isInForce(change) { throw BackupError.changeNotSettled }
+        if let change = state.change, change.new != new, try await !isInForce(change) {
+            throw BackupError.changeNotSettled
+        }
         let old = try old ?? keys()
         if new == old { return }
         if state.oldKeys.contains(where: { $0.keys == new }) { throw BackupError.oldPassword }
@@ -460,11 +480,11 @@ public actor Device {
 
     // MARK: Deleting the account
 
-    /// Deletes the account and every version. After a lost answer, call it again, also after a restart. The log on the device
-    /// stays.
+    /// Deletes the account and every version. After a lost answer, call it again, also after a restart. The log on the
+    /// device stays.
     ///
-    /// - Parameter confirmed: 10 minutes after the first attempt, ask the person before you repeat it: somebody may have
-    ///   registered the account again.
+    /// - Parameter confirmed: 10 minutes after the first attempt, ask the person before you repeat it: somebody may
+    ///   have registered the account again.
     /// - Throws: ``BackupError/beingDeleted`` if that was not confirmed.
     public func delete(confirmed: Bool = false) async throws {
         await begin()
@@ -489,8 +509,9 @@ public actor Device {
 
     // MARK: Uploads in the background
 
-    /// Prepares an upload that the system makes while the app is suspended: writes the body to a file, and returns the signed
-    /// request for `URLSession.uploadTask(with:fromFile:)` of a background session. Returns nil if there is nothing to store.
+    /// Prepares an upload that the system makes while the app is suspended: writes the body to a file, and returns the
+    /// signed request for `URLSession.uploadTask(with:fromFile:)` of a background session. Returns nil if there is
+    /// nothing to store.
     ///
     /// Start the task at once: the signature expires 300 seconds after it was made. When the task has ended, call
     /// ``finishBackgroundUpload(_:body:)``.
@@ -524,8 +545,8 @@ public actor Device {
         return request
     }
 
-    /// Takes the answer to a background upload. After ``BackupError/lost(_:)``, or if the signature had expired, the upload
-    /// stays, and the next ``sync()`` or ``backgroundUpload(to:)`` repeats the same bytes.
+    /// Takes the answer to a background upload. After ``BackupError/lost(_:)``, or if the signature had expired, the
+    /// upload stays, and the next ``sync()`` or ``backgroundUpload(to:)`` repeats the same bytes.
     ///
     /// - Parameters:
     ///   - response: That of the task, or nil if it failed.
@@ -537,7 +558,8 @@ public actor Device {
         guard let response = response as? HTTPURLResponse else { throw BackupError.lost(nil) }
         guard [200, 201].contains(response.statusCode) else {
             let error = error(status: response.statusCode, header: response.value(forHTTPHeaderField:), body: body)
-            // The system repeats a task by itself. So an expired signature may belong to a repeat of an upload that was done.
+            // The system repeats a task by itself. So an expired signature may belong to a repeat of an upload that was
+            // done.
             if !error.isLost && error.code != "signature_expired" { try save { $0.unsent = nil } }
             throw error
         }
@@ -636,13 +658,22 @@ public actor Device {
 
     /// Sends a request that may be repeated, freshly signed each time, until there is an answer.
     private func repeated<Answer: Sendable>(
-        _ keys: Keys, ifNoneMatch: String? = nil, onLost: () -> Void = {},
+        _ keys: Keys, ifNoneMatch: String? = nil, _ send: @Sendable (Client) async throws -> Answer
+    ) async throws -> Answer {
+        var lost = false
+        return try await repeated(keys, ifNoneMatch: ifNoneMatch, lost: &lost, send)
+    }
+
+    /// The same. `lost` becomes true if an answer is lost.
+    private func repeated<Answer: Sendable>(
+        _ keys: Keys, ifNoneMatch: String? = nil, lost: inout Bool,
         _ send: @Sendable (Client) async throws -> Answer
     ) async throws -> Answer {
         for attempt in 1..<attempts {
             do { return try await once(keys, ifNoneMatch: ifNoneMatch, send) } catch let error as BackupError
-            where error.mayBeRepeated {
-                if error.isLost { onLost() }
+                where error.mayBeRepeated
+            {
+                lost = lost || error.isLost
                 try await wait(attempt, error)
             }
         }
@@ -659,7 +690,9 @@ public actor Device {
     private func once<Answer: Sendable>(
         _ keys: Keys, ifNoneMatch: String? = nil, _ send: @Sendable (Client) async throws -> Answer
     ) async throws -> Answer {
-        do { return try await send(server.client(proofs(keys), ifNoneMatch: ifNoneMatch)) } catch let error as BackupError {
+        do { return try await send(server.client(proofs(keys), ifNoneMatch: ifNoneMatch)) } catch let error
+            as BackupError
+        {
             guard error.code == "signature_expired", let serverTime = error.problem?.serverTime else { throw error }
             clockOffset = serverTime - Int(now())
             try clockWasAhead(Double(-clockOffset))

@@ -35,7 +35,8 @@ struct Fetched: Sendable {
     let sha256: String
 }
 
-/// Each operation, once. What is no success is thrown as ``BackupError``. So is a success that is none of the operation's.
+/// Each operation, once. What is no success is thrown as ``BackupError``. So is a success that is none of the
+/// operation's.
 extension Client {
     /// Returns whether the account is a new one.
     func register() async throws -> Bool {
@@ -99,8 +100,8 @@ private func answer<Output>(_ call: () async throws -> Output) async throws -> O
 }
 
 extension Components.Schemas.Backup {
-    /// Returns the version, after checking that it has the size and the SHA-256 of its receipt, and that it is the one that
-    /// was asked for.
+    /// Returns the version, after checking that it has the size and the SHA-256 of its receipt, and that it is the one
+    /// that was asked for.
     func checked(version asked: Int64?, sha256 listed: String?) throws -> Fetched {
         let blob = try bytes(base64: data)
         guard Int64(blob.count) == size, sha256(blob) == self.sha256, asked == nil || asked == version,

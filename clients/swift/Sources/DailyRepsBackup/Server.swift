@@ -15,7 +15,8 @@ public struct Server: Sendable {
     let transport: any ClientTransport
 
     /// - Parameters:
-    ///   - url: The origin of the server, for example `https://backup.example`. A path is ignored: the contract has none.
+    ///   - url: The origin of the server, for example `https://backup.example`. A path is ignored: the contract has
+    ///     none.
     ///   - secret: The app's secret, which the operator of the server gives to its publisher.
     ///   - transport: Without it, a `URLSession` of its own, which keeps no credentials and follows no redirect.
     public init(url: URL, secret: AppSecret, transport: (any ClientTransport)? = nil) {
@@ -23,7 +24,9 @@ public struct Server: Sendable {
         origin.scheme = url.scheme
         origin.host = url.host
         origin.port = url.port
-        guard let url = origin.url, url.host != nil else { preconditionFailure("the URL of a server has a scheme and a host") }
+        guard let url = origin.url, url.host != nil else {
+            preconditionFailure("the URL of a server has a scheme and a host")
+        }
         self.url = url
         self.secret = secret
         self.transport = transport ?? urlSessionTransport()
@@ -86,7 +89,9 @@ struct Exchange: ClientMiddleware {
         var request = request
         var sent = Data()
         if let body { sent = try await Data(collecting: body, upTo: 8_388_608) }
-        for (name, value) in proofs?.headers(method: request.method.rawValue, path: request.path ?? "", body: sent) ?? [] {
+        for (name, value) in proofs?.headers(method: request.method.rawValue, path: request.path ?? "", body: sent)
+            ?? []
+        {
             request.headerFields[HTTPField.Name(name)!] = value
         }
         // The generated client would encode the quotes of a header parameter.
@@ -103,7 +108,8 @@ struct Exchange: ClientMiddleware {
             default: false
             }
         guard isOfTheContract else {
-            throw error(status: status, header: { HTTPField.Name($0).flatMap { response.headerFields[$0] } }, body: received)
+            throw error(
+                status: status, header: { HTTPField.Name($0).flatMap { response.headerFields[$0] } }, body: received)
         }
         return (response, HTTPBody(received))
     }
@@ -128,6 +134,7 @@ func error(status: Int, header: (String) -> String?, body: Data) -> BackupError 
     let problem = Problem(
         code: members.code, status: status, retryAfter: header("Retry-After").flatMap { Int($0) },
         requestId: header("X-Request-Id"), serverTime: members.serverTime.flatMap { times.contains($0) ? $0 : nil })
-    let mayHaveBeenDone = status >= 500 && !["account_damaged", "backup_damaged", "storage_full"].contains(problem.code)
+    let mayHaveBeenDone =
+        status >= 500 && !["account_damaged", "backup_damaged", "storage_full"].contains(problem.code)
     return mayHaveBeenDone ? .lost(problem) : .refused(problem)
 }

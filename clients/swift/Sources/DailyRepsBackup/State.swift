@@ -1,8 +1,8 @@
 import DailyRepsCrypto
 import Foundation
 
-/// What a device saves, always as a whole: the log, the keys, and what it knows of the server. It belongs to one userId, and
-/// survives a sign-out. Printing it shows nothing.
+/// What a device saves, always as a whole: the log, the keys, and what it knows of the server. It belongs to one
+/// userId, and survives a sign-out. Printing it shows nothing.
 public struct State: Sendable, Codable, Equatable, Redacted {
     /// The keys that are in force, once somebody has signed in or registered.
     public internal(set) var keys: Keys?
@@ -24,7 +24,8 @@ public struct State: Sendable, Codable, Equatable, Redacted {
     /// The name of the newest derivation that has succeeded on this device.
     var succeeded: String?
 
-    /// - Parameter log: The log of a device that knows nothing so far, in the app's own form. It may be one without workouts.
+    /// - Parameter log: The log of a device that knows nothing so far, in the app's own form. It may be one without
+    ///   workouts.
     public init(log: Data) { self.log = log }
 
     /// Whether the server acknowledged the log as it is now.
@@ -81,11 +82,12 @@ struct OldKeys: Sendable, Codable, Equatable, Redacted {
     let until: Double
 }
 
-/// A file that keeps a ``State``. The system protects it: it can be read after the first unlock since the device started,
-/// so a background upload can go on.
+/// A file that keeps a ``State``. The system protects it: it can be read after the first unlock since the device
+/// started, so a background upload can go on.
 public struct StateFile: Sendable {
     let url: URL
 
+    /// - Parameter url: Where the file is, or will be.
     public init(_ url: URL) { self.url = url }
 
     /// Returns the saved state, or nil if there is none.

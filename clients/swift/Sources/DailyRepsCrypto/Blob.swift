@@ -18,6 +18,7 @@ public let largestLog = 5_242_880 - headerBytes - nonceBytes - tagBytes
 
 /// What a blob says.
 public struct Decrypted: Sendable, Equatable, Redacted {
+    /// The log, decrypted.
     public let log: Data
     /// From 1 to 2^53 - 1.
     public let sequence: UInt64
@@ -36,8 +37,8 @@ public func blobHeader(sequence: UInt64, baseSha256: String?) -> Data {
     return Data([1]) + withUnsafeBytes(of: sequence.bigEndian) { Data($0) } + (base ?? Data())
 }
 
-/// Returns the bytes that bind a blob to its user and its header. So the server can neither pass off another user's backup
-/// nor call an old one new.
+/// Returns the bytes that bind a blob to its user and its header. So the server can neither pass off another user's
+/// backup nor call an old one new.
 public func associatedData(userId: String, header: Data) -> Data { Data("dailyreps/v1/\(userId)".utf8) + header }
 
 /// Returns the blob of a log: header, nonce (12 bytes), AES-256-GCM ciphertext, tag (16 bytes).
@@ -58,8 +59,8 @@ public func encrypt(
 
 /// Returns what a blob says.
 ///
-/// - Throws: ``AppOutdatedError`` for an unknown format: never overwrite such a blob. ``DamagedError`` if the blob belongs
-///   to another user or password, or if it is damaged.
+/// - Throws: ``AppOutdatedError`` for an unknown format: never overwrite such a blob. ``DamagedError`` if the blob
+///   belongs to another user or password, or if it is damaged.
 public func decrypt(_ blob: Data, with keys: Keys) throws -> Decrypted {
     let blob = Data(blob)  // a slice would count from elsewhere
     if let format = blob.first, format != 1 { throw AppOutdatedError() }

@@ -32,7 +32,8 @@ public func sha256(_ bytes: Data) -> String { hex(SHA256.hash(data: bytes)) }
 ///
 /// - Throws: ``DamagedError`` for anything else.
 public func bytes(base64 text: String) throws -> Data {
-    guard let bytes = Data(base64Encoded: text), !bytes.isEmpty, Array(bytes.base64EncodedString().utf8) == Array(text.utf8)
+    guard let bytes = Data(base64Encoded: text), !bytes.isEmpty,
+        Array(bytes.base64EncodedString().utf8) == Array(text.utf8)
     else { throw DamagedError() }
     return bytes
 }

@@ -6,7 +6,8 @@ func composed(_ text: String) -> String {
     var starter: Int?
     for scalar in text.unicodeScalars {
         // Whatever is between the starter and this code point, and did not compose, blocks it if it is not lower.
-        if let starter, starter == scalars.count - 1 || combiningClass(scalars[scalars.count - 1]) < combiningClass(scalar),
+        if let starter,
+            starter == scalars.count - 1 || combiningClass(scalars[scalars.count - 1]) < combiningClass(scalar),
             let composite = composite(scalars[starter], scalar)
         {
             scalars[starter] = composite
@@ -33,8 +34,8 @@ private func composite(_ first: Unicode.Scalar, _ second: Unicode.Scalar) -> Uni
     return composites[[first, second]]
 }
 
-/// The pairs that compose, of the Unicode version that this platform has. All composites but Hangul are in these two ranges.
-/// Making the table takes a tenth of a second, once.
+/// The pairs that compose, of the Unicode version that this platform has. All composites but Hangul are in these two
+/// ranges. Making the table takes a tenth of a second, once.
 private let composites: [[Unicode.Scalar]: Unicode.Scalar] = {
     var whole: [[Unicode.Scalar]: Unicode.Scalar] = [:]
     for value in Array(0xC0...0x30FF as ClosedRange<UInt32>) + Array(0x11000...0x16FFF) {

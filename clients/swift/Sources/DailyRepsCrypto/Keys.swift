@@ -8,11 +8,16 @@ import Foundation
 
 /// A way from a password to the keys: the number of iterations of PBKDF2, and the infos of HKDF.
 public struct Derivation: Sendable, Equatable {
+    /// What the contract calls it.
     public let name: String
+    /// Of PBKDF2.
     public let iterations: Int
+    /// Of HKDF, for the storage key.
     public let storageKeyInfo: String
+    /// Of HKDF, for the encryption key.
     public let encryptionKeyInfo: String
 
+    /// Describes a derivation. An app uses ``all``.
     public init(name: String, iterations: Int, storageKeyInfo: String, encryptionKeyInfo: String) {
         self.name = name
         self.iterations = iterations
@@ -20,6 +25,7 @@ public struct Derivation: Sendable, Equatable {
         self.encryptionKeyInfo = encryptionKeyInfo
     }
 
+    /// The only one so far.
     public static let v1 = Derivation(
         name: "v1", iterations: 600_000,
         storageKeyInfo: "dailyreps/v1/storage-key", encryptionKeyInfo: "dailyreps/v1/encryption-key")
@@ -66,7 +72,8 @@ public struct Keys: Sendable, Codable, Hashable, Redacted {
     public init(userId: String, masterKey: Data, derivation: Derivation = .v1) {
         func expanded(_ info: String) -> Data {
             HKDF<SHA256>.deriveKey(
-                inputKeyMaterial: SymmetricKey(data: masterKey), salt: Data(), info: Data(info.utf8), outputByteCount: 32
+                inputKeyMaterial: SymmetricKey(data: masterKey), salt: Data(), info: Data(info.utf8),
+                outputByteCount: 32
             ).withUnsafeBytes { Data($0) }
         }
         self.userId = userId

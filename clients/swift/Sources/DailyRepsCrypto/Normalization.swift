@@ -1,7 +1,7 @@
 import Foundation
 
-/// Returns the form of a username that is hashed: NFKC, without White_Space at both ends, each code point in lower case by
-/// itself, and NFKC again.
+/// Returns the form of a username that is hashed: NFKC, without White_Space at both ends, each code point in lower case
+/// by itself, and NFKC again.
 ///
 /// - Throws: ``EmptyUsernameError`` if nothing is left.
 public func normalizedUsername(_ username: String) throws -> String {
@@ -16,8 +16,8 @@ public func normalizedUsername(_ username: String) throws -> String {
 /// Returns the form of a password that is derived from: NFKC and nothing else.
 public func normalizedPassword(_ password: String) -> String { nfkc(password) }
 
-/// NFKC. Foundation decomposes correctly, but its composition does not: it leaves half-width kana with a voicing mark as they
-/// are, takes U+10041 U+0301 for U+00C1, and drops U+11A7. Other platforms would derive other keys.
+/// NFKC. Foundation decomposes correctly, but its composition does not: it leaves half-width kana with a voicing mark
+/// as they are, takes U+10041 U+0301 for U+00C1, and drops U+11A7. Other platforms would derive other keys.
 func nfkc(_ text: String) -> String { composed(text.decomposedStringWithCompatibilityMapping) }
 
 /// Unicode's full mapping of each code point by itself: no locale, and no final sigma.
@@ -25,8 +25,8 @@ func lowercased(_ scalars: some Sequence<Unicode.Scalar>) -> String {
     scalars.map(\.properties.lowercaseMapping).joined()
 }
 
-/// Returns whether the Unicode version of this platform does not know a code point of the text. Refuse such a username or
-/// password when it is chosen: a later version might normalise it differently.
+/// Returns whether the Unicode version of this platform does not know a code point of the text. Refuse such a username
+/// or password when it is chosen: a later version might normalise it differently.
 public func hasUnassigned(_ text: String) -> Bool {
     text.unicodeScalars.contains { $0.properties.generalCategory == .unassigned }
 }

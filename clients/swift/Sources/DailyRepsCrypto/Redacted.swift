@@ -1,5 +1,5 @@
-/// A value that holds a secret. Whatever prints it (`print`, a log, `dump`, the message of a failing test) shows its type
-/// and no more.
+/// A value that holds a secret. Whatever prints it (`print`, a log, `dump`, the message of a failing test) shows its
+/// type and no more.
 public protocol Redacted: CustomStringConvertible, CustomDebugStringConvertible, CustomReflectable {}
 
 extension Redacted {

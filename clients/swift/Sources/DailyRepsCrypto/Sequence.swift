@@ -1,23 +1,26 @@
-/// The highest version that a device has seen. Sequence 0 is none.
+/// The highest version that a device has seen.
 public struct Seen: Sendable, Codable, Hashable {
+    /// From 1 to 2^53 - 1, or 0 for none.
     public let sequence: UInt64
     /// The SHA-256 of its blob, as 64 lowercase hex characters.
     public let sha256: String?
 
+    /// What a device has seen before it has seen a version.
     public static let nothing = Seen(sequence: 0, sha256: nil)
 
+    /// - Parameter sha256: 64 lowercase hex characters.
     public init(sequence: UInt64, sha256: String?) {
         self.sequence = sequence
         self.sha256 = sha256
     }
 
-    /// The highest seen after one more version: an acknowledged upload, or the latest version, decrypted. Do not ask for a
-    /// lost answer, nor for an older version that was fetched on purpose.
+    /// The highest seen after one more version: an acknowledged upload, or the latest version, decrypted. Do not ask
+    /// for a lost answer, nor for an older version that was fetched on purpose.
     public func higher(_ other: Seen) -> Seen { other.sequence > sequence ? other : self }
 }
 
-/// Returns the sequence of a new blob: one more than that of its base, of the highest seen, and of a version that is being
-/// restored.
+/// Returns the sequence of a new blob: one more than that of its base, of the highest seen, and of a version that is
+/// being restored.
 ///
 /// - Parameters:
 ///   - base: 0 without a base, and nil if the base cannot be decrypted: it counts as one more than the others.

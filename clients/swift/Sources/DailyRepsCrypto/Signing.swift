@@ -23,7 +23,8 @@ public struct AppSecret: Sendable, Redacted {
 
 private func isKeyidCharacter(_ byte: UInt8) -> Bool {
     switch byte {
-    case UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "0")...UInt8(ascii: "9"),
+    case UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"),
+        UInt8(ascii: "0")...UInt8(ascii: "9"),
         UInt8(ascii: "_"), UInt8(ascii: "-"):
         true
     default: false
@@ -48,7 +49,8 @@ public func signatureParams(keyid: String, created: Int) -> String {
 }
 
 /// Returns the string to sign (RFC 9421 section 2.5): five lines, with no line feed at the end.
-public func signatureBase(method: String, path: String, authorization: String, digest: String, params: String) -> String {
+public func signatureBase(method: String, path: String, authorization: String, digest: String, params: String) -> String
+{
     [
         #""@method": \#(method)"#,
         #""@path": \#(path)"#,

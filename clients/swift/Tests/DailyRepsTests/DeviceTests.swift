@@ -9,15 +9,17 @@ import Testing
     import FoundationNetworking
 #endif
 
-/// What a device decides, in front of a server that gives prepared answers. The decisions are those of the clients in Python
-/// and JavaScript.
+/// What a device decides, in front of a server that gives prepared answers. The decisions are those of the clients in
+/// Python and JavaScript.
 struct DeviceTests {
     static let theirs = made("theirs", 2, base: String(repeating: "e", count: 64))
     static let onVersion1: @Sendable (inout State) -> Void = { $0.base = Base(sha256: f, sequence: 1, logSha256: "") }
 
     @Test func documentedExample() throws {
-        let blob = Data(base64Encoded:
-            "AQAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAQIDBAUGBwgJCgtLN1ppwKfeXuthqaVPwuR2cXq+aFZIXCzS+JTOv4WN")!
+        let blob = Data(
+            base64Encoded:
+                "AQAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAQIDBAUGBwgJCgtLN1ppwKfeXuthqaVPwuR2cXq+aFZIXCzS+JTOv4WN"
+        )!
         #expect(try decrypt(blob, with: alex).log == log(#"{"workouts":[]}"#))
         let body = Data(#"{"data":"\#(blob.base64EncodedString())"}"#.utf8)
         let headers = proofs(
@@ -78,7 +80,9 @@ struct DeviceTests {
         #expect(await scene.state.isStored)
     }
 
-    @Test(arguments: [(507, "storage_full"), (500, "account_damaged"), (413, "payload_too_large"), (429, "rate_limited")])
+    @Test(arguments: [
+        (507, "storage_full"), (500, "account_damaged"), (413, "payload_too_large"), (429, "rate_limited"),
+    ])
     func aRefusalIsNoLostAnswer(_ status: Int, _ name: String) async throws {
         let scene = Scene(problem(status, name, retryAfter: 7), before: Self.onVersion1)
         let error = await thrown { try await scene.device.sync() } as? BackupError
@@ -226,7 +230,8 @@ struct DeviceTests {
     @Test func aRestoredLogReplacesTheLogWhenItIsAcknowledged() async throws {
         let old = made("old", 1)
         let scene = Scene(
-            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), lost, lost, lost, lost,
+            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), lost, lost, lost,
+            lost,
             stored(3, status: 200), notModified)
         #expect(await isLost { try await scene.device.restore(1) })
         #expect(text(await scene.device.log) == "mine+theirs")
@@ -239,7 +244,8 @@ struct DeviceTests {
     @Test func whatWasAddedWhileTheAnswerToARestoreWasLostStays() async throws {
         let old = made("old", 1)
         let scene = Scene(
-            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), lost, lost, lost, lost,
+            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), lost, lost, lost,
+            lost,
             stored(3, status: 200), stored(4))
         #expect(await isLost { try await scene.device.restore(1) })
         try await scene.device.update { _ in log("new") }
@@ -276,7 +282,8 @@ struct DeviceTests {
     @Test func aVersionOfBeforeAChangeOfThePassword() async throws {
         let old = made("old", 1, keys: newKeys)
         let scene = Scene(
-            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), stored(3), log: "theirs"
+            backup(Self.theirs, 2), list(receipt(Self.theirs, 2), receipt(old, 1)), backup(old, 1), stored(3),
+            log: "theirs"
         ) { $0.oldKeys = [OldKeys(keys: newKeys, until: clock + 9)] }
         try await scene.device.restore(1)
         #expect(text(await scene.device.log) == "old")
@@ -302,9 +309,10 @@ struct DeviceTests {
     /// No answer makes an app crash.
     @Test(arguments: ["-9223372036854775808", "9223372036854775807", "1e400", "null", #""now""#])
     func aTimeThatIsNone(_ time: String) async throws {
-        let scene = Scene(problem(401, "signature_expired", #","serverTime":\#(time)"#))
+        let answer = problem(401, "signature_expired", #","serverTime":\#(time)"#)
+        let scene = Scene(answer, answer, answer, answer)
         let error = await thrown { _ = try await scene.device.versions() } as? BackupError
-        #expect(error != nil && scene.sent.count <= 4)
+        #expect(error != nil)
     }
 
     @Test func aListWithADigestThatIsNone() async throws {
@@ -366,7 +374,8 @@ struct DeviceTests {
     @Test func anUnsettledChangeEncryptsNothingWithTheOldKeys() async throws {
         let listed = list(receipt(Self.theirs, 2))
         let scene = Scene(
-            lost, no, listed, no, listed, no, listed, no, listed, stored(3, status: 200, keyVersion: 2), before: Self.onVersion1)
+            lost, no, listed, no, listed, no, listed, no, listed, stored(3, status: 200, keyVersion: 2),
+            before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await thrown { try await scene.device.restore(1) } as? BackupError == .changeNotSettled)
         #expect(
@@ -389,14 +398,18 @@ struct DeviceTests {
     @Test func aRefusedChangeIsSettledLater() async throws {
         let scene = Scene(problem(429, "rate_limited", retryAfter: 60), before: Self.onVersion1)
         #expect(
-            await code { try await scene.device.changePassword(to: "a longer and better passphrase") } == "rate_limited")
+            await code { try await scene.device.changePassword(to: "a longer and better passphrase") } == "rate_limited"
+        )
         #expect(await scene.state.change != nil)
     }
 
     @Test func theSamePasswordAndAnOldOne() async throws {
-        let scene = Scene { $0.oldKeys = [OldKeys(keys: Keys(userId: alex.userId, password: "an old one"), until: clock + 9)] }
+        let scene = Scene {
+            $0.oldKeys = [OldKeys(keys: Keys(userId: alex.userId, password: "an old one"), until: clock + 9)]
+        }
         try await scene.device.changePassword(to: "correct horse battery staple")
-        #expect(await thrown { try await scene.device.changePassword(to: "an old one") } as? BackupError == .oldPassword)
+        #expect(
+            await thrown { try await scene.device.changePassword(to: "an old one") } as? BackupError == .oldPassword)
         #expect(scene.sent.isEmpty)
     }
 
@@ -453,19 +466,28 @@ struct DeviceTests {
             #expect(await scene.state.registering == nil)
             return await scene.state.highest
         }
-        let created = json(201, #"{"createdAt":"2026-11-24T09:00:00Z"}"#), again = json(200, #"{"createdAt":"2026-11-24T09:00:00Z"}"#)
+        let created = json(201, #"{"createdAt":"2026-11-24T09:00:00Z"}"#)
+        let again = json(200, #"{"createdAt":"2026-11-24T09:00:00Z"}"#)
         #expect(try await register(created) == .nothing)
         #expect(try await register(again).sequence == 8)
         #expect(try await register(lost, again) == .nothing)
-        #expect(try await register(again, change: { seen(&$0); $0.registering = alex }) == .nothing)
+        #expect(
+            try await register(
+                again,
+                change: {
+                    seen(&$0)
+                    $0.registering = alex
+                }) == .nothing)
     }
 
     @Test func anotherUsersLog() async throws {
         let scene = Scene()
         #expect(
-            await thrown { try await scene.device.signIn(username: "eve", password: "x") } as? BackupError == .anotherUser)
+            await thrown { try await scene.device.signIn(username: "eve", password: "x") } as? BackupError
+                == .anotherUser)
         #expect(
-            await thrown { try await scene.device.register(username: "eve", password: "x") } as? BackupError == .anotherUser)
+            await thrown { try await scene.device.register(username: "eve", password: "x") } as? BackupError
+                == .anotherUser)
     }
 
     @Test func anotherDeviceChangedThePassword() async throws {
@@ -497,9 +519,12 @@ struct DeviceTests {
         }
         let keys = try known.map { try Keys(username: "alex", password: "a", derivation: $0) }
         let inForce = vector["inForce"].optionalText
-        let names = Box<[String]>([]), changed = Box(false)
+        let names = Box<[String]>([])
+        let changed = Box(false)
         let answer = Reply { sent in
-            let key = keys.first { sent.headers[.authorization] == authorization(userId: $0.userId, storageKey: $0.storageKey) }
+            let key = keys.first {
+                sent.headers[.authorization] == authorization(userId: $0.userId, storageKey: $0.storageKey)
+            }
             let name = key?.derivation ?? ""
             if sent.path == "/api/backup/versions" {
                 names.change { $0.append(name) }
@@ -563,7 +588,9 @@ struct DeviceTests {
         #expect(await isLost { try await answer(502, "text/html", "<h1>") })
         #expect(await isLost { try await answer(200, "application/json", receipt(Data([1]))) })
         #expect(
-            await code { try await answer(401, "application/problem+json", #"{"code":"signature_expired","serverTime":5}"#) }
+            await code {
+                try await answer(401, "application/problem+json", #"{"code":"signature_expired","serverTime":5}"#)
+            }
                 == "signature_expired")
         #expect(await scene.device.clockOffset == 0)
         // The same bytes again, freshly signed.
@@ -583,10 +610,12 @@ struct DeviceTests {
         let scene = Scene(before: Self.onVersion1)
         let request = try #require(try await scene.device.backgroundUpload(to: file))
         let response = HTTPURLResponse(
-            url: request.url!, statusCode: 409, httpVersion: nil, headerFields: ["Content-Type": "application/problem+json"])
+            url: request.url!, statusCode: 409, httpVersion: nil,
+            headerFields: ["Content-Type": "application/problem+json"])
         #expect(
             await code {
-                try await scene.device.finishBackgroundUpload(response, body: Data(#"{"code":"version_conflict"}"#.utf8))
+                try await scene.device.finishBackgroundUpload(
+                    response, body: Data(#"{"code":"version_conflict"}"#.utf8))
             } == "version_conflict")
         #expect(await scene.state.unsent == nil)
     }

@@ -43,19 +43,23 @@ struct ExchangeTests {
             // One character is one byte.
             body = Data(parts.dropFirst().joined(separator: "\r\n\r\n").unicodeScalars.map { UInt8($0.value) })
             upload = (try? JSONDecoder().decode([String: String].self, from: body)) ?? [:]
-            let needs = ["storeBackup": ["data"], "changeStorageKey": ["data", "storageKey"]][vector["operationId"].text] ?? []
+            let needs =
+                ["storeBackup": ["data"], "changeStorageKey": ["data", "storageKey"]][vector["operationId"].text] ?? []
             let credentials = headers["Authorization"].flatMap { Data(base64Encoded: String($0.dropFirst(6))) }
             let pair = String(decoding: credentials ?? Data(), as: UTF8.self).components(separatedBy: ":")
-            let input = #/^app=\("@method" "@path" "authorization" "content-digest"\);created=(\d+);keyid="([\w-]+)";alg="hmac-sha256"$/#
+            let input =
+                #/^app=\("@method" "@path" "authorization" "content-digest"\);created=(\d+);keyid="([\w-]+)";alg="hmac-sha256"$/#
             // What the server says of a request that no client signs like this.
             let code = vector["answer"]["body"]["code"].text
             guard !["signature_missing", "signature_invalid", "digest_mismatch"].contains(code),
                 headers["Content-Digest"] == contentDigest(body), headers["Signature"] != nil,
-                headers.count == fields.count, target.count == 3, target[1].hasPrefix("/"), !target[1].contains("?"), headers["Transfer-Encoding"] == nil,
+                headers.count == fields.count, target.count == 3, target[1].hasPrefix("/"), !target[1].contains("?"),
+                headers["Transfer-Encoding"] == nil,
                 headers["Expect"] == nil, headers["Content-Encoding"] == nil,
                 body.isEmpty == needs.isEmpty, Set(upload.keys).subtracting(["baseSha256"]) == Set(needs),
                 needs.isEmpty || headers["Content-Type"] == "application/json",
-                headers["Authorization"]?.hasPrefix("Basic ") == true, pair.count == 2, pair.allSatisfy({ $0.count == 64 }),
+                headers["Authorization"]?.hasPrefix("Basic ") == true, pair.count == 2,
+                pair.allSatisfy({ $0.count == 64 }),
                 let match = headers["Signature-Input"]?.wholeMatch(of: input), let created = Int(match.output.1)
             else { return nil }
             self.vector = vector
@@ -71,7 +75,8 @@ struct ExchangeTests {
     }
 
     @Test func howMany() {
-        print("\(Self.requests.count) of \(vectors("exchanges", "Exchange").count) exchanges can be sent by this client")
+        print(
+            "\(Self.requests.count) of \(vectors("exchanges", "Exchange").count) exchanges can be sent by this client")
         #expect(Self.requests.count > 200)
     }
 
@@ -93,9 +98,11 @@ struct ExchangeTests {
         let fake = Fake([Reply { _ in .init(status: status, body: body, headers: headers) }])
         let keys = Keys(userId: request.userId, storageKey: request.storageKey)
         let server = Server(
-            url: URL(string: "https://backup.example")!, secret: request.secret ?? AppSecret("unknown"), transport: fake)
+            url: URL(string: "https://backup.example")!, secret: request.secret ?? AppSecret("unknown"), transport: fake
+        )
         let client = server.client(
-            Proofs(keys: keys, secret: server.secret, created: request.created), ifNoneMatch: request.headers["If-None-Match"])
+            Proofs(keys: keys, secret: server.secret, created: request.created),
+            ifNoneMatch: request.headers["If-None-Match"])
         let upload = Components.Schemas.BackupUpload(
             data: request.upload["data"] ?? "", baseSha256: request.upload["baseSha256"])
         let error = await thrown {
@@ -105,12 +112,16 @@ struct ExchangeTests {
             case "fetchBackup":
                 let backup = try await client.fetch()
                 #expect((backup == nil) == (status == 304))
-                #expect(throws: Never.self) { try backup?.checked(version: nil, sha256: answer["body"]["sha256"].optionalText) }
+                #expect(throws: Never.self) {
+                    try backup?.checked(version: nil, sha256: answer["body"]["sha256"].optionalText)
+                }
             case "fetchBackupVersion":
                 let version = Int64(request.path.split(separator: "/").last ?? "") ?? 0
                 #expect(try await client.fetch(version: version)?.data == answer["body"]["data"].optionalText)
             case "listBackupVersions":
-                #expect(try await client.list().map(\.version) == answer["body"]["versions"].list.map { Int64($0["version"].number) })
+                #expect(
+                    try await client.list().map(\.version)
+                        == answer["body"]["versions"].list.map { Int64($0["version"].number) })
             case "changeStorageKey":
                 let change = Components.Schemas.StorageKeyChange(
                     storageKey: request.upload["storageKey"] ?? "", data: upload.data, baseSha256: upload.baseSha256)
@@ -125,7 +136,9 @@ struct ExchangeTests {
             #expect(problem?.code == answer["body"]["code"].text && problem?.status == status)
             #expect(problem?.serverTime.map(UInt64.init) == answer["body"]["serverTime"].optionalNumber)
         }
-        #expect(fake.sent[0].method == request.method && fake.sent[0].headers[.authorization] == request.headers["Authorization"])
+        #expect(
+            fake.sent[0].method == request.method
+                && fake.sent[0].headers[.authorization] == request.headers["Authorization"])
         if request.vector.isValid { #expect(fake.sent[0].path == request.path) }
     }
 }

@@ -69,7 +69,8 @@ func json(_ status: Int, _ text: String) -> Reply {
 }
 
 func html(_ status: Int) -> Reply {
-    Reply { _ in .init(status: status, body: Data("<h1>Bad Gateway</h1>".utf8), headers: ["Content-Type": "text/html"]) }
+    Reply { _ in .init(status: status, body: Data("<h1>Bad Gateway</h1>".utf8), headers: ["Content-Type": "text/html"])
+    }
 }
 
 func problem(_ status: Int, _ code: String, _ more: String = "", retryAfter: Int? = nil) -> Reply {
@@ -154,7 +155,8 @@ struct Scene: Sendable {
         let (saved, told, pauses, clock) = (saved, told, pauses, self.time)
         device = Device(
             server: Server(
-                url: URL(string: "https://backup.example")!, secret: AppSecret("an-example-secret-for-the-documentation"),
+                url: URL(string: "https://backup.example")!,
+                secret: AppSecret("an-example-secret-for-the-documentation"),
                 transport: fake),
             state: state, merge: merge, save: { state in saved.change { $0.append(state) } },
             tell: { verdict in told.change { $0.append(verdict) } }, now: { clock.value },

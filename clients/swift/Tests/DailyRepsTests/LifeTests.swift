@@ -40,7 +40,8 @@ struct LifeTests {
         told: Box<[Verdict]> = Box([]), clockIsSlowBy slow: Double = 0
     ) -> Device {
         Device(
-            server: server ?? self.server, state: state ?? State(log: log(text)), merge: union, save: { saved.value = $0 },
+            server: server ?? self.server, state: state ?? State(log: log(text)), merge: union,
+            save: { saved.value = $0 },
             tell: { verdict in told.change { $0.append(verdict) } }, now: { Date().timeIntervalSince1970 - slow },
             pause: { _ in })
     }
@@ -57,7 +58,9 @@ struct LifeTests {
         // The clock of the tablet is two hours slow.
         let told = Box<[Verdict]>([])
         let tablet = device("bench", told: told, clockIsSlowBy: 7200)
-        #expect(await self.code { try await tablet.signIn(username: username, password: "another") } == "credentials_invalid")
+        #expect(
+            await self.code { try await tablet.signIn(username: username, password: "another") }
+                == "credentials_invalid")
         try await tablet.signIn(username: username.uppercased(), password: password)
         #expect(await tablet.clockOffset > 7100)
         try await tablet.sync()
@@ -96,7 +99,8 @@ struct LifeTests {
         try await newPhone.delete()
         #expect(await self.code { _ = try await tablet.versions() } == "credentials_invalid")
         let early = device()
-        #expect(await self.code { try await early.register(username: username, password: password) } == "recently_deleted")
+        #expect(
+            await self.code { try await early.register(username: username, password: password) } == "recently_deleted")
         #expect(await early.state.registering == nil)
         #expect(await newPhone.state.isBeingDeleted)
         #expect(text(await newPhone.log) == "squat")
@@ -188,7 +192,11 @@ struct LifeTests {
     private func upload(_ request: URLRequest, _ file: URL) async throws -> (Data, URLResponse?) {
         try await withCheckedThrowingContinuation { done in
             URLSession.shared.uploadTask(with: request, fromFile: file) { body, response, error in
-                if let error { done.resume(throwing: error) } else { done.resume(returning: (body ?? Data(), response)) }
+                if let error {
+                    done.resume(throwing: error)
+                } else {
+                    done.resume(returning: (body ?? Data(), response))
+                }
             }.resume()
         }
     }

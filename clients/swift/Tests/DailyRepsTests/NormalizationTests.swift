@@ -4,7 +4,8 @@ import Testing
 
 private let cases = ProcessInfo.processInfo.environment["NFKC_CASES"]
 
-/// Compares NFKC with that of another implementation: `NFKC_CASES` names a file with lines of input and result, as hex of UTF-8.
+/// Compares NFKC with that of another implementation: `NFKC_CASES` names a file with lines of input and result, as hex
+/// of UTF-8.
 @Suite(.enabled(if: cases != nil, "not run: needs a file of another implementation, which NFKC_CASES names"))
 struct NormalizationTests {
     @Test func nfkc() throws {
@@ -20,7 +21,9 @@ struct NormalizationTests {
                 differing.append(String(line))
             }
         }
-        print("NFKC: \(same) texts are equal, \(differing.count) differ, \(unknown) have code points that are unknown here")
+        print(
+            "NFKC: \(same) texts are equal, \(differing.count) differ, \(unknown) have code points that are unknown here"
+        )
         #expect(differing.isEmpty, "\(differing.prefix(20))")
         #expect(same > 100_000)
     }

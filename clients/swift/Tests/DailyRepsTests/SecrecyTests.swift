@@ -7,7 +7,8 @@ import Testing
 /// No key, credential or blob shows in what prints a value.
 struct SecrecyTests {
     static let secrets = [
-        alex.storageKey, hex(alex.encryptionKey), hex(alex.masterKey), alex.userId, newKeys.storageKey, "bytes", "an-example",
+        alex.storageKey, hex(alex.encryptionKey), hex(alex.masterKey), alex.userId, newKeys.storageKey, "bytes",
+        "an-example",
         alex.encryptionKey.base64EncodedString(),
     ]
 
@@ -25,7 +26,9 @@ struct SecrecyTests {
         state.keys = alex
         state.unsent = upload
         let change = Change(old: alex, new: newKeys, keepUntil: 0, ahead: 0)
-        for value in [alex, state, upload, change, AppSecret("an-example"), try decrypt(upload.blob, with: alex)] as [Any] {
+        for value in [alex, state, upload, change, AppSecret("an-example"), try decrypt(upload.blob, with: alex)]
+            as [Any]
+        {
             #expect(hidden(value))
         }
         #expect(hidden(Optional(alex) as Any) && hidden([alex]) && hidden(["keys": state]))
@@ -55,11 +58,14 @@ struct SecrecyTests {
         let scene = Scene(answer, no, list(), no, list()) { state in
             state.base = Base(sha256: f, sequence: 1, logSha256: "")
         }
-        let error = try #require(await thrown { try await scene.device.changePassword(to: "a longer and better passphrase") })
+        let error = try #require(
+            await thrown { try await scene.device.changePassword(to: "a longer and better passphrase") })
         let sent = scene.sent[0]
         let keys = try #require(await scene.state.change)
         #expect(hidden(error) && printed(error).count < 1000)
-        for secret in [sent.json["storageKey"]!, sent.json["data"]!, keys.new.storageKey, sent.headers[.authorization]!] {
+        for secret in [
+            sent.json["storageKey"]!, sent.json["data"]!, keys.new.storageKey, sent.headers[.authorization]!,
+        ] {
             #expect(!printed(error).contains(secret))
         }
     }

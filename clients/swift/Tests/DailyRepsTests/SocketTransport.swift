@@ -4,8 +4,8 @@
     import HTTPTypes
     import OpenAPIRuntime
 
-    /// One connection for each request, to an address of this machine. FoundationNetworking hangs at a 401 with a challenge,
-    /// before Swift 6.3.2.
+    /// One connection for each request, to an address of this machine. FoundationNetworking hangs at a 401 with a
+    /// challenge, before Swift 6.3.2.
     struct SocketTransport: ClientTransport {
         struct Broken: Error {}
 
@@ -16,7 +16,9 @@
             if let body { bytes = try await Data(collecting: body, upTo: .max) }
             var head = "\(request.method.rawValue) \(request.path ?? "/") HTTP/1.1\r\n"
             head += "Host: \(baseURL.host ?? ""):\(baseURL.port ?? 80)\r\nConnection: close\r\n"
-            if body != nil && request.headerFields[.contentLength] == nil { head += "Content-Length: \(bytes.count)\r\n" }
+            if body != nil && request.headerFields[.contentLength] == nil {
+                head += "Content-Length: \(bytes.count)\r\n"
+            }
             for field in request.headerFields { head += "\(field.name): \(field.value)\r\n" }
             let answer = try exchange(Data((head + "\r\n").utf8) + bytes, port: UInt16(baseURL.port ?? 80))
             guard let end = answer.range(of: Data("\r\n\r\n".utf8)) else { throw Broken() }

@@ -33,7 +33,8 @@ struct VectorTests {
             name: group["derivation"]!.text, iterations: Int(group["iterations"]!.number),
             storageKeyInfo: group["storageKeyInfo"]!.text, encryptionKeyInfo: group["encryptionKeyInfo"]!.text)
         if derivation.name == "v1" { #expect(Derivation.all == [derivation]) }
-        let keys = try Keys(username: vector["username"].text, password: vector["password"].text, derivation: derivation)
+        let keys = try Keys(
+            username: vector["username"].text, password: vector["password"].text, derivation: derivation)
         let isSame =
             keys.userId == vector["userId"].text
             && hex(normalizedPassword(vector["password"].text).utf8) == vector["passwordUtf8"].text
@@ -125,7 +126,8 @@ struct VectorTests {
     func sequence(_ vector: Vector) throws {
         func next() throws -> UInt64 {
             try nextSequence(
-                base: vector["base"].optionalNumber, highest: vector["highest"].number, restored: vector["restored"].number)
+                base: vector["base"].optionalNumber, highest: vector["highest"].number,
+                restored: vector["restored"].number)
         }
         guard vector.isValid else {
             #expect(throws: NoSequenceLeftError.self) { try next() }
@@ -155,7 +157,8 @@ struct VectorTests {
         let mine = proofs(
             method: vector["method"].text, path: vector["path"].text, body: Data(vector["body"].text.utf8),
             userId: vector["userId"].text, storageKey: vector["storageKey"].text,
-            secret: AppSecret(keyid: keyid, vector.group["secrets"]![keyid].text), created: Int(vector["created"].number))
+            secret: AppSecret(keyid: keyid, vector.group["secrets"]![keyid].text),
+            created: Int(vector["created"].number))
         let headers = vector["headers"].list.map { line in
             let parts = line.text.split(separator: ":", maxSplits: 1)
             return "\(parts[0].lowercased()):\(parts[1])"
@@ -168,7 +171,8 @@ struct VectorTests {
 let commonPasswords = Set(lines("common_passwords.txt"))
 
 func lines(_ name: String) -> [String] {
-    (try! String(contentsOf: fixtures.appendingPathComponent(name), encoding: .utf8)).split(separator: "\n").map(String.init)
+    (try! String(contentsOf: fixtures.appendingPathComponent(name), encoding: .utf8)).split(separator: "\n").map(
+        String.init)
 }
 
 private func expectThrows(_ error: String, by run: () throws -> some Any) throws {

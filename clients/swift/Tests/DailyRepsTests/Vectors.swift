@@ -4,7 +4,8 @@ import Testing
 /// The folder `fixtures/` of the repository, or the one that the environment names.
 let fixtures: URL =
     ProcessInfo.processInfo.environment["DAILYREPS_FIXTURES"].map { URL(fileURLWithPath: $0) }
-    ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../fixtures").standardized
+    ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../fixtures")
+    .standardized
 
 /// A vector, with the group that it belongs to.
 struct Vector: Sendable, CustomTestStringConvertible {
@@ -33,7 +34,8 @@ private func marked(_ json: String) -> String {
     // An escaped backslash, or a pair, stays as it is.
     let escape = #/\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|\\u(d[89a-f][0-9a-f]{2})/#
     return json.replacing(escape) { match in
-        guard let lone = match.output.3, let unit = UInt32(lone, radix: 16), let mark = Unicode.Scalar(0x10_0000 + unit) else {
+        guard let lone = match.output.3, let unit = UInt32(lone, radix: 16), let mark = Unicode.Scalar(0x10_0000 + unit)
+        else {
             return String(match.output.0)
         }
         return String(Character(mark))
@@ -50,11 +52,19 @@ enum Json: Codable, Sendable, Hashable {
 
     init(from decoder: any Decoder) throws {
         let value = try decoder.singleValueContainer()
-        if value.decodeNil() { self = .null } else if let bool = try? value.decode(Bool.self) { self = .bool(bool) } else if
-            let number = try? value.decode(UInt64.self)
-        { self = .number(number) } else if let text = try? value.decode(String.self) { self = .text(text) } else if
-            let list = try? value.decode([Json].self)
-        { self = .list(list) } else { self = .object(try value.decode([String: Json].self)) }
+        if value.decodeNil() {
+            self = .null
+        } else if let bool = try? value.decode(Bool.self) {
+            self = .bool(bool)
+        } else if let number = try? value.decode(UInt64.self) {
+            self = .number(number)
+        } else if let text = try? value.decode(String.self) {
+            self = .text(text)
+        } else if let list = try? value.decode([Json].self) {
+            self = .list(list)
+        } else {
+            self = .object(try value.decode([String: Json].self))
+        }
     }
 
     func encode(to encoder: any Encoder) throws {
