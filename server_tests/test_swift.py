@@ -56,6 +56,12 @@ def test_each_test_that_is_named_exists(suite: str, test: str):
     assert not test or f"func {test}(" in text
 
 
+@pytest.mark.parametrize("rule", SPEC["info"]["x-client-requirements"])
+def test_each_rule_for_clients_has_a_test_in_swift(rule: str):
+    tests = [line for name, text in SOURCES.items() if name.startswith("Tests/") for line in text.splitlines()]
+    assert any(line.strip().startswith("// client.") and rule in line.strip("/ ").split(", ") for line in tests)
+
+
 @pytest.mark.parametrize("number", sorted(set(re.findall(r"tcId (\d+)", README))))
 def test_each_vector_that_is_named_exists(number: str):
     assert int(number) in CASES

@@ -67,6 +67,7 @@ struct DeviceTests {
         "a refusal without a problem": Reply(413),
     ]
 
+    // client.lost-answer, client.receipt
     @Test(arguments: notOfTheContract.keys.sorted())
     func anAnswerThatIsNotOfTheContractIsLost(_ name: String) async throws {
         let scene = Scene(Self.notOfTheContract[name]!, stored(2), before: Self.onVersion1)
@@ -111,6 +112,7 @@ struct DeviceTests {
         #expect(try decrypt(scene.sent[1].blob, with: alex).sequence == 1)
     }
 
+    // client.sequence
     @Test func conflictThenFetchMergeStore() async throws {
         let scene = Scene(conflict, backup(Self.theirs, 2), stored(3), before: Self.onVersion1)
         try await scene.device.sync()
@@ -120,6 +122,7 @@ struct DeviceTests {
         #expect(text(await scene.device.log) == "mine+theirs")
     }
 
+    // client.idle
     @Test func nothingIsStoredIfNothingHasChanged() async throws {
         let tag = "\"2-\(sha256(Self.theirs))\""
         let scene = Scene(backup(Self.theirs, 2), notModified, log: "theirs")
@@ -139,6 +142,7 @@ struct DeviceTests {
         #expect(scene.told.value == [.rollback])
     }
 
+    // client.rollback
     @Test func anOlderVersionAsTheLatest() async throws {
         let scene = Scene(conflict, backup(Self.theirs, 9), stored(10)) { state in
             Self.onVersion1(&state)
@@ -150,6 +154,7 @@ struct DeviceTests {
         #expect(text(await scene.device.log) == "mine+theirs")
     }
 
+    // client.base
     @Test func anotherHistory() async throws {
         let fork = made("fork", 9, base: String(repeating: "a", count: 64))
         let scene = Scene(backup(fork, 9), stored(10)) { $0.highest = Seen(sequence: 8, sha256: f) }
@@ -158,6 +163,7 @@ struct DeviceTests {
         #expect(await scene.state.highest.sequence == 10)
     }
 
+    // client.rollback
     @Test func everythingIsGone() async throws {
         let scene = Scene(problem(404, "no_backup"), stored(1)) { $0.highest = Seen(sequence: 8, sha256: f) }
         try await scene.device.sync()
@@ -192,6 +198,7 @@ struct DeviceTests {
 
     // MARK: What cannot be read
 
+    // client.format
     @Test func anUnknownFormatIsNeverOverwritten() async throws {
         var newer = Self.theirs
         newer[0] = 2
@@ -216,6 +223,7 @@ struct DeviceTests {
         #expect(open.sequence == 2 && open.baseSha256 == sha256(broken))
     }
 
+    // client.version
     @Test func aVersionThatDoesNotFitItsReceipt() async throws {
         let other = json(200, receipt(Data([1]), 2).dropLast() + #","data":"\#(Self.theirs.base64EncodedString())"}"#)
         let lenient = json(
@@ -227,6 +235,7 @@ struct DeviceTests {
 
     // MARK: Restoring
 
+    // client.restore
     @Test func aRestoredLogReplacesTheLogWhenItIsAcknowledged() async throws {
         let old = made("old", 1)
         let scene = Scene(
@@ -296,6 +305,7 @@ struct DeviceTests {
 
     // MARK: The clock
 
+    // client.clock
     @Test func aWrongClockIsCorrectedOnce() async throws {
         let expired = problem(401, "signature_expired", #","serverTime":1795514400"#)
         let scene = Scene(expired, list())
@@ -338,6 +348,7 @@ struct DeviceTests {
     // MARK: Changing the password
 
     /// The table of "A lost answer to a key change".
+    // client.snapshot
     @Test func aLostChangeThatHappened() async throws {
         let scene = Scene(lost, list(receipt(Self.theirs, 2, keyVersion: 2)), before: Self.onVersion1)
         try await scene.device.changePassword(to: "a longer and better passphrase")
@@ -371,6 +382,7 @@ struct DeviceTests {
         #expect(await scene.state.hasUnsettledChange)
     }
 
+    // client.forward
     @Test func anUnsettledChangeEncryptsNothingWithTheOldKeys() async throws {
         let listed = list(receipt(Self.theirs, 2))
         let scene = Scene(
@@ -427,6 +439,7 @@ struct DeviceTests {
 
     // MARK: After a restored snapshot
 
+    // client.snapshot
     @Test func theOldKeyWorksAgain() async throws {
         let restored = made("theirs", 2)
         let scene = Scene(
@@ -454,6 +467,7 @@ struct DeviceTests {
 
     // MARK: Registering, signing in
 
+    // client.sequence
     @Test func registering() async throws {
         let seen: (inout State) -> Void = { state in
             state.keys = nil
@@ -510,6 +524,7 @@ struct DeviceTests {
     }
 
     /// Plays the sign-in in front of a server that accepts one key, with derivations that take no time.
+    // client.derivations
     @Test(arguments: vectors("devices", "SignIn"))
     func signIn(_ vector: Vector) async throws {
         let known = vector["derivations"].list.enumerated().map { at, name in

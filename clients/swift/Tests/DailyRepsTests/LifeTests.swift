@@ -46,6 +46,7 @@ struct LifeTests {
             pause: { _ in })
     }
 
+    // client.no-false-alarm
     @Test func aWholeLife() async throws {
         let phone = device("squat")
         try await phone.register(username: username, password: password)

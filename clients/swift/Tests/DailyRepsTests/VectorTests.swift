@@ -10,6 +10,7 @@ import Testing
 
 /// The vectors of `fixtures/` that concern keys, encryption, decisions and signatures.
 struct VectorTests {
+    // client.user-id
     @Test(arguments: vectors("derivation", "Username"))
     func username(_ vector: Vector) throws {
         let derived = Result { try deriveUserId(text(utf16: vector["username"].utf16)) }
@@ -26,6 +27,7 @@ struct VectorTests {
         }
     }
 
+    // client.keys
     @Test(arguments: vectors("derivation", "Keys"))
     func keys(_ vector: Vector) throws {
         let group = vector.group
@@ -50,6 +52,7 @@ struct VectorTests {
         #expect(hex(keys.encryptionKey) == vector["encryptionKey"].text)
     }
 
+    // client.recovery-code
     @Test(arguments: vectors("derivation", "RecoveryCode"))
     func recoveryCode(_ vector: Vector) throws {
         func read() throws -> Keys { try Keys(username: vector["username"].text, recoveryCode: vector["code"].text) }
@@ -65,12 +68,14 @@ struct VectorTests {
         #expect(keys.recoveryCode == vector["shown"].text)
     }
 
+    // client.password-floor
     @Test(arguments: vectors("derivation", "Password"))
     func password(_ vector: Vector) {
         let found = problem(ofPassword: vector["password"].text, common: commonPasswords)
         #expect(found?.rawValue == vector["error"].optionalText)
     }
 
+    // client.header
     @Test(arguments: vectors("encryption", "Blob"))
     func blob(_ vector: Vector) throws {
         let keys = keysOf(vector)
@@ -151,6 +156,7 @@ struct VectorTests {
     /// An invalid request is a test of a server. So is one with another order of the parameters.
     static let requests = vectors("signing", "Request").filter { $0.isValid && $0["parameterOrder"] == .null }
 
+    // client.signature
     @Test(arguments: requests)
     func request(_ vector: Vector) {
         let keyid = vector["keyid"].text
