@@ -9,7 +9,7 @@ import Foundation
 }
 
 // A device saves its state in a file of its own, always as a whole.
-func device(_ name: String, on server: Server) throws -> Device {
+func device(_ name: String, on server: Server, in folder: URL) throws -> Device {
     let file = StateFile(folder.appendingPathComponent("\(name).plist"))
     return Device(
         server: server,
@@ -28,14 +28,14 @@ let server = Server(url: url, secret: AppSecret(keyid: parts.count == 2 ? parts[
 let username = "Anna \(UUID().uuidString)"
 
 // On a phone: register, log a workout, store.
-let phone = try device("phone", on: server)
+let phone = try device("phone", on: server, in: folder)
 try await phone.register(username: username, password: "correct horse battery staple")
 print("Write this down:", await phone.recoveryCode ?? "")
 try await phone.update { log in log + Data("squat".utf8) }
 try await phone.sync()
 
 // On a tablet, the username and the password are enough.
-let tablet = try device("tablet", on: server)
+let tablet = try device("tablet", on: server, in: folder)
 try await tablet.signIn(username: username, password: "correct horse battery staple")
 try await tablet.sync()
 print("On the tablet:", String(decoding: await tablet.log, as: UTF8.self))

@@ -289,11 +289,13 @@ public actor Device {
     public func versions() async throws -> [Version] {
         await begin()
         defer { end() }
+        try mustNotBeDeleted()
         return try await listed(by: keys())
     }
 
     /// What the person agreed to, if the latest version cannot be read.
     public enum Confirmed: Sendable {
+        /// Nothing: it stays.
         case nothing
         /// It may be replaced if it is damaged, or was made with other keys.
         case damaged

@@ -32,7 +32,8 @@ public struct State: Sendable, Codable, Equatable, Redacted {
     public var isStored: Bool { base != nil && base?.logSha256 == sha256(log) }
     /// Whether a change of the password is not settled: tell the person that the new one is not in force.
     public var hasUnsettledChange: Bool { change != nil }
-    /// Whether a deletion was begun. Send nothing else for this account.
+    /// Whether a deletion was begun, and perhaps done. Nothing else is sent for this account, until it is registered
+    /// again.
     public var isBeingDeleted: Bool { deletion != nil }
 }
 

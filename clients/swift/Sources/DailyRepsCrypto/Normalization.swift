@@ -36,6 +36,12 @@ public func hasUnassigned(_ text: String) -> Bool {
 ///
 /// - Throws: ``LoneSurrogateError``.
 public func text(utf16 units: some Sequence<UInt16>) throws -> String {
-    guard let text = String(validating: units, as: UTF16.self) else { throw LoneSurrogateError() }
-    return text
+    var (codec, units, scalars) = (UTF16(), units.makeIterator(), String.UnicodeScalarView())
+    while true {
+        switch codec.decode(&units) {
+        case .scalarValue(let scalar): scalars.append(scalar)
+        case .emptyInput: return String(scalars)
+        case .error: throw LoneSurrogateError()
+        }
+    }
 }

@@ -2,7 +2,6 @@ import Foundation
 
 #if canImport(CommonCrypto)
     import CommonCrypto
-    import CryptoKit
 
     func pbkdf2(_ password: Data, salt: Data, iterations: Int) -> Data {
         var key = Data(count: 32)
