@@ -133,6 +133,12 @@ struct DeviceTests {
         #expect(scene.told.value.isEmpty)
     }
 
+    @Test func notModifiedThoughNobodyAsked() async throws {
+        let scene = Scene(notModified, backup(Self.theirs, 2), stored(3))
+        try await scene.device.sync()
+        #expect(text(await scene.device.log) == "mine+theirs")
+    }
+
     @Test func notModifiedButAHigherVersionWasSeen() async throws {
         let scene = Scene(notModified, log: "theirs") { state in
             state.base = Base(sha256: f, sequence: 1, logSha256: sha256(log("theirs")), version: 1)
