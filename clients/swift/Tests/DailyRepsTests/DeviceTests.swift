@@ -75,6 +75,14 @@ struct DeviceTests {
         #expect(scene.sent.count == 2 && scene.sent[0].body == scene.sent[1].body)
     }
 
+    @Test func aTaskThatIsCancelledKeepsTheUpload() async throws {
+        let scene = Scene(lost, before: Self.onVersion1)
+        let task = Task { try await scene.device.sync() }
+        task.cancel()
+        #expect(await thrown { try await task.value } is CancellationError)
+        #expect(await scene.state.unsent != nil)
+    }
+
     @Test func aSuccessWithoutCacheControlIsNoLostAnswer() async throws {
         let scene = Scene(stored(2), before: Self.onVersion1)
         try await scene.device.sync()
@@ -189,12 +197,12 @@ struct DeviceTests {
     }
 
     @Test func callsWaitForEachOther() async throws {
-        let scene = Scene(stored(2), list(), list(), before: Self.onVersion1)
-        async let one: Void = scene.device.sync()
+        let scene = Scene(list(), list(), list())
+        async let one = scene.device.versions()
         async let two = scene.device.versions()
         async let three = scene.device.versions()
         _ = try await (one, two, three)
-        #expect(scene.sent.count == 3)
+        #expect(scene.sent.count == 3 && scene.fake.mostAtOnce == 1)
     }
 
     @Test func aLogThatIsTooLarge() async throws {

@@ -30,6 +30,10 @@ final class Fake: ClientTransport, @unchecked Sendable {
     private let lock = NSLock()
     private var answers: [Reply]
     private var requests: [Sent] = []
+    private var atOnce = 0
+    private var most = 0
+    /// How many requests were under way at the same time.
+    var mostAtOnce: Int { lock.withLock { most } }
     var sent: [Sent] { lock.withLock { requests } }
 
     init(_ answers: [Reply]) { self.answers = answers }
@@ -41,6 +45,12 @@ final class Fake: ClientTransport, @unchecked Sendable {
         if let body { bytes = try await Data(collecting: body, upTo: .max) }
         let sent = Sent(
             method: request.method.rawValue, path: request.path ?? "", headers: request.headerFields, body: bytes)
+        lock.withLock {
+            atOnce += 1
+            most = max(most, atOnce)
+        }
+        defer { lock.withLock { atOnce -= 1 } }
+        try? await Task.sleep(nanoseconds: 1_000_000)
         let answer = lock.withLock {
             requests.append(sent)
             if answers.isEmpty { Issue.record("one request too many: \(sent.method) \(sent.path)") }

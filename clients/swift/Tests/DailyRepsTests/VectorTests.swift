@@ -10,6 +10,22 @@ import Testing
 
 /// The vectors of `fixtures/` that concern keys, encryption, decisions and signatures.
 struct VectorTests {
+    /// A file with a type that no test here reads is newer than these tests.
+    @Test func everyTypeIsRead() {
+        let read = [
+            "derivation": ["Username", "Keys", "Expansion", "RecoveryCode", "Password"],
+            "encryption": ["Blob", "Data", "File"],
+            "devices": ["Verdict", "Sequence", "SignIn"],
+            "signing": ["Request"],
+            "exchanges": ["Exchange"],
+        ]
+        for (kind, types) in read.sorted(by: { $0.key < $1.key }) {
+            #expect(Set(groups(kind).map { $0["type"].text }) == Set(types))
+            for type in types { print("vectors: \(vectors(kind, type).count) of the type \(type)") }
+        }
+        print("vectors: \(Self.requests.count) requests that a client makes")
+    }
+
     // client.user-id
     @Test(arguments: vectors("derivation", "Username"))
     func username(_ vector: Vector) throws {

@@ -19,14 +19,21 @@ struct Vector: Sendable, CustomTestStringConvertible {
 
 /// Returns the vectors of a type. An unknown result is a mistake, and so is a type without vectors.
 func vectors(_ kind: String, _ type: String) -> [Vector] {
-    guard let raw = try? String(contentsOf: fixtures.appendingPathComponent("\(kind).json"), encoding: .utf8),
-        let file = try? JSONDecoder().decode(Json.self, from: Data(marked(raw).utf8))
-    else { fatalError("\(kind).json cannot be read") }
-    let found = file["testGroups"].list.filter { $0["type"].text == type }.flatMap { group in
+    let found = groups(kind).filter { $0["type"].text == type }.flatMap { group in
         group["tests"].list.map { Vector(group: group.members, members: $0.members) }
     }
     precondition(!found.isEmpty && found.allSatisfy { ["valid", "invalid"].contains($0["result"].text) })
     return found
+}
+
+/// Returns the groups of a file, which has as many tests as it says.
+func groups(_ kind: String) -> [Json] {
+    guard let raw = try? String(contentsOf: fixtures.appendingPathComponent("\(kind).json"), encoding: .utf8),
+        let file = try? JSONDecoder().decode(Json.self, from: Data(marked(raw).utf8))
+    else { fatalError("\(kind).json cannot be read") }
+    let groups = file["testGroups"].list
+    precondition(groups.map { $0["tests"].list.count }.reduce(0, +) == Int(file["numberOfTests"].number))
+    return groups
 }
 
 /// Returns JSON with each escaped lone surrogate replaced by a private code point, because no `String` can hold one.
