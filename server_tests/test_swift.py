@@ -6,10 +6,12 @@ import re
 
 import pytest
 
+from clients.python import backup_client, device
 from contract_tests.target.openapi import LIMITS, MAX_DECODED_BYTES, REPOSITORY, SPEC
 from server_tests import vectors
 from swift_tests import contract
 
+CLIENTS = REPOSITORY / "clients"
 README = (contract.PACKAGE / "README.md").read_text()
 BLOCKS = re.findall(r"^```swift\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SOURCES = {
@@ -67,17 +69,34 @@ def test_each_vector_that_is_named_exists(number: str):
     assert int(number) in CASES
 
 
-def test_a_person_is_told_of_each_problem():
-    """What a lost answer is has a sentence of its own, and no app has the operator's key."""
-    codes = set(re.findall(r"^ +\| \d{3} \| `(\w+)` \|", (REPOSITORY / "openapi.yaml").read_text(), re.MULTILINE))
-    sentences = SOURCES["Sources/DailyRepsBackup/BackupError.swift"].partition("private let sentences")[2]
-    assert set(re.findall(r'^    "(\w+)":', sentences, re.MULTILINE)) == codes - {
-        "admin_key_invalid",
-        "internal_error",
-        "unavailable",
-    }
-    (sentence,) = re.findall(r'"credentials_invalid":\s+"(.*)"', sentences)
-    assert f'"{sentence}"' in re.sub(r"\s+", " ", SPEC["info"]["description"])
+def test_a_person_is_told_the_same_as_by_the_other_clients():
+    errors = SOURCES["Sources/DailyRepsBackup/BackupError.swift"]
+    constants = dict(re.findall(r'^private let (\w+) = "(.*)"$', errors, re.MULTILINE))
+    told = re.findall(r'^    "(\w+)":\s+(?:"(.*)"|(\w+)),$', errors.partition("private let sentences")[2], re.MULTILINE)
+    assert {code: text or constants[name] for code, text, name in told} == backup_client.SENTENCES
+    joined = re.sub(r'"\s+\+ "', "", errors + SOURCES["Sources/DailyRepsCrypto/Errors.swift"])
+    others = [
+        backup_client.LostAnswerError(0, ""),
+        backup_client.ProblemError("new", 400, {}),
+        backup_client.AppOutdatedError(),
+        backup_client.DecryptionError(),
+        backup_client.MistypedCodeError(),
+        *(device.UnsettledChangeError(what) for what in ("change", "deletion")),
+        *(device.DeviceError(why) for why in ("not-signed-in", "another-username", "old-password", "not-listed")),
+    ]
+    for error in others:
+        assert f'"{backup_client.sentence(error)}"' in joined
+
+
+def test_the_table_of_the_clients_names_what_is_there():
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|[^|]+\|[^|]+\|$", (CLIENTS / "README.md").read_text(), re.MULTILINE)
+    names = {name for cell in rows for name in re.findall(r"`([\w.]+)`", cell)} - {"tell"}
+    assert {"Device.sync", "Keys"} <= names
+    public = "\n".join(text for name, text in SOURCES.items() if name.startswith("Sources/"))
+    for owner, _, member in (name.partition(".") for name in names):
+        declared = rf"(?:actor|class|struct|enum|extension|func|typealias) {owner}\b"
+        assert re.search(declared, public), owner
+        assert not member or re.search(rf"(?:func|var|case) {member}\b", public), (owner, member)
 
 
 def test_the_numbers_are_those_of_the_contract():

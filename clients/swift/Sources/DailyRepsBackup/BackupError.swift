@@ -50,16 +50,18 @@ public struct Problem: Sendable, Equatable {
 extension BackupError: LocalizedError, CustomStringConvertible, CustomDebugStringConvertible {
     public var errorDescription: String? {
         switch self {
-        case .refused(let problem): sentences[problem.code] ?? "The server refused this. An update of the app may help."
-        case .lost: "The server cannot be reached right now, or it is not known whether it did this. Try again later."
-        case .misfit: "This version cannot be fetched. Choose another version."
-        case .changeNotSettled: "The new password is not in force yet. Try again later."
-        case .beingDeleted: "The account is being deleted."
+        case .refused(let problem): problem.sentence
+        case .lost(let problem): problem?.sentence ?? noAnswer
+        case .misfit: noAnswer
+        case .changeNotSettled:
+            "The change of the password is not complete, and the new password is not in force. "
+                + "Try again when there is a connection."
+        case .beingDeleted: "This account is being deleted. Confirm the deletion to go on with it."
         case .oldPassword: "This was an earlier password of yours. Choose another one."
         case .anotherUser: "The log on this device belongs to another username."
         case .notSignedIn: "Nobody is signed in."
-        case .notListed: "This version is not stored any more."
-        case .logTooLarge: "The log is too large to back up."
+        case .notListed: "This version is not kept any more. Choose another one."
+        case .logTooLarge: sentences["payload_too_large"]
         }
     }
 
@@ -76,41 +78,55 @@ extension BackupError: LocalizedError, CustomStringConvertible, CustomDebugStrin
 }
 
 extension Problem: Redacted {
-    // Whoever answers may repeat what was sent. So only a known code is shown, and a request id that cannot be a key.
+    /// What a person can be told.
+    var sentence: String {
+        if let sentence = sentences[code] { return sentence }
+        switch status {
+        case 408: return sentences["request_timeout"] ?? later
+        case 429: return sentences["rate_limited"] ?? later
+        case 500...: return later
+        default:
+            return "The server refused this, and nothing was changed. Update the app, or report this to its publisher."
+        }
+    }
+
+    // Whoever answers may repeat what was sent, so a request id is shown only if it cannot be a key.
     public var description: String {
-        let known = sentences[code] != nil || code == "internal_error" || code == "unavailable"
         let request = requestId.flatMap { $0.utf8.count <= 36 ? ", request \($0)" : nil } ?? ""
-        return "\(status) \(known ? code : "unknown code")\(request)"
+        return "\(status) \(code)\(request)"
+    }
+
+    /// Whether a text may be the code of a problem. A hostile server could send back a key in its place.
+    static func isCode(_ text: String) -> Bool {
+        let hex = text.split { !"0123456789abcdef".contains($0) }.map(\.count).max() ?? 0
+        return (1...64).contains(text.utf8.count) && hex < 24
+            && text.utf8.allSatisfy { "abcdefghijklmnopqrstuvwxyz0123456789_".utf8.contains($0) }
     }
 }
 
-private let bug = "The app has a mistake, or it is too old for this server. Update the app."
+private let noAnswer = "There is no answer from the server. Nothing is lost. Try again later."
+private let later = "The server cannot answer at the moment. Nothing is lost. Try again later."
+private let update = "The server does not accept this version of the app. Update the app."
 
 /// What a person is told, by the code of a problem.
 private let sentences = [
-    "account_damaged":
-        "The account is damaged on the server. Only its operator can help. Nothing on this device is lost.",
-    "app_outdated": "This version of the app is too old. Update the app.",
-    "backup_damaged": "This version is damaged on the server. Choose another version.",
+    "signature_invalid": update,
+    "signature_expired": "The clock of this device is wrong. Correct it, and try again.",
     "credentials_invalid":
         "The username or the password is wrong, or a newer version of the app moved this account: update the app.",
-    "digest_mismatch": bug,
-    "headers_too_large": bug,
-    "malformed_request": bug,
-    "method_not_allowed": bug,
-    "no_backup": "Nothing is stored yet.",
-    "no_such_version": "This version is not stored any more.",
-    "not_found": bug,
+    "app_outdated": update,
+    "no_backup": "There is no backup yet.",
+    "no_such_version": "This version is not kept any more. Choose another one.",
+    "request_timeout": "The connection is too slow. Try again on a better one.",
+    "username_taken": "This username is taken. Choose another one, or enter the password of this one.",
+    "recently_deleted": "This account was deleted a moment ago. Try again in a quarter of an hour.",
+    "version_conflict": "Another device has stored a newer backup. Try again.",
     "payload_too_large": "The log is too large to back up.",
-    "rate_limited": "There were too many attempts. Wait a while, then try again.",
-    "recently_deleted": "This username was deleted a few minutes ago. Wait a while, then register it.",
-    "request_timeout": "The connection is too slow. Nothing was changed. Try again on a better one.",
-    "signature_expired": "The clock of this device is wrong.",
-    "signature_invalid": bug,
-    "signature_missing": bug,
-    "storage_full": "The server has no space left. Try again later.",
-    "unsupported_media_type": bug,
-    "username_taken": "This username is taken. Choose another, or sign in with its password.",
-    "validation_failed": bug,
-    "version_conflict": "Another device has stored a version since. Try again.",
+    "rate_limited": "That was too often. Try again later.",
+    "account_damaged":
+        "The account is damaged on the server, and only its operator can help. Keep the app: it has your log.",
+    "backup_damaged": "This version is damaged on the server. Choose another one.",
+    "internal_error": later,
+    "unavailable": later,
+    "storage_full": "The server has no room for the backup. Try again later.",
 ]

@@ -231,19 +231,27 @@ public actor Device {
         }
         if let unsent = state.unsent {
             do { try await send(unsent) } catch let error as BackupError where error.code == "version_conflict" {
-                try await fetch()
+                try await fetch(nil)
             }
         }
-        if state.isStored { try await fetch() }
+        if state.isStored { try await fetch(nil) }
         try await onLatest {
             if await !self.state.isStored { try await self.send(self.upload(by: self.keys())) }
         }
     }
 
+    /// Fetches the latest version and merges it, without storing anything.
+    public func fetch() async throws {
+        await begin()
+        defer { end() }
+        try mustNotBeDeleted()
+        try await fetch(nil)
+    }
+
     /// Fetches the latest version, compares it with the highest seen, and merges it. If the log has not changed since
     /// the highest seen, and the latest version was made from that one, adopts it: so a restored version reaches this
     /// device.
-    private func fetch(_ keys: Keys? = nil) async throws {
+    private func fetch(_ keys: Keys?) async throws {
         let tag = keys == nil && state.base?.sequence != nil ? state.base?.entityTag : nil
         let keys = try keys ?? self.keys()
         let fetched: Fetched?
@@ -304,22 +312,23 @@ public actor Device {
         case noNewerApp
     }
 
-    /// Stores an older version again, as the latest. When this is acknowledged, its log replaces the log. The version
-    /// that was the latest stays in the list.
+    /// Returns the log of an older version, for the person to look at. Nothing changes. Show the date that the log itself
+    /// has: the list is the server's word.
     ///
     /// - Parameters:
     ///   - version: One of ``versions()``.
-    ///   - password: The one of its ``Version/keyVersion``, if the password has changed since. Without it, the keys
-    ///     that this device has kept are tried.
-    ///   - confirmed: What the person agreed to, if the latest version cannot be read.
-    /// - Throws: ``BackupError/notListed``, `DamagedError` if the password is another one,
-    ///   ``BackupError/changeNotSettled``.
-    public func restore(_ version: Int64, password: String? = nil, confirmed: Confirmed = .nothing) async throws {
+    ///   - password: That of its ``Version/keyVersion``, if the password has changed since. The keys that this device has
+    ///     kept are tried first.
+    /// - Throws: ``BackupError/notListed``. `DamagedError` if it was made with another password: ask for it.
+    public func openVersion(_ version: Int64, password: String? = nil) async throws -> Data {
         await begin()
         defer { end() }
-        try await mustBeSettled()
+        try mustNotBeDeleted()
+        return try await opened(version, password).log
+    }
+
+    private func opened(_ version: Int64, _ password: String?) async throws -> Decrypted {
         let keys = try self.keys()
-        try await fetchToReplace(keys, confirmed)
         guard let listed = try await listed(by: keys).first(where: { $0.version == version }) else {
             throw BackupError.notListed
         }
@@ -327,12 +336,32 @@ public actor Device {
             try await $0.fetch(version: version)
         }
         guard let fetched else { throw BackupError.lost(nil) }
-        var tried = [keys] + state.oldKeys.reversed().map(\.keys)
-        if let password { tried = [await derive { Keys(userId: keys.userId, password: password) }] }
-        let old =
-            try tried.lazy.compactMap { try? decrypt(fetched.blob, with: $0) }.first
-            ?? decrypt(fetched.blob, with: tried[0])
         // It is old on purpose: no verdict.
+        for keys in [keys] + state.oldKeys.reversed().map(\.keys) {
+            do { return try decrypt(fetched.blob, with: keys) } catch is DamagedError {}
+        }
+        guard let password else { throw DamagedError() }
+        for derivation in Derivation.all {
+            let keys = await derive { Keys(userId: keys.userId, password: password, derivation: derivation) }
+            do { return try decrypt(fetched.blob, with: keys) } catch is DamagedError {}
+        }
+        throw DamagedError()
+    }
+
+    /// Stores an older version again, as the latest. When this is acknowledged, its log replaces the log. The version
+    /// that was the latest stays in the list.
+    ///
+    /// - Parameters:
+    ///   - version: One of ``versions()``.
+    ///   - password: As in ``openVersion(_:password:)``.
+    ///   - confirmed: What the person agreed to, if the latest version cannot be read.
+    /// - Throws: The same as ``openVersion(_:password:)``, and ``BackupError/changeNotSettled``.
+    public func restore(_ version: Int64, password: String? = nil, confirmed: Confirmed = .nothing) async throws {
+        await begin()
+        defer { end() }
+        try await mustBeSettled()
+        try await fetchToReplace(keys(), confirmed)
+        let old = try await opened(version, password)
         try await onLatest(confirmed: confirmed) {
             try await self.send(self.upload(by: self.keys(), restored: old))
         }
@@ -528,7 +557,7 @@ public actor Device {
         guard state.change == nil else { throw BackupError.changeNotSettled }
         let keys = try self.keys()
         if state.unsent == nil {
-            if state.base == nil { try await fetch() }
+            if state.base == nil { try await fetch(nil) }
             if state.isStored { return nil }
             let upload = try self.upload(by: keys)
             try save { $0.unsent = upload }

@@ -129,7 +129,7 @@ func error(status: Int, header: (String) -> String?, body: Data) -> BackupError 
         let serverTime: Int?
     }
     guard status >= 400, mediaType(header("Content-Type")) == "application/problem+json",
-        let members = try? JSONDecoder().decode(Members.self, from: body)
+        let members = try? JSONDecoder().decode(Members.self, from: body), Problem.isCode(members.code)
     else { return .lost(nil) }
     let problem = Problem(
         code: members.code, status: status, retryAfter: header("Retry-After").flatMap { Int($0) },

@@ -3,19 +3,19 @@ import Foundation
 /// A newer version of the app made this. Replace nothing.
 public struct AppOutdatedError: LocalizedError, Equatable {
     public init() {}
-    public var errorDescription: String? { "A newer version of the app is needed. Update the app." }
+    public var errorDescription: String? { "A newer version of the app made this. Update the app." }
 }
 
 /// The blob is damaged, or it was made by another user or with another password.
 public struct DamagedError: LocalizedError, Equatable {
     public init() {}
-    public var errorDescription: String? { "This backup cannot be read with this password, or it is damaged." }
+    public var errorDescription: String? { "This backup is damaged, or it was made with another password." }
 }
 
 /// A recovery code was mistyped, or it belongs to another username.
 public struct MistypedCodeError: LocalizedError, Equatable {
     public init() {}
-    public var errorDescription: String? { "The recovery code is mistyped, or it belongs to another username." }
+    public var errorDescription: String? { "This recovery code was mistyped, or it belongs to another username." }
 }
 
 /// Nothing is left of the username after normalisation: all people without a name would share an account.

@@ -312,6 +312,21 @@ struct DeviceTests {
         #expect(text(await scene.device.log) == "old")
     }
 
+    @Test func aVersionOfAPasswordThatThisDeviceNeverHad() async throws {
+        let old = made("old", 1, keys: Keys(userId: alex.userId, password: "an old one"))
+        let scene = Scene(list(receipt(old, 1)), backup(old, 1), list(receipt(old, 1)), backup(old, 1))
+        #expect(await thrown { _ = try await scene.device.openVersion(1) } is DamagedError)
+        #expect(text(try await scene.device.openVersion(1, password: "an old one")) == "old")
+        #expect(text(await scene.device.log) == "mine")
+    }
+
+    @Test func fetchingAlone() async throws {
+        let scene = Scene(backup(Self.theirs, 2))
+        try await scene.device.fetch()
+        #expect(text(await scene.device.log) == "mine+theirs")
+        #expect(await !scene.state.isStored)
+    }
+
     @Test func aVersionThatIsNotListed() async throws {
         let scene = Scene(backup(Self.theirs, 2), list(receipt(Self.theirs, 2)))
         #expect(await thrown { try await scene.device.restore(1) } as? BackupError == .notListed)

@@ -90,6 +90,7 @@ struct LifeTests {
         #expect(try await tablet.versions().map(\.keyVersion) == [2, 1, 1, 1])
 
         // Version 1, of before the change: the tablet has kept its keys.
+        #expect(text(try await tablet.openVersion(1)) == "squat")
         try await tablet.restore(1)
         #expect(text(await tablet.log) == "squat")
         try await newPhone.sync()

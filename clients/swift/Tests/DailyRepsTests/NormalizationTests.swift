@@ -29,6 +29,29 @@ struct NormalizationTests {
     }
 }
 
+/// Unicode's own test, as far as this platform's version knows its code points.
+struct UnicodeTests {
+    @Test func normalizationTest() throws {
+        func text(_ points: Substring) -> String {
+            let scalars = points.split(separator: " ").compactMap { UInt32($0, radix: 16).flatMap(Unicode.Scalar.init) }
+            return String(String.UnicodeScalarView(scalars))
+        }
+        var (same, unknown) = (0, 0)
+        for line in lines("normalization.txt") where !line.hasPrefix("#") {
+            let parts = line.split(separator: ";")
+            let source = text(parts[0])
+            if hasUnassigned(source) {
+                unknown += 1
+            } else {
+                #expect(hex(normalizedPassword(source).utf8) == hex(text(parts[1]).utf8), "\(line)")
+                same += 1
+            }
+        }
+        print("vectors: \(same) strings of normalization.txt, and \(unknown) with code points that are unknown here")
+        #expect(same > 20_000)
+    }
+}
+
 /// What Foundation's composition gets wrong, so that other platforms would derive other keys.
 struct CompositionTests {
     @Test(arguments: [
