@@ -65,7 +65,7 @@ def test_it_passes_its_tests(swift: str, target: Target, tmp_path: Path) -> None
     cases = tmp_path / "nfkc.txt"
     cases.write_text("".join(f"{text.encode().hex()} {nfkc(text).encode().hex()}\n" for text in texts()))
     told = run(swift, "test", NFKC_CASES=str(cases), **server(target))
-    print("\n".join(re.findall(r"NFKC: .*|vectors: .*|\d+ of \d+ exchanges .*|.*Test run with .*", told)))
+    print("\n".join(re.findall(r"NFKC: .*|vectors: .*|.*Test run with .*", told)))
     assert "skipped" not in told
 
 

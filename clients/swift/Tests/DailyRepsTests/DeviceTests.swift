@@ -384,12 +384,21 @@ struct DeviceTests {
         #expect(await scene.state.change == nil)
         #expect(await scene.state.keys != alex)
         #expect(await scene.state.oldKeys == [OldKeys(keys: alex, until: clock + 60 * 86_400)])
+        let keys = try #require(await scene.state.keys)
+        #expect(scene.sent.map { isSigned($0, by: alex) } == [true, false])
+        #expect(isSigned(scene.sent[1], by: keys))
+    }
+
+    func isSigned(_ sent: Fake.Sent, by keys: Keys) -> Bool {
+        sent.headers[.authorization] == authorization(userId: keys.userId, storageKey: keys.storageKey)
     }
 
     @Test func aLostChangeThatDidNotHappen() async throws {
         let scene = Scene(lost, no, list(), no, list(), no, list(), before: Self.onVersion1)
         #expect(await isLost { try await scene.device.changePassword(to: "a longer and better passphrase") })
         #expect(await scene.state.keys == alex)
+        // The change, the question with the new key, and the one with the old key.
+        #expect(scene.sent.map { isSigned($0, by: alex) } == [true, false, true])
         scene.time.value += 900
         #expect(try await scene.device.settleChange() == .unsure)
         scene.time.value += 1
