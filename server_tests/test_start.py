@@ -263,7 +263,7 @@ def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_
             for each in (user, gone):
                 assert outcome(each.register_user()) == "201"
                 assert outcome(each.store_backup(os.urandom(100_000))) == "201"
-            assert eventually((disk / "backup.db-ballast").exists)
+            assert eventually((disk / "backup.db-ballast").exists, 60)
             with full(disk):
                 server.kill()
                 server.start()
@@ -271,7 +271,7 @@ def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_
                 assert outcome(user.fetch_backup()) == "200"
                 assert outcome(gone.delete_user()) == "204"
                 assert outcome(user.fetch_backup()) == "200"
-            assert eventually((disk / "backup.db-ballast").exists)
+            assert eventually((disk / "backup.db-ballast").exists, 60)
             assert outcome(gone.fetch_backup()) == "401 credentials_invalid"
             server.stop()
     except NotRun as error:
