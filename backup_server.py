@@ -75,7 +75,7 @@ ROOT = Path(__file__).parent  # openapi.yaml and the reference page are here
 NEW_SECRET = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'  # noqa: S105 - a command
 
 KEYID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML without libyaml takes a second instead of 0.1
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML without libyaml: 0.15 s instead of 0.02
 
 SETTINGS_HELP = """\
 environment variables:

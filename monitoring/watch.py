@@ -32,6 +32,7 @@ from clients.python.backup_client import (
     Keys,
     ProblemError,
     Seen,
+    app_secrets,
     backup_bytes,
     checked,
     decrypt,
@@ -100,12 +101,6 @@ def passes(name: str, check: Check) -> bool:
     return is_right
 
 
-def app_secret() -> tuple[str, str]:
-    """Return the keyid and the secret of the first of the app's secrets."""
-    keyid, _, secret = os.environ["APP_SECRET_KEY"].partition(",")[0].rpartition(":")
-    return keyid or "app", secret
-
-
 def check_health(base_url: str) -> str:
     """Return the status. Raise WrongError if a part does not work."""
     answer = requests.get(f"{base_url}/health", timeout=SECONDS)
@@ -122,7 +117,7 @@ def check_clock(base_url: str) -> str:
 
     A request that was signed in 1970 gets 401 signature_expired, with the server's time.
     """
-    keyid, secret = app_secret()
+    keyid, secret = app_secrets(os.environ["APP_SECRET_KEY"])[0]
     client = BackupClient(base_url, secret, ("0" * 64, "0" * 64), keyid=keyid, timeout=SECONDS, clock=lambda: 0)
     off = client.fetch_backup().json()["serverTime"] - time.time()
     if abs(off) > CLOCK_SECONDS:
@@ -147,7 +142,7 @@ def check_restore(base_url: str, is_first: bool) -> str:
 
     If this is the first run, register the account. Raise WrongError if the account or its backup is missing.
     """
-    keyid, secret = app_secret()
+    keyid, secret = app_secrets(os.environ["APP_SECRET_KEY"])[0]
     keys = derive_keys(os.environ.get("WATCH_USERNAME", "watch"), os.environ["WATCH_PASSWORD"])
     client = BackupClient(base_url, secret, keys, keyid=keyid, timeout=SECONDS)
     answer = client.fetch_backup()

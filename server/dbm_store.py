@@ -34,7 +34,7 @@ from server.dbm_reader import Row
 from server.dbm_writer import DbmWriter
 from server.housekeeping import Housekeeper
 from server.space import takes_accounts
-from server.store_file import drop_ballast
+from server.store_file import beside, drop_ballast
 
 
 class DbmStore(DbmWriter, Store):
@@ -67,7 +67,7 @@ class DbmStore(DbmWriter, Store):
     def stats(self) -> Stats:
         if not self.tally.is_complete.wait(2):
             raise StorageUnavailable("the accounts are still being counted", retry_after=1)
-        files = [self.path, Path(f"{self.path}-wal")]
+        files = [self.path, beside(self.path, "-wal")]
         size = sum(file.stat().st_size for file in files if file.exists())
         counts, house = self.tally.counts, self.housekeeper
         return Stats(

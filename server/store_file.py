@@ -115,10 +115,9 @@ def whose(path: Path) -> str:
     Return an empty text if it is no matter of users.
     """
     path = path.resolve()
-    beside = [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm")]
-    folders = list(path.parents)
-    needs = dict.fromkeys([path, *beside], os.R_OK | os.W_OK) | {path.parent: os.W_OK | os.X_OK}
-    for each in (*reversed(folders), path, *beside):
+    files = [path, beside(path, "-wal"), beside(path, "-shm")]
+    needs = dict.fromkeys(files, os.R_OK | os.W_OK) | {path.parent: os.W_OK | os.X_OK}
+    for each in (*reversed(path.parents), *files):
         with contextlib.suppress(OSError):
             found = each.stat()
             if not os.access(each, needs.get(each, os.X_OK)) and not os.statvfs(each).f_flag & os.ST_RDONLY:

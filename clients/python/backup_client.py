@@ -716,6 +716,12 @@ def decode_data(data: str, *, size: int, sha256: str) -> bytes:
     return blob
 
 
+def app_secrets(text: str) -> list[tuple[str, str]]:
+    """Return (keyid, secret) for each secret in APP_SECRET_KEY. A single secret needs no keyid: it is "app"."""
+    entries = [entry.rpartition(":") for entry in text.split(",")]
+    return [(keyid or "app", secret) for keyid, _, secret in entries]
+
+
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 

@@ -28,6 +28,7 @@ from clients.python.backup_client import (
     Keys,
     ProblemError,
     Seen,
+    app_secrets,
     backup_bytes,
     checked,
     decrypt,
@@ -241,10 +242,10 @@ def require(condition: bool, otherwise: str) -> None:
 
 def app_secret() -> tuple[str, str]:
     """Return (keyid, secret) of the first secret in APP_SECRET_KEY. Raise DemoError if there is none."""
-    keyid, _, secret = os.environ.get("APP_SECRET_KEY", "").partition(",")[0].rpartition(":")
+    keyid, secret = app_secrets(os.environ.get("APP_SECRET_KEY", ""))[0]
     if not secret:
         raise DemoError("--base-url needs that server's APP_SECRET_KEY in the environment")
-    return keyid or "app", secret
+    return keyid, secret
 
 
 @contextmanager

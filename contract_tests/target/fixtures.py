@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from clients.python.backup_client import BackupClient, Keys
+from clients.python.backup_client import BackupClient, Keys, app_secrets
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import edge, left_behind, network
 from contract_tests.target.observer import Observer
@@ -27,7 +27,6 @@ from contract_tests.target.target import (
     RAISED_LIMITS,
     Credentials,
     Target,
-    app_secrets,
     check_target,
     given_target,
 )

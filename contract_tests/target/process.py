@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from clients.python.backup_client import BackupClient, Keys
+from clients.python.backup_client import BackupClient, Keys, app_secrets
 from contract_tests.target.checked_client import checked_client
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import REPOSITORY, SERVER
@@ -112,18 +112,18 @@ class ServerProcess:
     @property
     def secret(self) -> str:
         """The first, or only, secret of APP_SECRET_KEY."""
-        return self.environ["APP_SECRET_KEY"].partition(",")[0].rpartition(":")[2]
+        return app_secrets(self.environ["APP_SECRET_KEY"])[0][1]
 
     @property
     def secrets(self) -> set[str]:
         """The settings that nobody may see."""
-        entries = self.environ["APP_SECRET_KEY"].split(",")
-        return {entry.rpartition(":")[2] for entry in entries} | ({self.admin_key} if self.admin_key else set())
+        found = {secret for _, secret in app_secrets(self.environ["APP_SECRET_KEY"])}
+        return found | ({self.admin_key} if self.admin_key else set())
 
     @property
     def keyid(self) -> str:
         """The keyid of that secret."""
-        return self.environ["APP_SECRET_KEY"].partition(",")[0].rpartition(":")[0] or "app"
+        return app_secrets(self.environ["APP_SECRET_KEY"])[0][0]
 
     @property
     def admin_key(self) -> str | None:

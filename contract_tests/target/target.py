@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from clients.python.backup_client import BackupClient, Keys
+from clients.python.backup_client import BackupClient, Keys, app_secrets
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import exchanges, left_behind, openapi
 from contract_tests.target.calls import sha256
@@ -139,12 +139,6 @@ def limit_met(target: Target, method: str, path: str) -> None:
 
 
 # ---- A given target ----------------------------------------------------------------------------------------
-
-
-def app_secrets(text: str) -> list[tuple[str, str]]:
-    """Return (keyid, secret) for each secret in APP_SECRET_KEY."""
-    entries = [entry.rpartition(":") for entry in text.split(",")]
-    return [(keyid or "app", secret) for keyid, _, secret in entries]
 
 
 def given_target(base_url: str, profile: str) -> Target:
