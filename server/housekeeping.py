@@ -36,6 +36,7 @@ from server.store_file import load_ballast
 # The contract gives 10 minutes after a deletion, and 7 days after a version was dropped.
 ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
+COUNTED_AT_ONCE = 100  # users: a turn and a pause for each took minutes for 100,000
 RETRY_SECONDS = 5  # after the disk has failed
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
@@ -108,12 +109,9 @@ class Housekeeper:
                 if users is None:
                     users = self._users()
                 elif users:
-                    uncounted = users.pop()
-                    try:
-                        self._visit(uncounted)
-                    except StorageError:
-                        users.append(uncounted)  # nobody else would count it
-                        raise
+                    uncounted = users[-COUNTED_AT_ONCE:]
+                    self._count(uncounted)
+                    del users[-len(uncounted) :]  # not before: nobody else would count them
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._store.tally.is_complete.is_set():
                     self._end_counting()
@@ -159,17 +157,24 @@ class Housekeeper:
             self._note_damage("the index", "index")
             return list(self._walk())
 
-    def _visit(self, user_id: str) -> None:
-        """Count a user. If it is deleted, erase what a crash may have left, and forget it when the time comes."""
-        try:
-            with self._store.turn():
-                row = self._store.row(user_id)
+    def _count(self, user_ids: list[str]) -> None:
+        """Count users. If one is deleted, erase what a crash may have left, and forget it when the time comes.
+
+        The records are read without the turn, so that nobody waits for the disk. If one has changed since then, the
+        change has counted the user, and the old record is not used.
+        """
+        rows: dict[str, Row | None] = {}
+        for user_id in user_ids:
+            try:
+                rows[user_id] = self._store.row(user_id)
+            except Damaged:
+                self._note_damage(user_id, "record")
+        with self._store.turn():
+            for user_id, row in rows.items():
                 if row and isinstance(row.record, Deleted) and self._store.tally.is_new(user_id):
                     self.forget_later(user_id, row.record)
                     self._unerased.append(user_id)
                 self._store.tally.visit(user_id, row.record if row else None)
-        except Damaged:
-            self._note_damage(user_id, "record")
 
     def _end_counting(self) -> None:
         with self._store.turn():

@@ -321,7 +321,7 @@ def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
             unavailable(lambda: store.housekeeper._erase_in_turns(USER))
             unavailable(lambda: hold(store, OTHER))
         monkeypatch.setattr(bounds, "TURN_SECONDS", 30)
-        store.housekeeper._visit(USER)
+        store.housekeeper._count([USER])
         store.housekeeper._erase_in_turns(USER)
         with Stall("erase_blob"):
             unavailable(store.housekeeper._forget_next)
@@ -332,6 +332,42 @@ def test_housekeeping_that_stalls(tmp_path, monkeypatch, impatient):
         assert store.find(USER) is None
         store.housekeeper._end_counting()
         assert store.stats().users == 0
+
+
+def test_counting_takes_few_turns(tmp_path):
+    """A turn and a pause for each account took minutes for 100,000 after a start, and the statistics were 503 then."""
+    path, users = tmp_path / "backup.db", 1000
+    with contextlib.closing(DbmStore(path, 601)) as store:
+        for number in range(users):
+            register(store, f"{number:064x}")
+        assert store.stats().users == users
+    turns, turn = [], DbmStore.turn
+    with mock.patch.object(DbmStore, "turn", lambda store: (turns.append(1), turn(store))[1]):
+        with contextlib.closing(DbmStore(path, 601)) as store:
+            assert store.tally.is_complete.wait(10)
+            assert store.stats().users == users
+    assert len(turns) < users / 10
+
+
+def test_a_change_while_an_account_is_being_counted(tmp_path, monkeypatch):
+    """Its record was read, and has changed before it is counted. The change counts."""
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        register(store, OTHER)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        old = {user_id: store.row(user_id) for user_id in (USER, OTHER)}
+        append(store, b"data")
+        delete(store, OTHER)
+        with mock.patch.object(store, "row", old.get):
+            store.housekeeper._count([USER, OTHER])
+        store.housekeeper._end_counting()
+        stats = store.stats()
+        assert (stats.users, stats.backups, stats.versions) == (1, 1, 1)
+        register(store, OTHER)
+        with mock.patch.object(store, "row", {OTHER: None}.get):
+            store.housekeeper._count([OTHER])
+        assert store.stats().users == 2
 
 
 def test_damage_is_not_forgotten_because_the_disk_stalls(tmp_path, monkeypatch):
