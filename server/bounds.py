@@ -10,7 +10,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 CONNECTIONS = 1000  # each costs some kB of memory, and a millisecond of each second to watch
 RESERVED_DESCRIPTORS = 96  # of the process' limit: for the database, bodies on disk (at most 64), and the log
-CONNECTIONS_OF_AN_ADDRESS = 250  # so that four addresses are needed to take all places; not behind a proxy
+CONNECTIONS_OF_AN_ADDRESS = 250  # so that four addresses (IPv6: /64) are needed to take all; not behind a proxy
 
 ACCEPTED_AT_ONCE = 64  # between two looks at the open connections
 

@@ -160,7 +160,8 @@ class Channel(waitress.channel.HTTPChannel):
     request: RequestParser | None = None
     requests: list[RequestParser] = []  # noqa: RUF012 - each connection gets its own
     total_outbufs_len: int = 0
-    address = ""  # that of the last request, or else of the connection
+    address = ""  # that of the last request, or else of the connection, as the limits count it
+    counts_for = ""  # that of the connection, as the limits count it
     is_served = False  # a request is in a lane
     waits_since: float | None = None  # since when, if no thread has taken it yet
     is_lingering = False  # the last answer was sent; what still arrives is discarded
@@ -169,7 +170,7 @@ class Channel(waitress.channel.HTTPChannel):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.requests_lock = threading.RLock()
-        self.address = self.connection_address
+        self.address = self.counts_for = self.server.address_of(self.connection_address, {})
         self.answered_at = self.moved_at = time.monotonic()  # moved_at: when bytes last came or went
         self.wait(bounds.HEAD_SECONDS)
         self.server.look_again(self)
@@ -549,7 +550,8 @@ class Listener(waitress.server.TcpWSGIServer):
         """Close the connection that has been idle longest, if there are too many, or too many from this address."""
         channels = self.channels()
         if len(channels) < self.most_connections:
-            channels = [] if self.is_proxied else [each for each in channels if each.connection_address == address]
+            address = self.address_of(address, {})
+            channels = [] if self.is_proxied else [each for each in channels if each.counts_for == address]
             if len(channels) < bounds.CONNECTIONS_OF_AN_ADDRESS:
                 return
         if channel := self._longest_idle(channels):

@@ -23,6 +23,7 @@ from bench.siege import NotRun, small_file_system
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import eventually, outcome, sha256
+from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import COMMAND
 from server import bounds
 
@@ -346,6 +347,39 @@ def test_addresses_have_places_of_their_own(start_server):
         first = stack.enter_context(connection_from(server, "127.0.0.3"))
         others = [stack.enter_context(connection_from(server, "127.0.0.2")) for _ in range(6)]
         assert [is_open(each) for each in (first, *others)] == [True, False, False, False, True, True, True]
+
+
+# Runs where this machine has more addresses of IPv6: four of one /64, and one of another.
+OF_ONE_NETWORK = """
+import contextlib, json, socket, subprocess, sys
+from contract_tests.target.process import ServerProcess
+from server_tests.test_bounds import bounded, is_open
+from urllib.parse import urlsplit
+
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+addresses = ["fd00:0:0:2::1", *(f"fd00:0:0:1::{number}" for number in range(1, 5))]
+for address in addresses:
+    subprocess.run(["ip", "-6", "address", "add", f"{address}/128", "dev", "lo"], check=True)
+with ServerProcess(sys.argv[1], command=bounded(CONNECTIONS_OF_AN_ADDRESS=3), HOST="::") as server:
+    with contextlib.ExitStack() as stack:
+        port = urlsplit(server.base_url).port
+        connections = [
+            stack.enter_context(socket.create_connection(("::1", port), 10, (address, 0))) for address in addresses
+        ]
+        print(json.dumps([is_open(each) for each in connections]))
+"""
+
+
+def test_addresses_of_one_ipv6_network_share_their_places(tmp_path):
+    """Whoever has one address of IPv6 has 2**64 of them."""
+    unshare = ["unshare", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*unshare, "ip", "-6", "address", "add", "fd00::1/128", "dev", "lo"], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        not_run("needs a Linux on which this user may add addresses in a network of its own (unshare, ip)")
+    command = [*unshare, sys.executable, "-c", OF_ONE_NETWORK, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[true, false, true, true, true]\n", done.stderr
 
 
 def test_behind_a_proxy_an_address_is_not_that_of_a_connection(start_server):
