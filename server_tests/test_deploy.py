@@ -6,6 +6,7 @@ the image's command on the image's files.
 
 import ast
 import configparser
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,18 @@ from server import bounds
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["server.txt", "tests.txt", "lint.txt", "browser.txt", "generators.txt", "bucket.txt", "audit.txt"]
+LOCKS = [
+    "server.txt",
+    "demo.txt",
+    "contract.txt",
+    "tests.txt",
+    "node.txt",
+    "lint.txt",
+    "browser.txt",
+    "generators.txt",
+    "bucket.txt",
+    "audit.txt",
+]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference", "generators/typescript"]
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -263,7 +275,42 @@ def test_each_requirement_is_pinned_with_hashes(lock: str):
 
 
 def test_the_tests_run_on_the_servers_own_versions():
-    assert requirements("server.txt").items() <= requirements("tests.txt").items()
+    for less, more in itertools.pairwise(("server.txt", "demo.txt", "contract.txt", "tests.txt")):
+        assert requirements(less).items() < requirements(more).items()
+
+
+def installed(environment: str) -> set[str]:
+    """Return the lock files that an environment of tox installs."""
+    deps = TOX[f"testenv:{environment}"].get("deps", "")
+    shared = {lock for name in re.findall(r"\{\[testenv:([\w-]+)\]deps\}", deps) for lock in installed(name)}
+    return shared | set(re.findall(r"requirements/([\w-]+\.txt)", deps))
+
+
+@pytest.mark.parametrize(
+    ("environment", "locks"),
+    [
+        ("serve", {"server.txt"}),
+        ("demo", {"demo.txt"}),
+        ("watch", {"demo.txt"}),
+        ("contract", {"contract.txt"}),
+        ("fuzz", {"contract.txt"}),
+        ("bench", {"contract.txt"}),
+        ("bucket", {"contract.txt", "bucket.txt"}),
+        ("types", {"tests.txt"}),
+        ("style", {"lint.txt"}),
+    ],
+)
+def test_an_environment_installs_no_more_than_it_needs(environment, locks):
+    assert installed(environment) == locks
+
+
+def test_node_is_installed_once_by_plain_tox_and_only_by_those_who_run_javascript():
+    assert [lock for lock in LOCKS if "nodejs" in (REQUIREMENTS / lock).read_text()] == ["node.txt"]
+    assert sum("node.txt" in installed(name) for name in plain_tox()) == 1
+    for environment in (name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")):
+        runs = TOX[f"testenv:{environment}"].get("commands_pre", "") + TOX[f"testenv:{environment}"].get("commands", "")
+        if re.search(r"^\s*(npm|node) ", runs, re.MULTILINE) and environment != "lock":
+            assert "node.txt" in installed(environment), environment
 
 
 def test_the_linter_is_one_version_everywhere():
@@ -340,10 +387,22 @@ def test_ci_runs_the_readmes_second_command():
         assert f"| `{form} run -e serve` | `{form}` |" in section("Two commands")
 
 
+def plain_tox() -> list[str]:
+    return re.split(r"[,\s]+", TOX["tox"]["env_list"])
+
+
+def parts_of(environment: str) -> list[str]:
+    """Return the environments whose commands an environment runs, in order."""
+    return re.findall(r"\{\[testenv:(\w+)\]commands\}", TOX[f"testenv:{environment}"]["commands"])
+
+
 def test_plain_tox_checks_everything_there_is_to_check():
-    assert re.split(r"[,\s]+", TOX["tox"]["env_list"]) == ["lint", "types", "browser", "test"]
-    parts = re.findall(r"\{\[testenv:(\w+)\]commands\}", TOX["testenv:lint"]["commands"])
-    assert parts == ["style", "spec", "vectors"]
+    assert plain_tox() == ["all"]
+    assert parts_of("all") == ["style", "types", "spec", "vectors", "reference", "test"]
+    assert installed("all") == {lock for part in (*parts_of("all"), "browser") for lock in installed(part)}
+    # A command that fails does not keep the others from running.
+    assert TOX["testenv:all"].getboolean("ignore_errors")
+    assert parts_of("lint") == ["style", "spec", "vectors"]
 
 
 def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
@@ -353,7 +412,7 @@ def test_the_environments_that_the_documents_name_exist_and_say_what_they_do():
         for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pyproject.toml", *REQUIREMENTS.glob("*.in")]
     ]
     assert {name for text in documents for name in re.findall(r"tox run -e ([\w-]+)", text)} <= environments
-    assert set(re.split(r"[,\s]+", TOX["tox"]["env_list"])) <= environments
+    assert set(plain_tox()) <= environments
     assert all(TOX[f"testenv:{name}"].get("description") for name in environments)
 
 

@@ -231,7 +231,7 @@ def test_generated_types_compile(request: pytest.FixtureRequest, tmp_path: Path)
     if request.config.getoption("--base-url"):
         pytest.skip("not run: it is about the openapi.yaml of this repository, but --base-url names another server")
     node = shutil.which("node")
-    assert node, "node is missing: requirements/tests.txt has it"
+    assert node, "node is missing: requirements/node.txt has it"
     tools = installed_tools()
     for name in ("usage.ts", "tsconfig.json"):
         shutil.copy(TYPESCRIPT / name, tmp_path)
