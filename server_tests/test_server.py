@@ -307,6 +307,22 @@ HINTS = {
     "https://app.example https://b.example": "Commas separate several",
     'https://app.example"': "such as https://app.example",
     f"https://app.example:{'9' * 5000}": "such as https://app.example",
+    "http://[::ffff:192.0.2.1]": "write http://[::ffff:c000:201].",
+    "http://[::FFFF:C000:0201]:8080": "write http://[::ffff:c000:201]:8080.",
+    "http://[1:0:0:2:0:0:0:3]": "write http://[1:0:0:2::3].",
+    "http://[0:0:1:2:3:0:0:4]": "write http://[::1:2:3:0:0:4].",
+    "http://[1:2:3:4:5:6:7::]": "write http://[1:2:3:4:5:6:7:0].",
+    "http://[::1%25eth0]": "such as https://app.example",
+    "http://127.1": "write http://127.0.0.1.",
+    "http://127.0.0.1.": "write http://127.0.0.1.",
+    "http://0177.0.0.1:8080": "write http://127.0.0.1:8080.",
+    "http://0x7F000001": "write http://127.0.0.1.",
+    "http://2130706433": "write http://127.0.0.1.",
+    "http://192.168.0.256": "the address in it is none",
+    "http://app.example.7": "the address in it is none",
+    "http://1.2.3.08": "the address in it is none",
+    "wss://app.example": "write https://app.example.",
+    "ws://app.example:81": "write http://app.example:81.",
 }
 
 
@@ -327,6 +343,13 @@ def test_an_origin_that_no_browser_sends(text):
         "https://app.example:8443",
         "http://app.example:443",
         "https://xn--bcher-kva.example",
+        "https://app.example.",  # the name from the root; it is another origin
+        "http://[::ffff:c000:201]",
+        "http://[::102:304]",
+        "http://[1:0:0:2::3]",
+        "https://7.example",
+        "https://1.0x7g",
+        "app://127.1",  # only the names of the web can be addresses
         "capacitor://localhost",
         "ionic://localhost",
         "chrome-extension://mhjfbmdgcfjbbpaeojofohoefgiehjai",
