@@ -140,6 +140,31 @@ def test_after_seven_days_an_account_is_no_longer_new(start_server):
     assert account.store(MAX_DECODED_BYTES) == "201"  # this is the seventh day
 
 
+# ---- The other accounts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("space.day", "storeBackup.507")
+def test_the_other_accounts_grow_by_a_tenth_of_the_volume_a_day(start_server):
+    server = start_server(frozen=FROZEN, volume=120_000_000, **MANY)
+    accounts = [established(server, 50_000) for _ in range(4)]
+    new = Account(server).register()
+    assert [account.store(MAX_DECODED_BYTES) for account in accounts] == ["201", "201", "507 storage_full"] + (
+        ["507 storage_full"]
+    )
+    before = accounts[2].bytes()
+    for size in (1_400_000, 50_000, 60_000):
+        assert accounts[2].store(size) == "201"
+    assert accounts[3].store(1_000_000) == "507 storage_full"
+    assert accounts[3].store(50_000) == "201" and accounts[3].bytes() <= before
+    assert new.store(MAX_DECODED_BYTES) == "201"  # new accounts have a part of their own
+    # What is deleted is room for others, and each day has its own.
+    assert outcome(accounts[0].client.delete_user()) == "204"
+    assert accounts[3].store(MAX_DECODED_BYTES) == "201"
+    assert accounts[2].store(MAX_DECODED_BYTES) == "507 storage_full"
+    server.move_clock(DAY)
+    assert accounts[2].store(MAX_DECODED_BYTES) == "201"
+
+
 # ---- A volume that is nearly full ----------------------------------------------------------------------------------
 
 

@@ -111,11 +111,15 @@ class Stats:
 
 @dataclass(frozen=True)
 class Volume:
-    """Where the accounts are: its size, what is free there for all, and what new accounts together have, in bytes."""
+    """Where the accounts are: its size, what is free there for all, and what new accounts together have, in bytes.
+
+    `grown_today` is by how many bytes the other accounts together have grown since the day (UTC) began.
+    """
 
     total: int
     free: int
     new_accounts: int = 0
+    grown_today: int = 0
 
 
 def nothing() -> None:

@@ -159,7 +159,8 @@ class DbmWriter(DbmReader):
         """Return how much space there is. Raise StorageUnavailable."""
         counts = self.tally.counts
         disk, in_file = self.disk(), self.free_in_file().bytes
-        return Volume(disk.total, max(0, disk.free + in_file - counts.given_up), counts.new_bytes)
+        free = max(0, disk.free + in_file - counts.given_up)
+        return Volume(disk.total, free, counts.new_bytes, self.tally.grown_today())
 
     def disk(self) -> Any:
         try:

@@ -1,8 +1,9 @@
 """What may be stored on a volume that many share. Sizes are in bytes. It decides, and knows nothing of files.
 
 Limits per client address cannot keep a volume from being filled: an honest address may store 25 MiB an hour. Therefore,
-an account has a quota. New accounts share a part of the volume. And when the volume is nearly full, an account makes
-room for its newest version by its own oldest one, so that nobody takes from the others.
+an account has a quota. New accounts share a part of the volume, and the others grow by a part of it each day: a volume
+that becomes larger by itself does so no faster than somebody notices. And when an account may not grow, it makes room
+for its newest version by its own oldest one, so that nobody takes from the others.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from server.clock import DAY
 
 GIB = 1024**3
 NEW_ACCOUNTS_SHARE = 1 / 3  # of the volume, for all new accounts together
+GROWTH_A_DAY = 1 / 10  # of the volume, for all other accounts together. Otherwise, 500 of them fill 10 GB in a day
 # What a record takes in the file, about: by itself, for each upload that it remembers, and for each version.
 RECORD_BYTES = 1000
 RECORD_UPLOAD_BYTES = 150
@@ -42,7 +44,11 @@ def is_in_share(volume: Volume, growth: int) -> bool:
 
 def lets_grow(volume: Volume, account: Account, growth: int) -> bool:
     """Return whether an account may have so many more bytes than before."""
-    return not is_below(volume, GROWTH_MARK) and (is_established(account) or is_in_share(volume, growth))
+    if is_below(volume, GROWTH_MARK):
+        return False
+    if is_established(account):
+        return volume.grown_today + growth <= GROWTH_A_DAY * volume.total
+    return is_in_share(volume, growth)
 
 
 def fitted(volume: Volume, before: Account, after: Account) -> Account:

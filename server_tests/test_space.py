@@ -9,6 +9,7 @@ import tomllib
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -54,6 +55,46 @@ def test_marks_of_volumes():
     old, new = Account(0, "", upload_days=7), Account(0, "", upload_days=6)
     assert space.lets_grow(Volume(GB, 100_000_000), old, 1) and not space.lets_grow(Volume(GB, 99_999_999), old, 1)
     assert space.lets_grow(Volume(900, 900, 200), new, 100) and not space.lets_grow(Volume(900, 900, 201), new, 100)
+
+
+def days_to_fill(volume: dict[str, Any]) -> int:
+    """Return in how many days attackers with any number of addresses make a volume as large as it may become.
+
+    They have accounts of each day. Those of seven days ago are no longer new.
+    """
+    gigabytes = {name: float(str(text).removesuffix("gb")) * GB for name, text in volume.items() if "gb" in str(text)}
+    total, most = int(gigabytes["initial_size"]), int(gigabytes["auto_extend_size_limit"])
+    old, new, step = Account(0, "", upload_days=7), Account(0, "", upload_days=1), GB // 1000
+    stored, days = [0], 0  # what the accounts of each day have; at first, those that are no longer new
+    while total < most:
+        days, grown = days + 1, 0
+        stored.append(0)
+        if len(stored) > 7:
+            stored[:2] = [sum(stored[:2])]
+        before = None
+        while before != (before := (total, *stored)):
+            if sum(stored) >= total * volume["auto_extend_size_threshold"] / 100 and total < most:
+                total += int(gigabytes["auto_extend_size_increment"])
+            for place, account in ((0, old), (-1, new)):
+                while space.lets_grow(Volume(total, total - sum(stored), sum(stored[1:]), grown), account, step):
+                    if place == 0 and not stored[0]:
+                        break  # there is none
+                    stored[place] += step
+                    grown += step if account is old else 0
+    return days
+
+
+def test_the_volume_does_not_fill_in_a_day(monkeypatch):
+    """The time in which an operator notices, which the runbook states."""
+    (mount,) = tomllib.loads((ROOT / "fly.toml").read_text())["mounts"]
+    days = days_to_fill(mount)
+    assert days >= 14
+    runbook = (ROOT / "docs/operations.md").read_text()
+    assert f"{days} days from 1 GB to the" in runbook
+    price = float(mount["auto_extend_size_limit"].removesuffix("gb")) * 0.15
+    assert f"${price:.2f} a month" in runbook and f"${price:.2f} for 10 GB" in (ROOT / "fly.toml").read_text()
+    monkeypatch.setattr(space, "GROWTH_A_DAY", 1e9)
+    assert days_to_fill(mount) <= 8
 
 
 @pytest.mark.parametrize(

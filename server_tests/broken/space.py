@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from server import dbm_store, dbm_writer, space
-from server.accounts import Account, StorageFull
+from server import counts, dbm_store, dbm_writer, space
+from server.accounts import Account, Record, StorageFull
 from server.dbm_store import DbmStore, HeldRow
 from server.dbm_writer import FreePages
 from server.housekeeping import Housekeeper
@@ -39,6 +39,21 @@ def new_accounts_may_take_everything() -> None:
 def account_is_no_longer_new_after_its_first_day() -> None:
     """An attacker waits a day."""
     change(space, "is_established", lambda account: account.upload_days >= 1)
+
+
+@breaks("space.day")
+def growth_of_a_day_has_no_bound() -> None:
+    """An attacker waits a week, and then fills ten volumes in a day."""
+    change(space, "GROWTH_A_DAY", math.inf)
+
+
+@breaks("space.day")
+def what_is_deleted_today_is_no_room_today() -> None:
+    """Accounts that come and go use up what all others may grow by."""
+
+    @instead_of(counts, "growth_of")
+    def growth_of(real: Any, before: Record, after: Record | None) -> int:
+        return max(0, real(before, after))
 
 
 @breaks("space.registrations")
