@@ -103,7 +103,8 @@ class Operator:
         if not self._thread:
             return
         self._stopping.set()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the file system may be read-only by now
+            self._path.unlink()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._thread.join(bounds.TURN_SECONDS + bounds.DISK_SECONDS)

@@ -895,6 +895,16 @@ def test_a_server_that_cannot_make_its_socket_serves(tmp_path, trouble):
         assert Path(f"{server.database}.sock").read_bytes() == b"precious"
 
 
+def test_a_socket_that_cannot_be_removed_does_not_disturb_the_end(tmp_path):
+    """The file system may be read-only by then. Here, a folder has the name."""
+    with ServerProcess(tmp_path, **MANY) as server:
+        socket = Path(f"{server.database}.sock")
+        socket.unlink()
+        socket.mkdir()
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr.read_text()
+
+
 def test_the_end_waits_for_a_deletion_and_begins_no_other(tmp_path):
     """The store is closed after it, so nobody may use it any more."""
     begun, events = threading.Event(), []
