@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from server import inspection, store_file
-from server.dbm_reader import Row, blob_key
+from server.dbm_reader import Row, blob_key, sqlite_code
 from server.inspection import UNREADABLE, Unusable, opened
 
 COMPANIONS = ("-wal", "-shm", "-journal")  # what SQLite may keep beside a file, and takes as a part of it
 MARGIN_BYTES = 1024 * 1024
+DAMAGED_PAGE = "a page of it is damaged, so nothing can be copied from it: verify says more, and restore takes a copy"
 CREATING = threading.Lock()  # whoever holds it can remove leftovers for good
 
 Measure = Callable[[], tuple[int, int]]  # returns how much is done, and how much there is; zeros if nobody knows
@@ -199,7 +200,14 @@ def vacuum_into(source: Path, part: Path, stage: Stage) -> Iterable[inspection.D
         stage("copying", lambda: (part.stat().st_size if part.exists() else 0, needed))
         if auto_vacuum == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of the copy
-        connection.execute("VACUUM INTO ?", (str(part.absolute()),))
+        try:
+            connection.execute("VACUUM INTO ?", (str(part.absolute()),))
+        except sqlite3.Error as error:
+            # A damaged page that names one beyond the end of the file makes SQLite say that the disk is full.
+            is_full = shutil.disk_usage(part.parent).free < MARGIN_BYTES
+            if inspection.is_corrupt(error) or (sqlite_code(error) == sqlite3.SQLITE_FULL and not is_full):
+                raise inspection.Broken(f"{source}: {DAMAGED_PAGE}") from None
+            raise
     return ()
 
 

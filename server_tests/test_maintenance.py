@@ -674,6 +674,22 @@ def test_a_damaged_store_is_not_compacted(filled):
     assert filled.path.stat().st_ino != inode
 
 
+def test_no_damaged_page_is_taken_for_a_full_disk(tmp_path):
+    """SQLite says "database or disk is full" if a page names one that is beyond the end of the file."""
+    filled = Filled(tmp_path / "backup.db", size=20_000)
+    sound, said = filled.path.read_bytes(), set()
+    for page in range(2, len(sound) // 4096):
+        filled.path.write_bytes(sound[: page * 4096] + b"\xa5" * 4096 + sound[(page + 1) * 4096 :])
+        try:
+            copies.snapshot(filled.path, tmp_path / "copy.db")
+        except copies.DamagedCopy:
+            said.add("damaged")
+        except inspection.Unusable as error:
+            said.add(str(error).partition(": ")[2])
+    assert copies.DAMAGED_PAGE in said and not any("full" in each for each in said)
+    assert not (tmp_path / "copy.db").exists()
+
+
 READER = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
