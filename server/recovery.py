@@ -49,6 +49,8 @@ def fill(connect: Callable[[], Bucket], at: int | None, file: Path, seen: Seen) 
             connection.execute("BEGIN")
             pairs = ((each.key, each.value) for each in values(connect, at, report, seen))
             connection.executemany("INSERT INTO Dict VALUES (?, ?)", pairs)
+            if not report.accounts and not report.damage:  # a time that is mistyped must not empty a store
+                raise Unusable(f"the bucket: there {'is' if at is None else 'was'} no account in it{moment(at)}")
             connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise Unusable(f"{file}: {error}") from None
@@ -74,6 +76,10 @@ def values(connect: Callable[[], Bucket], at: int | None, report: Report, seen: 
                     report.damage.append(Damage(kind, text, each.user_id))
     except BucketError as error:
         raise Unusable(f"the bucket: {error}") from None
+
+
+def moment(at: int | None) -> str:
+    return "" if at is None else f" at {clock.rfc3339(at)}"
 
 
 def is_intact(data: bytes, version: Version) -> bool:

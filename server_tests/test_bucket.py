@@ -414,6 +414,22 @@ def test_a_restoration_on_an_empty_machine_is_equal(s3, start, tmp_path):
     assert soon_copied(again, s3, 30)
 
 
+def test_a_time_before_the_first_account_does_not_empty_a_store(s3, start, tmp_path):
+    server = start()
+    assert soon_copied(server, s3)
+    assert "there is no account in it" in tool(s3, tmp_path / "new.db", "restore", "s3://copies", code=2)
+    before = rfc3339(server)
+    time.sleep(2)
+    user_of(server, [b"a backup"])
+    assert soon_copied(server, s3)
+    server.stop()
+    kept = contents(server.database)
+    said = tool(s3, server.database, "restore", "s3://copies", "--at", before, code=2)
+    assert f"there was no account in it at {before[:19]}" in said
+    assert contents(server.database) == kept
+    assert tool(s3, tmp_path / "new.db", "verify", "s3://copies", "--at", before)["accounts"] == 0
+
+
 def test_what_verify_finds_in_a_bucket(s3, start, tmp_path):
     filled = Filled(tmp_path / "backup.db", accounts=4)
     server = start(DATABASE_PATH=filled.path)
