@@ -18,7 +18,7 @@ TABLE = "CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)"  # t
 EMPTY = "it is empty, so it is not a store: restore a copy, or set NEW_STORE=1 once if the store is to be a new one"
 MISSING = (
     "there is no store: is the volume there? Restore a copy, or set NEW_STORE=1 once if the store is to be a new one "
-    "(on Fly: fly deploy -e NEW_STORE=1)"
+    "(on Fly: fly deploy --ha=false -e NEW_STORE=1)"
 )
 LEFT_LOG = (
     "there is no store, but a log of one is beside it (-wal or -journal), which SQLite would take for a part of a new "
@@ -26,6 +26,8 @@ LEFT_LOG = (
 )
 READ_ONLY = "its folder is read-only: make it writable, and start the server again"
 UNREAD_LOG = ": the write-ahead log beside it has to be read first, which needs a folder that can be written"
+FULL_VOLUME = ": the volume is full: delete what is not the store's, such as old copies, or make the volume larger"
+SMALLEST_ROOM = 64 * 1024  # SQLite needs half of this beside the file, to open it
 REMEDIES = {
     errno.EEXIST: "a part of the path is a file, so name another path",
     errno.ENOTDIR: "a part of the path is a file, so name another path",
@@ -238,9 +240,12 @@ def has_log(path: Path) -> bool:
 def obstacle(path: Path) -> str:
     """Say why SQLite may be unable to open a file, and what to do about it. Return an empty text if it is not known."""
     with contextlib.suppress(OSError):
-        if not (text := whose(path)) and not os.access(path.resolve().parent, os.W_OK) and has_log(path):
+        if text := whose(path):
+            return text
+        if not os.access(path.resolve().parent, os.W_OK) and has_log(path):
             return UNREAD_LOG
-        return text
+        if shutil.disk_usage(path.resolve().parent).free < SMALLEST_ROOM:
+            return FULL_VOLUME
     return ""
 
 

@@ -278,6 +278,19 @@ def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_
         not_run(str(error))
 
 
+def test_a_volume_that_others_have_filled_to_the_last_byte_is_named(tmp_path):
+    """SQLite needs 32 kB beside the file to open it, and here is no ballast that could give them."""
+    try:
+        with small_file_system(tmp_path, 16_000_000) as disk:
+            DbmStore(disk / "backup.db", 901).close()
+            (disk / "backup.db-ballast").unlink(missing_ok=True)
+            with full(disk):
+                assert "the volume is full: delete what is not the store's" in refusal_of(disk / "backup.db")
+            DbmStore(disk / "backup.db", 901).close()
+    except NotRun as error:
+        not_run(str(error))
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_a_file_system_that_is_read_only_serves_reads(start_server, tmp_path, end):
     """A server that was killed leaves a write-ahead log, and one that was stopped leaves none."""
