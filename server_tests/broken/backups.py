@@ -406,3 +406,169 @@ def base_is_compared_before_a_retry_is_seen() -> None:
         if value != rebased(server, user, value):
             raise conflict(server, user)
         return real(value)
+
+
+# --- Compared in part -------------------------------------------------------------------------------------------------
+
+
+def match_by(other: Callable[[str, str], bool]) -> None:
+    """Decide by `other(if_none_match, etag)`, too, whether the version is the one that the client has."""
+
+    @instead_of(backup_server, "matches")
+    def matches(real: Function, if_none_match: str | None, etag: str) -> bool:
+        return real(if_none_match, etag) or (if_none_match is not None and other(if_none_match, etag))
+
+
+@breaks("etag.other")
+def etag_counts_by_its_version() -> None:
+    """After a deletion, a device that has version 1 of the old account is told that it has that of the new one."""
+    match_by(lambda sent, etag: f"{etag.partition('-')[0]}-" in sent)
+
+
+@breaks("etag.other")
+def etag_counts_by_its_digest() -> None:
+    """A version with the same bytes and another number is taken for the one that the device has."""
+    match_by(lambda sent, etag: etag.partition("-")[2] in sent)
+
+
+@breaks("etag.other")
+def etag_is_looked_for_in_the_text() -> None:
+    """An ETag that contains another one is taken for it."""
+    match_by(lambda sent, etag: etag.strip('"') in sent)
+
+
+@breaks("etag.other")
+def etag_counts_by_its_beginning() -> None:
+    """Only the first 32 digits of the digest count."""
+    match_by(lambda sent, etag: any(each.startswith(etag[:35]) for each in re.findall('"[^"]*"', sent)))
+
+
+@breaks("etag.match")
+def only_the_first_etags_of_a_list_count() -> None:
+    """The server reads eight ETags at most."""
+    real = backup_server.matches
+    change(backup_server, "matches", lambda sent, etag: real(sent and ",".join(sent.split(",")[:8]), etag))
+
+
+@breaks("base.conflict")
+def base_counts_by_its_first_half() -> None:
+    """The base is compared as far as a short sha256 goes."""
+    rebase_if_like(lambda sent, latest: sent[:32] == latest[:32])
+
+
+@breaks("base.conflict")
+def base_counts_by_its_last_half() -> None:
+    """Only the last 16 bytes of the base count."""
+    rebase_if_like(lambda sent, latest: sent[32:] == latest[32:])
+
+
+def rebase_if_like(is_like: Callable[[str, str], bool]) -> None:
+    def condition(server: Server, user: User, value: Value) -> bool:
+        version = latest(server, user)
+        return version is not None and is_like(value.get("baseSha256", ""), version.sha256)
+
+    rebase_if(condition)
+
+
+@breaks("retry.receipt", "backup.bytes")
+def retry_is_seen_by_size_and_beginning() -> None:
+    """An upload of the same size, which begins like the latest version, is taken for a retry, and is lost."""
+    see_retry_by(lambda new, old: len(new) == len(old) and new[:64] == old[:64])
+
+
+@breaks("retry.receipt", "backup.bytes")
+def retry_is_seen_by_size_and_end() -> None:
+    """An upload of the same size, which ends like the latest version, is taken for a retry, and is lost."""
+    see_retry_by(lambda new, old: len(new) == len(old) and new[-64:] == old[-64:])
+
+
+def see_retry_by(is_same: Callable[[bytes, bytes], bool]) -> None:
+    @instead_of_storing
+    def store(real: Storing, server: Server, user: User, value: Value) -> Response:
+        version = latest(server, user)
+        stored = version and server.store.data(user.user_id, version)
+        if stored and "storageKey" not in value and is_same(value["data"], stored):
+            value = {**value, "data": stored}
+        return real(value)
+
+
+@breaks("key.same")
+def key_that_begins_like_the_old_is_the_same() -> None:
+    """A new key is compared with the old one by its first 60 characters."""
+
+    @instead_of_handler("changeStorageKey")
+    def change_storage_key(real: Function, server: Server, request: Request, value: Value, **needs: Any) -> Any:
+        encoded = (request.header("Authorization") or "").rpartition(" ")[2]
+        if base64.b64decode(encoded).decode().partition(":")[2][:60] == value["storageKey"][:60]:
+            raise backup_server.validation_failed([{"pointer": "#/storageKey", "detail": "is the key in force"}])
+        return real(server, request, value=value, **needs)
+
+
+# --- Large ones -------------------------------------------------------------------------------------------------------
+
+
+@breaks("backup.base64")
+def base64_of_a_large_backup_is_not_looked_at() -> None:
+    """To save time, what is larger than 100,000 characters is decoded without a check."""
+
+    @instead_of(json_schema, "decode_base64")
+    def decode_base64(real: Function, text: str) -> bytes | None:
+        if len(text) <= 100_000:
+            return real(text)
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(text.encode("ascii", "replace") + b"==") or None
+        return None
+
+
+@breaks("backup.base64")
+def unused_bits_of_a_large_backup_are_unchecked() -> None:
+    """Only what fits a cache line by line is encoded again."""
+
+    @instead_of(json_schema, "decode_base64")
+    def decode_base64(real: Function, text: str) -> bytes | None:
+        if len(text) <= 1_000_000:
+            return real(text)
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(text.encode("ascii", "replace"), validate=True)
+        return None
+
+
+@breaks("backup.bytes")
+def last_byte_of_a_block_is_lost() -> None:
+    """The server copies blocks of 64 KiB, and loses a last block of one byte."""
+    change_data(lambda data: data[:-1] if len(data) % 65_536 == 1 and len(data) > 1 else data)
+
+
+@breaks("base.conflict")
+def base_of_a_large_backup_is_ignored() -> None:
+    """A backup that went to a file is put in place without a look at its base."""
+    rebase_if(lambda server, user, value: len(value["data"]) > 1_000_000)
+
+
+@breaks("base.conflict")
+def base_of_a_middling_backup_is_ignored() -> None:
+    """Between what is held in memory and what goes to a file, the base is not compared."""
+    rebase_if(lambda server, user, value: 65_536 < len(value["data"]) <= 524_288)
+
+
+@breaks("backup.damaged")
+def damage_of_a_large_version_is_not_seen() -> None:
+    """To save time, only what is smaller than 256 KiB is verified when it is fetched."""
+
+    @instead_of(DbmStore, "data")
+    def data(real: Function, store: DbmStore, user_id: str, version: Version) -> bytes | None:
+        row = store.row(user_id) if version.size > 262_144 else None
+        slot = row.slot(version) if row else None
+        return real(store, user_id, version) if slot is None else store.blob(user_id, slot)
+
+
+@breaks("replay.signature")
+def signature_of_a_large_upload_may_be_used_again() -> None:
+    """The signature of an upload that went to a file is not kept."""
+
+    @instead_of(backup_server, "store_version")
+    def store_version(
+        real: Function, server: Server, request: Request, signature: str, user: User, value: Value, *key: str
+    ) -> Response:
+        kept = str(time.monotonic_ns()) if len(value["data"]) > 65_536 else signature
+        return real(server, request, kept, user, value, *key)

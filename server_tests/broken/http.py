@@ -1,11 +1,13 @@
 """The order of checks, the form of problems, JSON and HTTP."""
 
+import contextlib
 import json
 import re
 import threading
 import traceback
 import urllib.parse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -294,6 +296,166 @@ def needless_body_is_ignored_if_it_is_chunked() -> None:
     def get_environment(real: Any, task: Any) -> Any:
         environ = real(task)
         return environ | {"CONTENT_LENGTH": "0"} if task.request.chunked else environ
+
+
+# --- Lenient readers --------------------------------------------------------------------------------------------------
+
+
+def read_json_as(changed: Callable[[bytes], bytes]) -> None:
+    """Change the bytes of a body before they are read as JSON."""
+
+    @instead_of(i_json, "decode")
+    def decode(real: Any, body: bytes) -> Any:
+        return real(changed(body))
+
+
+@breaks("http.i-json")
+def byte_order_mark_is_skipped() -> None:
+    """A body may begin with the mark that some editors write."""
+    read_json_as(lambda body: body.removeprefix(b"\xef\xbb\xbf"))
+
+
+@breaks("http.i-json")
+def any_white_space_round_json_is_let_pass() -> None:
+    """A body is stripped before it is read, of form feeds, NULs and Unicode's spaces, too."""
+    read_json_as(lambda body: body.decode("utf-8", "surrogateescape").strip("\0" + WHITE_SPACE).encode(errors="ignore"))
+
+
+WHITE_SPACE = "\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f \x85\xa0\u2028\u2029\u3000"
+
+
+@breaks("http.i-json")
+def utf_32_is_read() -> None:
+    """The reader guesses the coding of a body from its first bytes."""
+
+    def changed(body: bytes) -> bytes:
+        with contextlib.suppress(UnicodeError):
+            return body.decode("utf-32-be" if body.startswith(b"\0\0\0") else "utf-32-le").encode()
+        return body
+
+    read_json_as(changed)
+
+
+@breaks("http.i-json")
+def any_number_of_values_is_read() -> None:
+    """Megabytes of tiny values take a hundred times their size in memory."""
+    change(i_json, "has_more_commas", lambda body, most: False)
+
+
+def read_large_json_by(decoder: json.JSONDecoder) -> None:
+    """Read what has more than 64 KiB by another decoder."""
+    real = i_json.DECODER
+
+    class Decoder:
+        def decode(self, text: str) -> Any:
+            return (decoder if len(text) > 65_536 else real).decode(text)
+
+    change(i_json, "DECODER", Decoder())
+
+
+@breaks("http.i-json")
+def last_of_two_members_counts_in_a_large_body() -> None:
+    """A fast parser reads large bodies, and lets a name occur twice."""
+    read_large_json_by(json.JSONDecoder(parse_constant=i_json.finite_number))
+
+
+@breaks("http.i-json")
+def control_characters_in_a_large_body_are_let_pass() -> None:
+    """A fast parser reads large bodies, and lets strings have tabs and line feeds."""
+    pairs = i_json.unique_members
+    read_large_json_by(json.JSONDecoder(object_pairs_hook=pairs, parse_constant=i_json.finite_number, strict=False))
+
+
+@breaks("http.schema")
+def unknown_members_of_a_large_body_are_ignored() -> None:
+    """A streaming reader takes the members that it knows out of a large body."""
+
+    @instead_of(json_schema, "errors_of")
+    def errors_of(real: Any, validator: Any, value: Any) -> list[dict[str, str]]:
+        if isinstance(value, dict) and len(str(value.get("data"))) > 65_536:
+            value = {name: value[name] for name in ("data", "baseSha256", "storageKey") if name in value}
+        return real(validator, value)
+
+
+@breaks("http.media-type")
+def any_unicode_charset_is_accepted() -> None:
+    """`charset=utf-16` is accepted, although the body is read as UTF-8."""
+
+    @instead_of(backup_server, "is_media_type")
+    def is_media_type(real: Any, content_type: str, media_type: str) -> bool:
+        return real(re.sub('charset="?(utf|unicode|us-ascii)[a-z0-9_-]*"?', "", content_type.lower()), media_type)
+
+
+@breaks("http.media-type")
+def charset_may_be_there_twice() -> None:
+    """The last of two charsets counts."""
+
+    @instead_of(backup_server, "is_media_type")
+    def is_media_type(real: Any, content_type: str, media_type: str) -> bool:
+        first, *parameters = content_type.split(";")
+        return real(";".join([first, *parameters[-1:]]), media_type)
+
+
+@breaks("http.media-type")
+def unknown_content_coding_is_stored() -> None:
+    """Only the codings that the developer has heard of are refused."""
+
+    @instead_of(backup_server, "check_content")
+    def check_content(real: Any, request: Request) -> None:
+        coding = (request.header("Content-Encoding") or "").lower()
+        known = "gzip" in coding or coding in ("br", "deflate", "identity")
+        real(request if known else replace(request, headers={**request.headers, "Content-Encoding": None}))
+
+
+@breaks("http.no-body")
+def large_needless_body_is_ignored() -> None:
+    """A body where none belongs is only looked at if it is in memory."""
+    check_content_if(lambda request: request.operation.body is not None or request.body_bytes < 65_536)
+
+
+# --- Other forms of a target, and HEAD --------------------------------------------------------------------------------
+
+
+@breaks("signature.path", "signature.accepted")
+def whole_target_is_signed() -> None:
+    """The server takes an absolute target for the path that was signed."""
+
+    @instead_of(App, "_answer")
+    def answer(real: Any, app: App, operation: Any, environ: Any, parameters: Any) -> Response:
+        if environ["REQUEST_URI"].lower().startswith("http"):
+            environ["PATH_INFO"] = environ["REQUEST_URI"].partition("?")[0]
+        return real(app, operation, environ, parameters)
+
+
+@breaks("signature.query")
+def query_of_an_absolute_target_is_ignored() -> None:
+    """The URL library splits an absolute target, and only its path goes on."""
+
+    @instead_of(App, "_answer")
+    def answer(real: Any, app: App, operation: Any, environ: Any, parameters: Any) -> Response:
+        if environ["REQUEST_URI"].lower().startswith("http"):
+            environ["REQUEST_URI"] = environ["REQUEST_URI"].partition("?")[0]
+        return real(app, operation, environ, parameters)
+
+
+@breaks("http.head", "http.keep-alive")
+def problem_to_a_head_has_a_body() -> None:
+    """The next answer on the connection begins in the middle of this one."""
+
+    @on_answer
+    def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
+        if environ["REQUEST_METHOD"] == "HEAD" and answer.status >= 400:
+            answer.body = Problem("not_found", "There is nothing.").response.body
+
+
+@breaks("header.Allow", "problem.method")
+def allow_names_methods_of_every_path() -> None:
+    """Allow lists what the server has somewhere."""
+
+    @on_answer
+    def change_answer(environ: Mapping[str, Any], answer: Any) -> None:
+        if "Allow" in answer.headers and environ["REQUEST_METHOD"] == "TRACE":
+            answer.headers["Allow"] = "DELETE, GET, HEAD, POST, PUT"
 
 
 # --- The time of a request --------------------------------------------------------------------------------------------

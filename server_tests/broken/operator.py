@@ -1,7 +1,8 @@
 """What the operator sees: statistics, the document and the log."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import backup_server
@@ -78,3 +79,48 @@ def log_waits_for_its_reader() -> None:
     @instead_of(Log, "__call__")
     def write(real: Any, log: Log, **event: Any) -> None:
         os.write(1, log._line(event))
+
+
+@breaks("admin.proof")
+def admin_key_counts_by_its_beginning() -> None:
+    """Whoever finds the first character finds the next one."""
+    compare_admin_keys(lambda right, sent: right.startswith(sent))
+
+
+@breaks("admin.proof")
+def first_half_of_the_admin_key_is_enough() -> None:
+    """Only the first 32 characters of the admin key count."""
+    compare_admin_keys(lambda right, sent: len(sent) == len(right) and right[:32] == sent[:32])
+
+
+@breaks("admin.proof")
+def admin_key_may_be_in_capitals() -> None:
+    """The admin key is compared without regard to case."""
+    compare_admin_keys(lambda right, sent: right.lower() == sent.lower())
+
+
+def compare_admin_keys(is_right: Callable[[str, str], bool]) -> None:
+    @instead_of_proof("adminKey")
+    def check_admin_key(real: Any, server: Server, request: Request) -> Any:
+        bearer = backup_server.BEARER.fullmatch(request.header("Authorization") or "")
+        if not bearer or not is_right(server.settings.admin_key or "", bearer[1]):
+            raise backup_server.Problem("admin_key_invalid", "Send the admin key as a Bearer token.")
+
+
+@breaks("admin.counts")
+def database_is_counted_without_its_log() -> None:
+    """What was stored since the last checkpoint does not count in databaseBytes."""
+    change_bytes("databaseBytes", lambda number: 4096)
+
+
+@breaks("admin.counts")
+def free_bytes_are_those_of_the_whole_volume() -> None:
+    """freeBytes does not become less, whatever is stored."""
+    change_bytes("freeBytes", lambda number: 10**12)
+
+
+def change_bytes(name: str, changed: Callable[[int], int]) -> None:
+    @instead_of_handler("getAdminStats")
+    def get_admin_stats(real: Any, server: Server, request: Request) -> Response:
+        stats = json.loads(real(server, request).body)
+        return backup_server.answer(200, stats | {name: changed(stats[name])})

@@ -325,6 +325,131 @@ def query_is_ignored() -> None:
         return real(server, replace(request, has_query=False))
 
 
+# --- Another configuration --------------------------------------------------------------------------------------------
+
+
+@breaks("signature.rotation")
+def only_two_secrets_are_valid() -> None:
+    """A third generation of the app cannot back up."""
+    change_setting("app_secrets", lambda app_secrets: dict(list(app_secrets.items())[:2]))
+
+
+@breaks("signature.secret", "signature.accepted")
+def secret_is_cut_at_64_bytes() -> None:
+    """A secret may be longer, but what is behind its 64th byte does not count."""
+    change_setting("app_secrets", lambda app_secrets: {keyid: key[:64] for keyid, key in app_secrets.items()})
+
+
+@breaks("signature.keyid", "signature.rotation")
+def keyid_has_32_characters_at_most() -> None:
+    """A longer keyid is refused as malformed, although the operator has configured it."""
+    change_profile("{1,64}", "{1,32}")
+
+
+@breaks("signature.keyid", "signature.rotation")
+def keyid_may_be_named_by_its_beginning() -> None:
+    """If no secret has this keyid, the server takes one whose keyid begins like it."""
+
+    class Forgiving(dict[str, bytes]):
+        def get(self, keyid: str) -> bytes | None:  # type: ignore[override]
+            longer = (key for name, key in self.items() if name.startswith(keyid[:8]) and len(keyid) > 8)
+            return super().get(keyid) or next(longer, None)
+
+    change_setting("app_secrets", Forgiving)
+
+
+# --- Compared in part, or in another spelling -------------------------------------------------------------------------
+
+
+@breaks("signature.encoding", "signature.whole")
+def mac_may_be_spelled_otherwise() -> None:
+    """The unused bits at the end of the base64 may be anything."""
+    compare_macs(lambda right, sent: base64.b64decode(right[5:-1]) == base64.b64decode(sent[5:-1]))
+
+
+@breaks("signature.whole")
+def part_of_the_mac_is_skipped() -> None:
+    """The MAC is compared in words of four bytes, and the loop leaves one of them out."""
+    compare_macs(lambda right, sent: (right[:21], right[29:]) == (sent[:21], sent[29:]))
+
+
+@breaks("digest.mismatch")
+def digest_is_compared_by_its_first_half() -> None:
+    """Only the first 16 bytes of the digest count."""
+    compare_digests(lambda right, sent: right[:30] == sent[:30])
+
+
+@breaks("digest.mismatch")
+def digest_is_compared_by_its_last_half() -> None:
+    """Only the last 16 bytes of the digest count."""
+    compare_digests(lambda right, sent: right[31:] == sent[31:])
+
+
+@breaks("digest.mismatch")
+def digest_may_be_spelled_otherwise() -> None:
+    """The unused bits at the end of the base64 may be anything."""
+    compare_digests(lambda right, sent: base64.b64decode(right[9:-1]) == base64.b64decode(sent[9:-1]))
+
+
+def compare_digests(is_right: Callable[[str, str], bool]) -> None:
+    """Decide by `is_right(right, sent)` which Content-Digest is that of the body."""
+    ignore_digest_if(
+        lambda request: is_right(content_digest(body_of(request)), request.header("Content-Digest") or ""),
+    )
+
+
+@breaks("digest.mismatch")
+def digest_of_a_large_body_is_not_compared() -> None:
+    """A body that is too large for the memory goes to a file, and nobody digests the file."""
+    ignore_digest_if(lambda request: len(body_of(request)) > 65_536)
+
+
+@breaks("credentials.whole", "isolation.read")
+def middle_of_the_key_does_not_count() -> None:
+    """A key is stored as its first and its last 16 characters."""
+    real = backup_server.sha256
+
+    def sha256(data: bytes) -> str:
+        return str(real(data[:16] + data[-16:] if re.fullmatch(b"[0-9a-f]{64}", data) else data))
+
+    change(backup_server, "sha256", sha256)
+
+
+@breaks("isolation.read", "registerUser.201")
+def user_id_counts_by_its_first_half() -> None:
+    """The index on the userId has 32 characters, and the account is found by the index."""
+    change_user_id(lambda user_id: user_id[:32].ljust(64, "0"))
+
+
+@breaks("isolation.read", "registerUser.201")
+def user_id_counts_by_its_last_half() -> None:
+    """The userId is read as a number of 128 bits."""
+    change_user_id(lambda user_id: f"{int(user_id, 16) % 2**128:064x}")
+
+
+def change_user_id(changed: Callable[[str], str]) -> None:
+    @instead_of(backup_server, "credentials_of")
+    def credentials_of(real: Function, authorization: str) -> Credentials | None:
+        credentials = real(authorization)
+        return credentials and replace(credentials, user_id=changed(credentials.user_id))
+
+
+@breaks("credentials.form")
+def junk_in_credentials_is_skipped() -> None:
+    """The decoder of base64 skips what is none, so one pair has many spellings."""
+
+    @instead_of(backup_server, "credentials_of")
+    def credentials_of(real: Function, authorization: str) -> Credentials | None:
+        scheme, _, encoded = authorization.partition(" ")
+        return real(f"{scheme} {re.sub('[^A-Za-z0-9+/]', '', encoded)}")
+
+
+@breaks("signature.profile")
+def created_may_have_more_digits() -> None:
+    """`created` may be beyond any number that JSON can carry, and is then far in the future."""
+    change_profile("{0,14}", "{0,17}")
+
+
 # --- It comes from this user ------------------------------------------------------------------------------------------
 
 
