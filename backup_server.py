@@ -478,8 +478,9 @@ LABEL = "app"
 COMPONENTS = '("@method" "@path" "authorization" "content-digest")'
 PARAMETERS = rf';created=(0|[1-9][0-9]{{0,14}})|;keyid="({KEYID.pattern})"|;alg="(hmac-sha256)"'
 SIGNATURE_INPUT = re.compile(rf"{LABEL}=({re.escape(COMPONENTS)}(?:{PARAMETERS}){{3}})")
-SIGNATURE = re.compile(rf"{LABEL}=:[A-Za-z0-9+/]{{43}}=:")
-CONTENT_DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
+BASE64_OF_32_BYTES = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="  # the last two bits are unused, and zero
+SIGNATURE = re.compile(f"{LABEL}=:{BASE64_OF_32_BYTES}:")
+CONTENT_DIGEST = re.compile(f"sha-256=:{BASE64_OF_32_BYTES}:")
 SIGNATURE_FAULTS = {  # which rule was missed, and what `detail` says of it
     "twice": "Send Authorization, Content-Digest, Signature-Input and Signature once each.",
     "label": "The label of Signature-Input and of Signature must be app, and no other signature may be there.",

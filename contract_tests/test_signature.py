@@ -471,6 +471,65 @@ def test_every_bit_of_the_mac_counts(user, bit):
     assert_refused(user.send(headers), "signature_invalid")
 
 
+BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+def other_bytes(encoded: str) -> list[str]:
+    """Return the base64 of other 32 bytes, canonical as well: each differs in one of the 43 characters."""
+    bits = [1] * 42 + [4]  # the last character has two bits that are unused
+    return [
+        encoded[:place] + BASE64[BASE64.index(encoded[place]) ^ bit] + encoded[place + 1 :]
+        for place, bit in enumerate(bits)
+    ]
+
+
+def other_spellings(encoded: str) -> list[str]:
+    """Return what a lenient decoder reads as the same 32 bytes: unused bits are set, or something is in between."""
+    unused = [encoded[:42] + BASE64[BASE64.index(encoded[42]) + bits] + "=" for bits in (1, 2, 3)]
+    return [*unused, encoded + "=", encoded.replace("=", "=="), f"{encoded[:20]} {encoded[20:]}", f"*{encoded}"]
+
+
+@pytest.mark.requirement("signature.whole", "signature.encoding")
+@pytest.mark.parametrize("change", [other_bytes, other_spellings])
+def test_every_character_of_the_mac_counts_and_it_has_one_spelling(user, change):
+    headers = user.proof()
+    for encoded in change(headers["Signature"][5:-1]):
+        assert_refused(user.send(headers | {"Signature": f"app=:{encoded}:"}), "signature_invalid")
+    assert user.send(headers).status_code == 200
+
+
+@pytest.mark.requirement("digest.whole", "digest.mismatch", "problem.unchanged")
+@pytest.mark.parametrize("operation", ["storeBackup", "changeStorageKey", "fetchBackup", "deleteUser"])
+def test_every_character_of_the_digest_counts(user, operation):
+    """The signature is right for the digest. The digest is right for the body, except for one character."""
+    method, path, body, _ = REQUESTS[operation]
+    for encoded in other_bytes(reference.content_digest(body)[9:-1]):
+        headers = user.proof(method, path, body, digest=f"sha-256=:{encoded}:")
+        assert outcome(user.send(headers, method, path, body)) == "400 digest_mismatch"
+    assert user.client.list_backup_versions().json() == {"versions": []}
+
+
+@pytest.mark.public
+@pytest.mark.requirement("signature.encoding")
+@pytest.mark.parametrize("operation", ["storeBackup", "fetchBackup"])
+def test_a_digest_has_one_spelling(user, operation):
+    method, path, body, _ = REQUESTS[operation]
+    for encoded in other_spellings(reference.content_digest(body)[9:-1]):
+        headers = user.proof(method, path, body, digest=f"sha-256=:{encoded}:")
+        assert_refused(user.send(headers, method, path, body), "signature_invalid")
+
+
+@pytest.mark.public
+@pytest.mark.requirement("signature.created")
+@pytest.mark.parametrize(
+    ("digits", "code"),
+    [(14, "signature_expired"), (15, "signature_expired"), *((each, "signature_invalid") for each in (16, 18, 19, 21))],
+)
+def test_how_many_digits_created_has(user, digits, code):
+    for created in ("9" * digits, "1".ljust(digits, "0")):
+        assert_refused(user.send(user.proof(created=created)), code)
+
+
 @pytest.mark.public
 @pytest.mark.requirement("signature.method", "signature.path")
 @pytest.mark.parametrize("operation", REQUESTS)
@@ -697,6 +756,44 @@ def retiring(start_shared_server):
     )
 
 
+LONG = "a-secret-may-be-longer-than-the-64-bytes-of-a-block-of-SHA-256-and-all-of-it-counts"
+GENERATIONS = {  # keyid: secret
+    "1": OLD,
+    "a-2_B": NEW,
+    "a-keyid-may-have-64-characters_".ljust(63, "0") + "8": LONG,
+    "a-keyid-may-have-64-characters_".ljust(63, "0") + "9": LONG[:64] + "-and-another-end",
+    "-": "ключ" * 8 + "é",
+    "app": "0123456789abcdef" * 5,
+}
+
+
+@pytest.fixture(scope="module")
+def generations(start_shared_server):
+    """A server with the secrets of six generations of the app, and two that are retired besides."""
+    secrets = ",".join(f"{keyid}:{secret}" for keyid, secret in GENERATIONS.items())
+    return start_shared_server(APP_SECRET_KEY=secrets, RETIRED_KEYIDS="0,-0", REGISTRATIONS_PER_HOUR=1000)
+
+
+@pytest.mark.requirement("signature.rotation", "signature.key", "signature.keyid-form", "signature.keyid")
+@pytest.mark.parametrize("keyid", GENERATIONS)
+def test_each_of_many_secrets_under_its_own_keyid(generations, keyid):
+    assert len(LONG) > 64 == max(map(len, GENERATIONS))
+    user = User(generations.client(keyid=keyid, secret=GENERATIONS[keyid]))
+    for method, path, body, _ in REQUESTS.values():
+        if path == "/api/register":
+            assert user.send(user.proof(method, path, body), method, path, body).status_code == 201
+        assert user.send(user.proof(method, path, body), method, path, body).status_code in (200, 201, 204, 404)
+        if path == "/api/user/storage-key":
+            user.client.credentials = (user.client.credentials[0], NEW_KEY)
+    for secret in {*GENERATIONS.values(), GENERATIONS[keyid][:64], GENERATIONS[keyid] + "x"} - {GENERATIONS[keyid]}:
+        assert_refused(user.send(user.proof(secret=secret)), "signature_invalid")
+    others = {keyid[:-1], keyid[1:], keyid + "0", keyid.swapcase(), keyid[:-1] + "x"} - GENERATIONS.keys() - {"0", "-0"}
+    for other in others:
+        assert_refused(user.send(user.proof(keyid=other)), "signature_invalid")
+    for retired in ("0", "-0"):
+        assert outcome(user.send(user.proof(keyid=retired))) == "403 app_outdated"
+
+
 @pytest.mark.requirement("signature.accepted", "signature.secret")
 @pytest.mark.parametrize("secret", ["0123456789abcdef" * 2, "bWFkZSBieSBvcGVuc3NsIHJhbmQgLWJhc2U2NCAzMg==", "ключ" * 8])
 def test_the_key_is_the_secrets_characters_whatever_they_look_like(start_server, secret):
@@ -733,6 +830,22 @@ NO_CREDENTIALS = {
     "no scheme": lambda user_id, key: basic(user_id, key).removeprefix("Basic "),
     "nothing behind the scheme": lambda user_id, key: "Basic",
     "not base64": lambda user_id, key: "Basic !",
+    "a sign before the base64": lambda user_id, key: basic(user_id, key).replace("Basic ", "Basic !"),
+    "a sign in the base64": lambda user_id, key: basic(user_id, key)[:50] + "-" + basic(user_id, key)[50:],
+    "a space in the base64": lambda user_id, key: basic(user_id, key)[:50] + " " + basic(user_id, key)[50:],
+    "a sign behind the base64": lambda user_id, key: basic(user_id, key) + "*",
+    "padding that is too much": lambda user_id, key: basic(user_id, key) + "=",
+    "padding of a whole group": lambda user_id, key: basic(user_id, key) + "====",
+    "a parameter behind the base64": lambda user_id, key: basic(user_id, key) + ", charset=UTF-8",
+    "the base64 in quotes": lambda user_id, key: basic(user_id, key).replace("Basic ", 'Basic "') + '"',
+    "not encoded": lambda user_id, key: f"Basic {user_id}:{key}",
+    "a third value": lambda user_id, key: basic(user_id, key + ":x"),
+    "a space behind the user": lambda user_id, key: basic(user_id + " ", key),
+    "a space before the user": lambda user_id, key: basic(" " + user_id, key),
+    "a space before the key": lambda user_id, key: basic(user_id, " " + key),
+    "a mark before the user": lambda user_id, key: basic("\ufeff" + user_id, key),
+    "0x before the user": lambda user_id, key: basic("0x" + user_id, key),
+    "a NUL behind the key": lambda user_id, key: basic(user_id, key + "\0"),
     "padding alone": lambda user_id, key: "Basic ====",
     "not UTF-8": lambda user_id, key: "Basic " + base64.b64encode(b"\xff:\xff").decode(),
     "no colon": lambda user_id, key: "Basic " + base64.b64encode((user_id + key).encode()).decode(),
