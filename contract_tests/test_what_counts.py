@@ -47,6 +47,7 @@ class World:
     user_id: str = field(default_factory=lambda: token_hex(32))
     key: str = field(default_factory=lambda: token_hex(32))
     blob: bytes = b"the first backup"  # of the latest version
+    former: BackupClient | None = None  # with the key before the latest change
 
     def client(self, key: str = "", user_id: str = "", at: str = "", **options: Any) -> BackupClient:
         client = self.server.client((user_id or self.user_id, key or self.key), **options)
@@ -116,9 +117,8 @@ class World:
         return self.upload_while(functools.partial(self.server.move_clock, LIMITS["requestBodySeconds"] + 1))
 
     def with_the_former_key(self) -> Any:
-        former = self.client()
-        if not hasattr(self, "former"):
-            self.former = former
+        if self.former is None:
+            self.former = self.client()
             assert outcome(self.change_key(HOME)) == "200"
         return self.former.fetch_backup()
 
