@@ -8,6 +8,7 @@ import base64
 import contextlib
 import functools
 import http.client
+import io
 import json
 import secrets
 import socket
@@ -476,6 +477,66 @@ def test_a_body_that_the_head_refuses_is_not_asked_for(target, new_user, wants):
     assert (asked, outcome(answer)) == (False, wants)
 
 
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.refused-body", "problem.unchanged")
+@pytest.mark.parametrize("wants", REFUSED_BY_THE_HEAD)
+@pytest.mark.parametrize("sent", ["nothing", "a part", "all"])
+def test_a_body_that_the_head_refuses_is_not_waited_for(target, new_user, wants, sent):
+    """The answer comes whether the body comes or not. What comes of it is discarded, and the connection ends."""
+    method, path, media_type, signed = REFUSED_BY_THE_HEAD[wants]
+    client = new_user()
+    credentials = client.credentials
+    if wants == "401 credentials_invalid":
+        credentials = (credentials[0], "0" * 64)
+    body = upload(bytes(100_000))
+    proofs = () if signed is None else raw.signed(target, credentials, method, path, body, **signed)
+    head = raw.request(method, path, headers=(*proofs, f"Content-Type: {media_type}", f"Content-Length: {len(body)}"))
+    with raw.connected(target) as connection:
+        raw.send_all(connection, head.replace(HOST, raw.host(target)))
+        raw.send_all(connection, body[: {"nothing": 0, "a part": 50_000, "all": None}[sent]])
+        assert outcome(raw.receive(target, connection, method, path, head)) == wants
+        raw.send_all(connection, body[: {"nothing": None, "a part": 50_000, "all": 0}[sent]])
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+    assert outcome(client.fetch_backup()) == "404 no_backup"
+
+
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.sent-ahead", "http.framing")
+@pytest.mark.parametrize("more", [0, 1, 250])
+def test_of_requests_that_are_sent_ahead_two_are_answered(target, more):
+    """The two answers are complete and in order. The third request has no effect, and the connection ends."""
+    client, health = target.client((secrets.token_hex(32), secrets.token_hex(32))), raw.request("GET", "/health")
+    register, delete = (
+        raw.request(method, path, headers=raw.signed(target, client.credentials, method, path))
+        for method, path in [("POST", "/api/register"), ("DELETE", "/api/user")]
+    )
+    with raw.connected(target) as connection:
+        raw.send_all(connection, (health + register + delete + more * health).replace(HOST, raw.host(target)))
+        received = to_the_end(connection)
+    for method, path, wants in [("GET", "/health", "200"), ("POST", "/api/register", "201")]:
+        assert outcome(raw.receive(target, received, method, path)) == wants
+    assert received.read() == b""
+    assert outcome(client.list_backup_versions()) == "200"
+
+
+class Received(io.BytesIO):
+    """Everything that arrived on a connection up to its end. Answers can be read from it instead of the connection."""
+
+    def makefile(self, _: str) -> "Received":
+        return self
+
+    def close(self) -> None:
+        """Do nothing, because each answer closes what it was read from."""
+
+
+def to_the_end(connection: socket.socket) -> Received:
+    """Read until the server ends the connection. Raise TimeoutError after 5 s of silence."""
+    connection.settimeout(5)
+    with connection.makefile("rb") as stream:
+        return Received(stream.read())
+
+
 # ---- The time of a body ------------------------------------------------------------------------------------
 
 BODY_SECONDS = openapi.LIMITS["requestBodySeconds"]
@@ -688,6 +749,53 @@ def test_a_signed_operation_has_no_query(user, method, path, query):
 @pytest.mark.parametrize("query", ["?", "?x=1", "?/../api/backup"])
 def test_an_unsigned_operation_ignores_a_query(target, path, query):
     assert outcome(raw.send(target, raw.request("GET", path + query))) == "200"
+
+
+ABSOLUTE = ["http://{host}", "HTTP://{host}", "https://{host}", "http://other.example", "http://other.example:8080"]
+
+
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.absolute", "signature.path", "signature.query")
+@pytest.mark.parametrize(("method", "path"), SIGNED)
+@pytest.mark.parametrize("origin", ABSOLUTE)
+def test_an_absolute_target_is_answered_like_its_path(user, origin, method, path):
+    """See RFC 9112 section 3.2.2. The path is what is signed."""
+    target_form = origin.format(host=raw.host(user.target).split()[1].decode()) + path
+    body = upload(b"any") if (method, path) == UPLOADS[0] else None
+    lines = raw.signed(user.target, user.credentials, method, path, body or b"")
+    lines += ("Content-Type: application/json",)
+
+    def sent(target_form: str, *proofs: str) -> str:
+        return outcome(raw.send(user.target, raw.request(method, target_form, body, proofs or lines)))
+
+    assert sent(target_form + "?x") == sent(target_form + "?") == "400 malformed_request"
+    assert sent(target_form + "/") == sent(target_form.replace("/api", "//api", 1)) == "404 not_found"
+    whole = raw.signed(user.target, user.credentials, method, target_form, body or b"")
+    assert sent(target_form, *whole, "Content-Type: application/json") == "401 signature_invalid"
+    refused = "415 unsupported_media_type" if (method, path) == UPLOADS[1] else None
+    lines = lines[:-1] if refused else lines
+    wants = {"/api/register": "200", "/api/backup/versions": "200", "/api/user": "204"}
+    expected = refused or wants.get(path, "201" if body else "404 no_backup" if path == "/api/backup" else None)
+    assert sent(target_form) == (expected or "404 no_such_version")
+
+
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.absolute", "problem.path", "problem.method")
+@pytest.mark.parametrize("origin", ABSOLUTE)
+def test_an_absolute_target_without_a_proof(target, origin):
+    origin = origin.format(host=raw.host(target).split()[1].decode())
+    for method, path, wants in [
+        ("GET", "/health", "200"),
+        ("GET", "/health?x", "200"),
+        ("GET", "/health/", "404 not_found"),
+        ("GET", "//health", "404 not_found"),
+        ("GET", "", "404 not_found"),
+        ("GET", "/nothing", "404 not_found"),
+        ("PUT", "/health", "405 method_not_allowed"),
+        ("GET", "/api/backup", "401 signature_missing"),
+    ]:
+        answer = raw.send(target, raw.request(method, origin + path))
+        assert outcome(answer) == wants or (path == "" and answer.status == 200)  # a server may have a page at /
 
 
 NEED_NOT_BE_NAMED = {"HEAD", "OPTIONS"}

@@ -64,6 +64,49 @@ NOT_I_JSON = {
     "surrogates in the wrong order": b'{"data":"\\udc00\\ud800"}',
     "a lone surrogate deep down": b'{"data":[["\\ud83d"]]}',
     "100,000 open arrays": b"[" * 100_000,
+    "a byte order mark": b"\xef\xbb\xbf" + upload(),
+    "a byte order mark behind": upload() + b"\xef\xbb\xbf",
+    "UTF-16 without a mark": upload().decode().encode("utf-16-le"),
+    "UTF-16, big endian": upload().decode().encode("utf-16-be"),
+    "UTF-32": upload().decode().encode("utf-32"),
+    "UTF-32 without a mark": upload().decode().encode("utf-32-le"),
+    "UTF-32, big endian": upload().decode().encode("utf-32-be"),
+    "UTF-7": b"+AHs-" + upload()[1:],
+    "a form feed in front": b"\f" + upload(),
+    "a form feed behind": upload() + b"\f",
+    "a vertical tab": b'{\v"data":"QUFB"}',
+    "a space that does not break": b"\xc2\xa0" + upload(),
+    "a line separator behind": upload() + "\u2028".encode(),
+    "a full-width space": '{\u3000"data":"QUFB"}'.encode(),
+    "a record separator": b"\x1e" + upload() + b"\n",
+    "a prefix against scripts": b")]}',\n" + upload(),
+    "a comment in front": b"// x\n" + upload(),
+    "a hash in front": b"# x\n" + upload(),
+    "no quotes round a name": b'{data:"QUFB"}',
+    "no comma": b'{"data":"QUFB" "baseSha256":"' + BASE.encode() + b'"}',
+    "two commas": b'{"data":"QUFB",,"baseSha256":"' + BASE.encode() + b'"}',
+    "an equals sign": b'{"data"="QUFB"}',
+    "True": b'{"data":True}',
+    "undefined": b'{"data":undefined}',
+    "a number that begins with its point": b'{"data":.5}',
+    "a number that ends with its point": b'{"data":1.}',
+    "an exponent without digits": b'{"data":1e}',
+    "a minus alone": b'{"data":-}',
+    "an underscore in a number": b'{"data":1_0}',
+    "a negative leading zero": b'{"data":-01}',
+    "octal": b'{"data":0o1}',
+    "a tab in a string": b'{"data":"QU\tFB"}',
+    "a NUL in a string": b'{"data":"QU\0FB"}',
+    "an escaped NUL in bytes": b'{"data":"QUFB","x":"\x00"}',
+    "an escape of three digits": b'{"data":"\\u051UFB"}',
+    "an escape in braces": b'{"data":"\\u{51}UFB"}',
+    "an escaped quote": b'{"data":"QUFB","x":"\\\'"}',
+    "a backslash at the end": b'{"data":"QUFB\\"}',
+    "101 commas": upload(x=[0] * 101),
+    "101 commas in a string": upload(x="," * 100),
+    "form data": b"data=QUFB",
+    "MessagePack": b"\x81\xa4data\xa4QUFB",
+    "gzip": gzip.compress(upload()),
 }
 
 # Some parsers cannot read these: 400. If a parser can, they do not fit the schema: 422.
@@ -138,6 +181,43 @@ NOT_THE_MEDIA_TYPE = {
     "gzip named": {**JSON, "Content-Encoding": "gzip"},
     "br": {**JSON, "Content-Encoding": "br"},
     "gzip after identity": {**JSON, "Content-Encoding": "identity, gzip"},
+    "deflate": {**JSON, "Content-Encoding": "deflate"},
+    "zstd": {**JSON, "Content-Encoding": "zstd"},
+    "x-gzip": {**JSON, "Content-Encoding": "x-gzip"},
+    "compress": {**JSON, "Content-Encoding": "compress"},
+    "aes128gcm": {**JSON, "Content-Encoding": "aes128gcm"},
+    "a coding in capitals": {**JSON, "Content-Encoding": "GZIP"},
+    "a coding that nobody knows": {**JSON, "Content-Encoding": "x-of-nobody"},
+    "UTF-8 for a coding": {**JSON, "Content-Encoding": "utf-8"},
+    "base64 for a coding": {**JSON, "Content-Encoding": "base64"},
+    "identity after gzip": {**JSON, "Content-Encoding": "gzip, identity"},
+    "UTF-16": {"Content-Type": "application/json; charset=utf-16"},
+    "UTF-16, little endian": {"Content-Type": "application/json;charset=UTF-16LE"},
+    "UTF-32": {"Content-Type": 'application/json; charset="utf-32"'},
+    "UTF-8 without its hyphen": {"Content-Type": "application/json; charset=utf8"},
+    "UTF-8 with a mark": {"Content-Type": "application/json; charset=utf-8-sig"},
+    "UTF-7": {"Content-Type": "application/json; charset=utf-7"},
+    "ASCII": {"Content-Type": "application/json; charset=us-ascii"},
+    "Latin-1 in quotes": {"Content-Type": 'application/json; charset="latin-1"'},
+    "a charset twice": {"Content-Type": "application/json; charset=utf-8; charset=utf-8"},
+    "two charsets": {"Content-Type": "application/json; charset=utf-16; charset=utf-8"},
+    "two charsets, the other way": {"Content-Type": "application/json; charset=utf-8; charset=utf-16"},
+    "two charsets in one": {"Content-Type": "application/json; charset=utf-8,utf-16"},
+    "a space before the charset": {"Content-Type": "application/json; charset= utf-8"},
+    "a name without a value": {"Content-Type": "application/json; charset"},
+    "a boundary": {"Content-Type": f"application/json; boundary={MARK}"},
+    "a version": {"Content-Type": "application/json; version=1"},
+    "another parameter in front": {"Content-Type": "application/json; odata=verbose; charset=utf-8"},
+    "a suffix": {"Content-Type": "application/json+x"},
+    "a problem": {"Content-Type": "application/problem+json"},
+    "a sequence": {"Content-Type": "application/json-seq"},
+    "lines of JSON": {"Content-Type": "application/x-ndjson"},
+    "another name for JSON": {"Content-Type": "application/x-json"},
+    "no slash": {"Content-Type": "json"},
+    "two slashes": {"Content-Type": "application//json"},
+    "a space in the name": {"Content-Type": "application /json"},
+    "the name in quotes": {"Content-Type": '"application/json"'},
+    "bytes": {"Content-Type": "application/octet-stream"},
 }
 
 
@@ -171,6 +251,22 @@ def refuses(client: BackupClient, wants: str, method: str, path: str, body: byte
 @pytest.mark.parametrize("body", NOT_I_JSON.values(), ids=NOT_I_JSON)
 def test_what_is_not_i_json(user, body):
     refuses(user, "400 malformed_request", "POST", "/api/backup", body)
+
+
+COMMAS = {  # from a number of commas to a value that has them
+    "an array": lambda number: [0] * (number + 1),
+    "an object": lambda number: {str(each): 0 for each in range(number + 1)},
+    "a string": lambda number: "," * number,
+}
+
+
+@pytest.mark.requirement("http.commas", "http.schema", "http.i-json")
+@pytest.mark.parametrize(("number", "wants"), [(100, "422 validation_failed"), (101, "400 malformed_request")])
+@pytest.mark.parametrize("value", COMMAS.values(), ids=COMMAS)
+def test_100_commas_are_read(user, value, number, wants):
+    body = upload(x=value(number - 2))
+    assert body.count(b",") == number
+    refuses(user, wants, "POST", "/api/backup", body)
 
 
 @pytest.mark.requirement("http.i-json", "changeStorageKey.400", "key.both")

@@ -1,13 +1,8 @@
 """Requests that try to occupy threads or memory, a stop during such requests, and replays after a jump of the clock."""
 
-import io
-import json
-import re
 import signal
-import socket
 import time
 from contextlib import ExitStack
-from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -15,28 +10,11 @@ import pytest
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import eventually, outcome, sha256
 from contract_tests.target.process import COMMAND
+from contract_tests.test_http import to_the_end
 
 FROZEN = 1_795_510_800
 HEADER_BYTES = openapi.LIMITS["requestHeaderBytes"]
-MOST_COMMAS = int(re.search(r"more\s+than ([0-9]+) commas", openapi.SPEC["info"]["description"])[1])
 CHUNKED = raw.request("POST", "/api/backup", headers=("Transfer-Encoding: chunked",))
-
-
-class Received(io.BytesIO):
-    """Everything that arrived on a connection up to its end. Answers can be read from it instead of the connection."""
-
-    def makefile(self, _: str) -> "Received":
-        return self
-
-    def close(self) -> None:
-        """Do nothing, because each answer closes what it was read from."""
-
-
-def to_the_end(connection: socket.socket) -> Received:
-    """Read until the server ends the connection. Raise TimeoutError after 5 s of silence."""
-    connection.settimeout(5)
-    with connection.makefile("rb") as stream:
-        return Received(stream.read())
 
 
 def signed(target: Any, user: Any, method: str, path: str) -> bytes:
@@ -44,21 +22,6 @@ def signed(target: Any, user: Any, method: str, path: str) -> bytes:
 
 
 # ---- Requests that are sent ahead --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("more", [0, 1, 50, 250])
-def test_of_requests_sent_ahead_two_are_answered(target, more):
-    """The first two answers are complete and in order. The third request has no effect, and the connection ends."""
-    user, health = target.client((token_hex(32), token_hex(32))), raw.request("GET", "/health")
-    register, delete = signed(target, user, "POST", "/api/register"), signed(target, user, "DELETE", "/api/user")
-    with raw.connected(target) as connection:
-        connection.sendall(health + register + delete + more * health)
-        received = to_the_end(connection)
-    answers = [raw.receive(target, received, "GET", "/health"), raw.receive(target, received, "POST", "/api/register")]
-    assert [outcome(answer) for answer in answers] == ["200", "201"]
-    assert [answer.headers["Connection"] for answer in answers] == [None, "close"]
-    assert received.read() == b""
-    assert outcome(user.list_backup_versions()) == "200"
 
 
 def test_clients_that_read_nothing_hold_neither_threads_nor_the_stop(start_server):
@@ -142,18 +105,6 @@ def test_long_framing_that_ends(target, before, begin):
         time.sleep(0.05)
         connection.sendall(end + more)
         assert outcome(raw.receive(target, connection, "POST", "/api/backup")) == "401 signature_missing"
-
-
-@pytest.mark.parametrize(
-    ("commas", "wants"), [(MOST_COMMAS, "422 validation_failed"), (MOST_COMMAS + 1, "400 malformed_request")]
-)
-@pytest.mark.parametrize("value", ["values", "a string"])
-def test_commas_of_a_body(new_user, commas, wants, value):
-    data = "," * commas if value == "a string" else [0] * (commas + 1)
-    body = json.dumps({"data": data}).encode()
-    assert body.count(b",") == commas
-    answer = new_user().request("POST", "/api/backup", body=body, headers={"Content-Type": "application/json"})
-    assert outcome(answer) == wants
 
 
 # ---- Replays -----------------------------------------------------------------------------------------------

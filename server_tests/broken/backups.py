@@ -419,25 +419,25 @@ def match_by(other: Callable[[str, str], bool]) -> None:
         return real(if_none_match, etag) or (if_none_match is not None and other(if_none_match, etag))
 
 
-@breaks("etag.other")
+@breaks("etag.whole")
 def etag_counts_by_its_version() -> None:
     """After a deletion, a device that has version 1 of the old account is told that it has that of the new one."""
     match_by(lambda sent, etag: f"{etag.partition('-')[0]}-" in sent)
 
 
-@breaks("etag.other")
+@breaks("etag.whole")
 def etag_counts_by_its_digest() -> None:
     """A version with the same bytes and another number is taken for the one that the device has."""
     match_by(lambda sent, etag: etag.partition("-")[2] in sent)
 
 
-@breaks("etag.other")
+@breaks("etag.whole")
 def etag_is_looked_for_in_the_text() -> None:
     """An ETag that contains another one is taken for it."""
     match_by(lambda sent, etag: etag.strip('"') in sent)
 
 
-@breaks("etag.other")
+@breaks("etag.whole")
 def etag_counts_by_its_beginning() -> None:
     """Only the first 32 digits of the digest count."""
     match_by(lambda sent, etag: any(each.startswith(etag[:35]) for each in re.findall('"[^"]*"', sent)))
@@ -450,13 +450,13 @@ def only_the_first_etags_of_a_list_count() -> None:
     change(backup_server, "matches", lambda sent, etag: real(sent and ",".join(sent.split(",")[:8]), etag))
 
 
-@breaks("base.conflict")
+@breaks("base.whole")
 def base_counts_by_its_first_half() -> None:
     """The base is compared as far as a short sha256 goes."""
     rebase_if_like(lambda sent, latest: sent[:32] == latest[:32])
 
 
-@breaks("base.conflict")
+@breaks("base.whole")
 def base_counts_by_its_last_half() -> None:
     """Only the last 16 bytes of the base count."""
     rebase_if_like(lambda sent, latest: sent[32:] == latest[32:])
@@ -470,13 +470,13 @@ def rebase_if_like(is_like: Callable[[str, str], bool]) -> None:
     rebase_if(condition)
 
 
-@breaks("retry.receipt", "backup.bytes")
+@breaks("retry.whole")
 def retry_is_seen_by_size_and_beginning() -> None:
     """An upload of the same size, which begins like the latest version, is taken for a retry, and is lost."""
     see_retry_by(lambda new, old: len(new) == len(old) and new[:64] == old[:64])
 
 
-@breaks("retry.receipt", "backup.bytes")
+@breaks("retry.whole")
 def retry_is_seen_by_size_and_end() -> None:
     """An upload of the same size, which ends like the latest version, is taken for a retry, and is lost."""
     see_retry_by(lambda new, old: len(new) == len(old) and new[-64:] == old[-64:])
@@ -492,7 +492,7 @@ def see_retry_by(is_same: Callable[[bytes, bytes], bool]) -> None:
         return real(value)
 
 
-@breaks("key.same")
+@breaks("key.whole")
 def key_that_begins_like_the_old_is_the_same() -> None:
     """A new key is compared with the old one by its first 60 characters."""
 
@@ -507,7 +507,7 @@ def key_that_begins_like_the_old_is_the_same() -> None:
 # --- Large ones -------------------------------------------------------------------------------------------------------
 
 
-@breaks("backup.base64")
+@breaks("backup.any-size")
 def base64_of_a_large_backup_is_not_looked_at() -> None:
     """To save time, what is larger than 100,000 characters is decoded without a check."""
 
@@ -520,7 +520,7 @@ def base64_of_a_large_backup_is_not_looked_at() -> None:
         return None
 
 
-@breaks("backup.base64")
+@breaks("backup.any-size")
 def unused_bits_of_a_large_backup_are_unchecked() -> None:
     """Only what fits a cache line by line is encoded again."""
 
@@ -533,25 +533,25 @@ def unused_bits_of_a_large_backup_are_unchecked() -> None:
         return None
 
 
-@breaks("backup.bytes")
+@breaks("backup.any-size")
 def last_byte_of_a_block_is_lost() -> None:
     """The server copies blocks of 64 KiB, and loses a last block of one byte."""
     change_data(lambda data: data[:-1] if len(data) % 65_536 == 1 and len(data) > 1 else data)
 
 
-@breaks("base.conflict")
+@breaks("backup.any-size")
 def base_of_a_large_backup_is_ignored() -> None:
     """A backup that went to a file is put in place without a look at its base."""
     rebase_if(lambda server, user, value: len(value["data"]) > 1_000_000)
 
 
-@breaks("base.conflict")
+@breaks("backup.any-size")
 def base_of_a_middling_backup_is_ignored() -> None:
     """Between what is held in memory and what goes to a file, the base is not compared."""
     rebase_if(lambda server, user, value: 65_536 < len(value["data"]) <= 524_288)
 
 
-@breaks("backup.damaged")
+@breaks("backup.any-size")
 def damage_of_a_large_version_is_not_seen() -> None:
     """To save time, only what is smaller than 256 KiB is verified when it is fetched."""
 
@@ -562,7 +562,7 @@ def damage_of_a_large_version_is_not_seen() -> None:
         return real(store, user_id, version) if slot is None else store.blob(user_id, slot)
 
 
-@breaks("replay.signature")
+@breaks("backup.any-size")
 def signature_of_a_large_upload_may_be_used_again() -> None:
     """The signature of an upload that went to a file is not kept."""
 

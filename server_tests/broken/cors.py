@@ -64,19 +64,19 @@ def vary_is_missing() -> None:
 # --- Another origin than the first, and each answer -------------------------------------------------------------------
 
 
-@breaks("cors.exposed", "cors.preflight")
+@breaks("cors.each-origin", "cors.exposed")
 def only_the_first_origin_is_allowed() -> None:
     """The operator allows two origins, and the web app at the second one is refused."""
     change_setting("allowed_origins", lambda origins: frozenset(sorted(origins)[:1]))
 
 
-@breaks("cors.exposed", "cors.preflight")
+@breaks("cors.each-origin", "cors.preflight")
 def only_web_pages_are_allowed() -> None:
     """An origin has to begin with https://, so no web view can call."""
     change_setting("allowed_origins", lambda origins: frozenset(each for each in origins if each.startswith("https:")))
 
 
-@breaks("cors.exposed")
+@breaks("cors.each-origin")
 def first_allowed_origin_is_named_to_all() -> None:
     """An answer names one allowed origin, whichever of them asks."""
 
@@ -140,7 +140,7 @@ def vary_is_missing_on_writes() -> None:
     remove_headers_if(lambda status: status in (201, 204, 409, 422), "Vary")
 
 
-@breaks("cors.others", "problem.path")
+@breaks("cors.path")
 def preflight_of_any_path_gets_204() -> None:
     """A proxy in front answers each preflight, also of a path that does not exist."""
 

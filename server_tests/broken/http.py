@@ -336,7 +336,7 @@ def utf_32_is_read() -> None:
     read_json_as(changed)
 
 
-@breaks("http.i-json")
+@breaks("http.commas")
 def any_number_of_values_is_read() -> None:
     """Megabytes of tiny values take a hundred times their size in memory."""
     change(i_json, "has_more_commas", lambda body, most: False)
@@ -353,20 +353,20 @@ def read_large_json_by(decoder: json.JSONDecoder) -> None:
     change(i_json, "DECODER", Decoder())
 
 
-@breaks("http.i-json")
+@breaks("backup.any-size")
 def last_of_two_members_counts_in_a_large_body() -> None:
     """A fast parser reads large bodies, and lets a name occur twice."""
     read_large_json_by(json.JSONDecoder(parse_constant=i_json.finite_number))
 
 
-@breaks("http.i-json")
+@breaks("backup.any-size")
 def control_characters_in_a_large_body_are_let_pass() -> None:
     """A fast parser reads large bodies, and lets strings have tabs and line feeds."""
     pairs = i_json.unique_members
     read_large_json_by(json.JSONDecoder(object_pairs_hook=pairs, parse_constant=i_json.finite_number, strict=False))
 
 
-@breaks("http.schema")
+@breaks("backup.any-size")
 def unknown_members_of_a_large_body_are_ignored() -> None:
     """A streaming reader takes the members that it knows out of a large body."""
 
@@ -407,7 +407,7 @@ def unknown_content_coding_is_stored() -> None:
         real(request if known else replace(request, headers={**request.headers, "Content-Encoding": None}))
 
 
-@breaks("http.no-body")
+@breaks("backup.any-size")
 def large_needless_body_is_ignored() -> None:
     """A body where none belongs is only looked at if it is in memory."""
     check_content_if(lambda request: request.operation.body is not None or request.body_bytes < 65_536)
@@ -416,7 +416,7 @@ def large_needless_body_is_ignored() -> None:
 # --- Other forms of a target, and HEAD --------------------------------------------------------------------------------
 
 
-@breaks("signature.path", "signature.accepted")
+@breaks("http.absolute")
 def whole_target_is_signed() -> None:
     """The server takes an absolute target for the path that was signed."""
 
@@ -427,7 +427,7 @@ def whole_target_is_signed() -> None:
         return real(app, operation, environ, parameters)
 
 
-@breaks("signature.query")
+@breaks("http.absolute")
 def query_of_an_absolute_target_is_ignored() -> None:
     """The URL library splits an absolute target, and only its path goes on."""
 
@@ -438,7 +438,7 @@ def query_of_an_absolute_target_is_ignored() -> None:
         return real(app, operation, environ, parameters)
 
 
-@breaks("http.head", "http.keep-alive")
+@breaks("http.head")
 def problem_to_a_head_has_a_body() -> None:
     """The next answer on the connection begins in the middle of this one."""
 
@@ -448,7 +448,7 @@ def problem_to_a_head_has_a_body() -> None:
             answer.body = Problem("not_found", "There is nothing.").response.body
 
 
-@breaks("header.Allow", "problem.method")
+@breaks("header.Allow")
 def allow_names_methods_of_every_path() -> None:
     """Allow lists what the server has somewhere."""
 

@@ -196,7 +196,7 @@ def key_changes_show_the_limits_of_uploads() -> None:
 # --- What counts, and what does not -----------------------------------------------------------------------------------
 
 
-@breaks("address.failures")
+@breaks("address.free")
 def wrong_admin_key_counts() -> None:
     """An operator's dashboard with an outdated key locks out the people behind the same address."""
 
@@ -209,7 +209,7 @@ def wrong_admin_key_counts() -> None:
             raise
 
 
-@breaks("address.failures", "admin.proof")
+@breaks("address.free")
 def statistics_are_limited_like_an_account() -> None:
     """The operator gets no statistics from an address at which somebody has guessed."""
 
@@ -220,7 +220,7 @@ def statistics_are_limited_like_an_account() -> None:
         return real(server, request)
 
 
-@breaks("address.failures")
+@breaks("address.free")
 def reserved_name_counts_as_a_failure() -> None:
     """A client that asks too early whether it may register again is locked out."""
     on_problem_of_a_registration(
@@ -228,7 +228,7 @@ def reserved_name_counts_as_a_failure() -> None:
     )
 
 
-@breaks("address.registrations")
+@breaks("address.free")
 def reserved_name_counts_as_a_registration() -> None:
     """A client that asks too early whether it may register again uses up the registrations."""
     on_problem_of_a_registration(
@@ -236,7 +236,7 @@ def reserved_name_counts_as_a_registration() -> None:
     )
 
 
-@breaks("address.registrations")
+@breaks("address.registrations", "guessing.counts")
 def taken_name_counts_as_a_registration() -> None:
     """Each attempt to register counts, also one that creates nothing."""
     on_problem_of_a_registration("username_taken", lambda server, request: server.registrations.count(request.address))
@@ -255,7 +255,7 @@ def on_problem_of_a_registration(code: str, count: Callable[[Server, Request], o
             raise
 
 
-@breaks("address.failures", "guessing.pair")
+@breaks("address.free")
 def any_refusal_counts_as_a_failure() -> None:
     """Like a filter on the log that bans who gets too many answers of 4xx."""
 
@@ -269,7 +269,7 @@ def any_refusal_counts_as_a_failure() -> None:
             raise
 
 
-@breaks("address.failures")
+@breaks("address.free")
 def outdated_app_counts_as_a_failure() -> None:
     """An old app that asks each minute locks out the updated ones behind the same address."""
 
@@ -283,7 +283,7 @@ def outdated_app_counts_as_a_failure() -> None:
             raise
 
 
-@breaks("address.failures", "guessing.account")
+@breaks("guessing.counts")
 def failure_at_the_commit_does_not_count() -> None:
     """Credentials that became wrong while the body arrived are refused, and not counted."""
 
@@ -295,7 +295,7 @@ def failure_at_the_commit_does_not_count() -> None:
         return account
 
 
-@breaks("guessing.account")
+@breaks("guessing.counts")
 def taken_name_does_not_count_for_the_account() -> None:
     """Keys are tried by registering, as many as somebody has addresses."""
 
@@ -310,7 +310,7 @@ def taken_name_does_not_count_for_the_account() -> None:
             raise
 
 
-@breaks("address.failures")
+@breaks("address.failures", "guessing.counts")
 def key_of_a_deleted_account_does_not_count() -> None:
     """The server knows that the account was deleted, and forgives."""
 
@@ -386,37 +386,37 @@ def replace_quota(name: str, quota: Callable[[int], int]) -> None:
         return real(other, times, moment)
 
 
-@breaks("limits.day")
+@breaks("limits.settings")
 def day_has_the_contracts_number() -> None:
     """Whatever BACKUPS_PER_DAY says, it is 20 a day."""
     replace_quota("day", lambda quota: 20)
 
 
-@breaks("limits.day")
+@breaks("limits.settings")
 def day_has_the_contracts_number_at_most() -> None:
     """BACKUPS_PER_DAY may only be lowered."""
     replace_quota("day", lambda quota: min(quota, 20))
 
 
-@breaks("limits.key-hour")
+@breaks("limits.settings")
 def key_changes_have_the_contracts_number_at_most() -> None:
     """KEY_CHANGES_PER_HOUR may only be lowered."""
     replace_quota("key-hour", lambda quota: min(quota, 3))
 
 
-@breaks("limits.key-day")
+@breaks("limits.settings")
 def key_changes_a_day_have_the_contracts_number() -> None:
     """Whatever KEY_CHANGES_PER_DAY says, it is 6 a day."""
     replace_quota("key-day", lambda quota: 6)
 
 
-@breaks("guessing.account")
+@breaks("limits.settings")
 def account_has_the_contracts_number() -> None:
     """Whatever FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY says, an account is guarded after 50 failures."""
     change_guessing("per_day", lambda quota: 50)
 
 
-@breaks("guessing.pair")
+@breaks("limits.settings")
 def known_address_has_the_contracts_number() -> None:
     """FAILED_CREDENTIALS_PER_5_MINUTES does not hold for a known address."""
 
@@ -439,13 +439,13 @@ def address_by(other: Callable[[Any, str, Mapping[str, str], str | None], str]) 
     change(backup_server, "client_address", client_address)
 
 
-@breaks("address.failures", "address.others")
+@breaks("address.connection")
 def anybody_may_name_an_address() -> None:
     """Without a proxy, the server believes X-Forwarded-For. Whoever guesses sends another address each time."""
     address_by(lambda real, connection, headers, header: real(connection, headers, header or "X-Forwarded-For"))
 
 
-@breaks("address.failures", "address.others")
+@breaks("address.proxy")
 def well_known_header_is_believed_beside_the_named_one() -> None:
     """Behind a proxy that sets X-Real-IP, the server believes whoever sends Fly-Client-IP."""
 
@@ -455,7 +455,7 @@ def well_known_header_is_believed_beside_the_named_one() -> None:
     address_by(other)
 
 
-@breaks("address.failures", "address.others")
+@breaks("address.proxy")
 def first_address_of_a_list_counts() -> None:
     """The first entry of X-Forwarded-For is whatever the client has sent."""
 
@@ -466,7 +466,7 @@ def first_address_of_a_list_counts() -> None:
     address_by(other)
 
 
-@breaks("address.others")
+@breaks("address.proxy")
 def all_without_the_header_are_one() -> None:
     """Requests in which the proxy names no address share one limit."""
 
@@ -476,7 +476,7 @@ def all_without_the_header_are_one() -> None:
     address_by(other)
 
 
-@breaks("address.failures")
+@breaks("address.proxy")
 def port_is_a_part_of_the_address() -> None:
     """Behind a proxy that names the port, too, each connection has limits of its own."""
 
@@ -500,25 +500,25 @@ def ipv6_as(form: Callable[[ipaddress.IPv6Address], str | None]) -> None:
         return real(text)
 
 
-@breaks("address.failures")
+@breaks("address.ipv6")
 def mapped_address_is_another_address() -> None:
     """Where a server listens on IPv6 for both, all IPv4 clients are in one /64, and so are one client."""
     ipv6_as(lambda each: str(ipaddress.ip_network((each.packed, 64), strict=False)) if each.ipv4_mapped else None)
 
 
-@breaks("address.failures")
+@breaks("address.ipv6")
 def each_ipv6_address_has_limits_of_its_own() -> None:
     """Somebody with one /64 has 18 quintillion addresses to guess from."""
     ipv6_as(lambda each: None if each.ipv4_mapped else f"{each}/128")
 
 
-@breaks("address.others")
+@breaks("address.ipv6")
 def ipv6_address_counts_by_its_48() -> None:
     """All customers of a small provider share one limit."""
     ipv6_as(lambda each: None if each.ipv4_mapped else str(ipaddress.ip_network((each.packed, 48), strict=False)))
 
 
-@breaks("address.failures")
+@breaks("address.ipv6")
 def ipv6_network_is_cut_from_the_text() -> None:
     """2001:db8::1 and 2001:db8:0:0::1 are different clients."""
 

@@ -81,19 +81,19 @@ def log_waits_for_its_reader() -> None:
         os.write(1, log._line(event))
 
 
-@breaks("admin.proof")
+@breaks("admin.whole")
 def admin_key_counts_by_its_beginning() -> None:
     """Whoever finds the first character finds the next one."""
     compare_admin_keys(lambda right, sent: right.startswith(sent))
 
 
-@breaks("admin.proof")
+@breaks("admin.whole")
 def first_half_of_the_admin_key_is_enough() -> None:
     """Only the first 32 characters of the admin key count."""
     compare_admin_keys(lambda right, sent: len(sent) == len(right) and right[:32] == sent[:32])
 
 
-@breaks("admin.proof")
+@breaks("admin.whole")
 def admin_key_may_be_in_capitals() -> None:
     """The admin key is compared without regard to case."""
     compare_admin_keys(lambda right, sent: right.lower() == sent.lower())
@@ -107,13 +107,13 @@ def compare_admin_keys(is_right: Callable[[str, str], bool]) -> None:
             raise backup_server.Problem("admin_key_invalid", "Send the admin key as a Bearer token.")
 
 
-@breaks("admin.counts")
+@breaks("admin.bytes")
 def database_is_counted_without_its_log() -> None:
     """What was stored since the last checkpoint does not count in databaseBytes."""
     change_bytes("databaseBytes", lambda number: 4096)
 
 
-@breaks("admin.counts")
+@breaks("admin.bytes")
 def free_bytes_are_those_of_the_whole_volume() -> None:
     """freeBytes does not become less, whatever is stored."""
     change_bytes("freeBytes", lambda number: 10**12)
