@@ -628,6 +628,22 @@ def test_admin_stats_count(start_server):
     assert counts() == (1, 1, len(clients[0].list_backup_versions().json()["versions"]))
 
 
+@pytest.mark.requirement("getAdminStats.200", "admin.bytes")
+def test_admin_stats_tell_the_bytes_of_what_is_stored(start_server):
+    server = start_server(volume=1_000_000_000, **RAISED_LIMITS)
+    client, size, base = server.client(), 5_000_000, None
+    assert outcome(client.register_user()) == "201"
+    before = stats(server)
+    for number in range(1, 4):
+        blob = secrets.token_bytes(size)
+        assert outcome(client.store_backup(blob, base)) == "201"
+        base = sha256(blob)
+        after = stats(server)
+        assert after["databaseBytes"] - before["databaseBytes"] >= number * size
+        assert before["freeBytes"] - after["freeBytes"] >= number * size
+    assert after["databaseBytes"] + after["freeBytes"] <= 1_100_000_000
+
+
 @pytest.mark.requirement("getAdminStats.404", "admin.absent")
 def test_without_an_admin_key_there_are_no_stats(start_server):
     server = start_server(ADMIN_SECRET_KEY=None)

@@ -10,6 +10,7 @@ from server import bounds, http_parser, http_server
 from server_tests.broken.fault import breaks, change, instead_of
 
 TESTS = "server_tests/test_bounds.py::test_"
+AHEAD = "contract_tests/test_http.py::test_of_requests_that_are_sent_ahead_two_are_answered[250]"
 PLACES = f"{TESTS}the_connection_that_waits_longest_is_closed"
 
 # A bound, what it becomes, and the test that catches this. The fault is named after the bound: no-head-seconds.
@@ -27,7 +28,7 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "DRAIN_INCOMPLETE_SECONDS": (math.inf, f"{TESTS}a_request_that_is_half_there_does_not_hold_up_a_stop"),
     "REQUESTS_OF_AN_ADDRESS": (math.inf, f"{TESTS}requests_in_progress_of_an_address"),
     "QUEUE_SECONDS": (math.inf, f"{TESTS}uploads_that_wait_hold_up_nothing_else"),
-    "REQUESTS_AHEAD": (math.inf, "server_tests/test_hardening.py::test_of_requests_sent_ahead_two_are_answered"),
+    "REQUESTS_AHEAD": (math.inf, AHEAD),
     "READS": ((1, math.inf), f"{TESTS}reads_that_wait"),
     "WRITES": ((1, math.inf), f"{TESTS}uploads_that_wait_hold_up_nothing_else"),
     "LARGE_WRITES": ((1, math.inf), f"{TESTS}uploads_that_wait_hold_up_nothing_else"),
@@ -57,7 +58,7 @@ for name, (value, test) in REMOVED.items():
     remove(name, value, test)
 
 
-@breaks(test=f"{TESTS}nobody_without_an_account_makes_the_server_keep_a_body")
+@breaks("http.refused-body", test=f"{TESTS}nobody_without_an_account_makes_the_server_keep_a_body")
 def body_is_received_before_the_head_is_looked_at() -> None:
     """A stranger's body is received to its end."""
 

@@ -17,7 +17,7 @@ from waitress.task import WSGITask
 import backup_server
 from backup_server import App, Problem, Request, Response, Server, User
 from clients.python.backup_client import content_digest
-from server import clock, http_parser, http_server, i_json, json_schema
+from server import bounds, clock, http_parser, http_server, i_json, json_schema
 from server.limits import wait_seconds
 from server_tests.broken.fault import (
     add_to_limit,
@@ -541,6 +541,24 @@ def refuse_if(condition: Callable[[Any], bool]) -> None:
         real(parser, header_plus)
         if condition(parser):
             raise ParsingError("refused")
+
+
+@breaks("http.refused-body")
+def connection_stays_open_after_a_refused_body() -> None:
+    """What comes of a body that was refused is read as the next request."""
+    change(http_server.AppTask, "build_response_header", WSGITask.build_response_header)
+
+
+@breaks("http.sent-ahead")
+def requests_sent_ahead_are_all_answered() -> None:
+    """Whoever sends a thousand requests in one piece gets a thousand answers."""
+    change(bounds, "REQUESTS_AHEAD", 1000)
+
+
+@breaks("http.sent-ahead")
+def requests_sent_ahead_are_dropped() -> None:
+    """Only the first of several requests in one piece is answered."""
+    change(bounds, "REQUESTS_AHEAD", 1)
 
 
 @breaks("http.framing")
