@@ -118,19 +118,19 @@ def unproxied(start_shared_server) -> ServerProcess:
 @pytest.mark.requirement("address.proxy", "address.ipv6", "address.failures", "address.registrations")
 @pytest.mark.parametrize("kind", LIMITS)
 @pytest.mark.parametrize(("first", "second"), SAME.values(), ids=SAME)
-def test_two_texts_for_one_address(proxied, kind, first, second):
-    server, header = proxied
-    use_up(kind, lambda: somebody(server, **{header: first}))
-    assert is_limited(kind, somebody(server, **{header: second}))
+def test_two_texts_for_one_address(own_proxy, kind, first, second):
+    server = own_proxy.some_weeks_later()
+    use_up(kind, lambda: somebody(server, **{OWN_HEADER: first}))
+    assert is_limited(kind, somebody(server, **{OWN_HEADER: second}))
 
 
 @pytest.mark.requirement("address.proxy", "address.ipv6", "address.others")
 @pytest.mark.parametrize("kind", LIMITS)
 @pytest.mark.parametrize(("first", "second"), OTHER.values(), ids=OTHER)
-def test_two_texts_for_two_addresses(proxied, kind, first, second):
-    server, header = proxied
-    use_up(kind, lambda: somebody(server, **{header: first}))
-    assert not is_limited(kind, somebody(server, **{header: second}))
+def test_two_texts_for_two_addresses(own_proxy, kind, first, second):
+    server = own_proxy.some_weeks_later()
+    use_up(kind, lambda: somebody(server, **{OWN_HEADER: first}))
+    assert not is_limited(kind, somebody(server, **{OWN_HEADER: second}))
 
 
 @pytest.mark.requirement("address.proxy", "address.others")

@@ -25,10 +25,10 @@ def other_digit(text: str, place: int) -> str:
 
 
 @pytest.mark.requirement("isolation.whole", "isolation.read", "isolation.delete", "registerUser.201")
-@pytest.mark.parametrize("user_id", [token_hex(32), "0" * 64, "f" * 64, "0" * 63 + "a", "1e" + "0" * 62], ids=len)
-def test_users_of_similar_ids_are_different(target, new_user, user_id):
+@pytest.mark.parametrize("beginning", ["", "0" * 60, "1e" + "0" * 58], ids=["any", "zeros", "an exponent"])
+def test_users_of_similar_ids_are_different(new_user, beginning):
     """Each has another digit in one place. They have the same key, so that nothing else keeps them apart."""
-    key = token_hex(32)
+    user_id, key = beginning + token_hex(32)[len(beginning) :], token_hex(32)
     ids = [user_id, *(other_digit(user_id, place) for place in SOME)]
     clients = [new_user((each, key)) for each in ids]
     for number, client in enumerate(clients):
