@@ -19,7 +19,11 @@ from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
 
 FROZEN = 1_795_510_800
 LIMIT = 3
-SETTINGS = {"FAILED_CREDENTIALS_PER_5_MINUTES": LIMIT, "REGISTRATIONS_PER_HOUR": LIMIT}
+SETTINGS = {
+    "FAILED_CREDENTIALS_PER_5_MINUTES": LIMIT,
+    "REGISTRATIONS_PER_HOUR": LIMIT,
+    "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY": LIMIT,
+}
 WRONG, LIMITED = "401 credentials_invalid", "429 rate_limited"
 OWN_HEADER = "X-Client-Address-Of-Our-Proxy"
 FORWARDED = [  # headers that proxies set, and that anybody may send
@@ -131,6 +135,32 @@ def test_two_texts_for_two_addresses(own_proxy, kind, first, second):
     server = own_proxy.some_weeks_later()
     use_up(kind, lambda: somebody(server, **{OWN_HEADER: first}))
     assert not is_limited(kind, somebody(server, **{OWN_HEADER: second}))
+
+
+@pytest.mark.requirement("guessing.known-address", "guessing.account", "address.ipv6", "address.proxy")
+@pytest.mark.parametrize(
+    ("first", "second", "is_known"),
+    [
+        pytest.param(*pair, is_known, id=name)
+        for table, is_known in ((SAME, True), (OTHER, False))
+        for name, pair in table.items()
+    ],
+)
+def test_by_which_texts_an_address_is_known(own_proxy, first, second, is_known):
+    """Past the limit of an account, a known address tries as before, and another one has two attempts."""
+    server = own_proxy.some_weeks_later()
+    credentials = token_hex(32), token_hex(32)
+
+    def client(address: str, key: str = "5e" * 32) -> BackupClient:
+        client = server.client((credentials[0], key))
+        client.session.headers[OWN_HEADER] = address
+        return client
+
+    assert outcome(client(first, credentials[1]).register_user()) == "201"
+    strangers = [client(f"2001:db8:ff{number:02x}::1").list_backup_versions() for number in range(LIMIT)]
+    assert [outcome(answer) for answer in strangers] == [WRONG] * LIMIT
+    answers = [outcome(client(second).list_backup_versions()) for _ in range(3)]
+    assert answers == [WRONG, WRONG, WRONG if is_known else LIMITED]
 
 
 @pytest.mark.requirement("address.proxy", "address.others")

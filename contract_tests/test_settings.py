@@ -19,6 +19,7 @@ from contract_tests.test_history import kept
 FROZEN = 1_795_510_800
 HOUR, DAY = 3600, 86_400
 HEADER = BEHIND_A_PROXY["header"]
+ADMIN_KEY = "an-admin-key-may-be-longer-than-the-72-bytes-that-some-hashes-read-and-all-of-it-counts"
 HOME, OTHER = "192.0.2.1", "192.0.2.2"
 LIMITED = "429 rate_limited"
 NUMBERS = {
@@ -52,7 +53,8 @@ NUMBERS = {
 @pytest.fixture(scope="module", params=NUMBERS)
 def shared(request, start_shared_server) -> tuple[ServerProcess, dict[str, int]]:
     numbers = NUMBERS[request.param]
-    return start_shared_server(frozen=FROZEN, **BEHIND_A_PROXY["settings"], **numbers), numbers
+    settings = numbers | {"ADMIN_SECRET_KEY": ADMIN_KEY} | BEHIND_A_PROXY["settings"]
+    return start_shared_server(frozen=FROZEN, **settings), numbers
 
 
 @pytest.fixture
@@ -179,6 +181,13 @@ def test_what_an_address_may_do(server, numbers):
         for number in (0, 1):  # each has made one attempt, and has another one
             answers = [client_at(server, f"2001:db8:{number:x}::1", credentials).fetch_backup() for _ in range(2)]
             assert [outcome(answer) for answer in answers] == [wrong, LIMITED]
+
+
+@pytest.mark.requirement("admin.whole", "admin.proof", "getAdminStats.200", "getAdminStats.401")
+def test_a_long_admin_key(server):
+    wrong = [ADMIN_KEY[:64], ADMIN_KEY[:72], ADMIN_KEY[:-1], ADMIN_KEY[:-1] + "x", ADMIN_KEY + "x", ADMIN_KEY.title()]
+    answers = [outcome(server.client().get_admin_stats(key)) for key in [*wrong, ADMIN_KEY]]
+    assert answers == ["401 admin_key_invalid"] * len(wrong) + ["200"]
 
 
 # ---- Other numbers of versions than before -----------------------------------------------------------------

@@ -99,6 +99,12 @@ def admin_key_may_be_in_capitals() -> None:
     compare_admin_keys(lambda right, sent: right.lower() == sent.lower())
 
 
+@breaks("admin.whole")
+def admin_key_is_cut_at_72_bytes() -> None:
+    """What stores the admin key reads 72 bytes of it, as bcrypt does."""
+    compare_admin_keys(lambda right, sent: right[:72] == sent[:72])
+
+
 def compare_admin_keys(is_right: Callable[[str, str], bool]) -> None:
     @instead_of_proof("adminKey")
     def check_admin_key(real: Any, server: Server, request: Request) -> Any:
