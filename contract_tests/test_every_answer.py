@@ -18,6 +18,7 @@ from clients.python.backup_client import BackupClient
 from contract_tests.target import openapi, raw
 from contract_tests.target.calls import outcome, sha256
 from contract_tests.target.process import BEHIND_A_PROXY, ServerProcess
+from contract_tests.test_http import to_the_end
 
 ALLOWED = [
     *("https://app.example", "https://beta.app.example:8443", "http://localhost:5173", "capacitor://localhost"),
@@ -330,9 +331,10 @@ def test_a_preflight_of_a_path_that_is_not_there(shared, path, origin):
 @pytest.mark.parametrize("path", ["/nothing", "/api/backup", "/api/user", "/admin/stats", "/health", "/openapi.json"])
 def test_no_answer_to_head_has_a_body(target, path):
     """Otherwise, the next answer on the connection would begin with it."""
+    head, get = raw.request("HEAD", path), raw.request("GET", "/health", headers=("Connection: close",))
     with raw.connected(target) as connection:
-        for method, other, wants in [("HEAD", path, None), ("GET", "/health", "200"), ("HEAD", path, None)] * 2:
-            head = raw.request(method, other).replace(raw.HOST, raw.host(target))
-            connection.sendall(head)
-            answer = raw.receive(target, connection, method, other, head)
-            assert outcome(answer) == (wants or outcome(answer))
+        raw.send_all(connection, b"".join(each.replace(raw.HOST, raw.host(target)) for each in (head, get)))
+        received = to_the_end(connection)
+    assert raw.receive(target, received, "HEAD", path, head).status in (200, 404, 405)
+    assert outcome(raw.receive(target, received, "GET", "/health", get)) == "200"
+    assert received.read() == b""
