@@ -494,7 +494,8 @@ def ipv6_as(form: Callable[[ipaddress.IPv6Address], str | None]) -> None:
     @instead_of(backup_server, "address_in")
     def address_in(real: Any, text: str) -> str | None:
         with contextlib.suppress(ValueError):
-            address = ipaddress.ip_address(text.rpartition(",")[2].strip())
+            last = text.rpartition(",")[2].strip()
+            address = ipaddress.ip_address(last.partition("]")[0].removeprefix("["))
             if isinstance(address, ipaddress.IPv6Address) and (counted := form(address)):
                 return counted
         return real(text)
