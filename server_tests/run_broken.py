@@ -2,13 +2,16 @@
 
 For each fault of broken/, and for each requirement that it breaks, run the tests that name this requirement against a
 server with this fault, until one of them fails. Then print a table of which test caught what. The exit code is 1 if
-anything was not caught, or if one of those tests fails on the healthy server, too.
+anything was not caught, or if one of those tests fails on the healthy server, too. A server that does not even answer
+/health shows nothing about the tests, so its fault counts as not caught.
 
 --quick runs one fault of each category, and only the test that is known to catch it.
 """
 
 import argparse
 import contextlib
+import functools
+import http.client
 import io
 import os
 import re
@@ -22,11 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from contract_tests.suite import requirement_ids
-from contract_tests.target.process import COMMAND
+from contract_tests.target.process import COMMAND, ServerProcess
 from server_tests.broken import FAULTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -107,6 +111,21 @@ def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
     return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
 
 
+@functools.cache
+def obstacle(fault: str) -> str:
+    """Return why a server with this fault does not serve, or an empty text."""
+    command = [*COMMAND, "--broken", fault]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with ServerProcess(folder, command=command) as server:
+                connection = http.client.HTTPConnection(urlsplit(server.base_url).netloc, timeout=30)
+                connection.request("GET", "/health")
+                status = connection.getresponse().status
+                return "" if status == 200 and server.running() else f"/health is {status}"
+        except (RuntimeError, OSError, http.client.HTTPException) as error:
+            return str(error)
+
+
 @dataclass
 class Trial:
     """A fault, one of the requirements that it breaks, and the result of the run."""
@@ -119,7 +138,9 @@ class Trial:
     output: str = ""
 
     def run(self) -> "Trial":
-        if self.tests:
+        if reason := obstacle(self.fault):
+            self.output = f"the server does not serve with this fault: {reason}"
+        elif self.tests:
             started = time.monotonic()
             _, self.caught_by, self.output = run(
                 self.tests,
