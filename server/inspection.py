@@ -7,6 +7,7 @@ not grow meanwhile. Between two looks the server may change anything, so what be
 import contextlib
 import functools
 import hashlib
+import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from server.accounts import Account, Damaged
 from server.dbm_reader import DAMAGE, FILE_FORMAT, FORMER_FORMAT, KEY, Row, blob_key, sqlite_code, user_key
-from server.store_file import address, obstacle
+from server.store_file import address, is_frozen, obstacle
 
 CHUNK = 100  # keys in a transaction
 UNREADABLE = (Damaged, ValueError, LookupError, TypeError, AttributeError)  # what a damaged record raises
@@ -38,9 +39,13 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file of a store for reading. Raise Unusable."""
+    """Open the file of a store for reading. Raise Unusable.
+
+    If its folder is read-only for this user, SQLite has to be told that the file does not change. So raise Unusable at
+    the end if a server has used it meanwhile: what was read may be of several moments.
+    """
     try:
-        status = path.stat()
+        status, was_frozen = path.stat(), is_frozen(path)
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
@@ -49,12 +54,23 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise Unusable(f"{path}: it is empty, so it is not a store")
     try:
         with contextlib.closing(connect(path, "ro")) as connection:
-            check_format(connection, path)
-            yield connection
+            was_frozen = was_frozen or is_frozen(path)
+            try:
+                check_format(connection, path)
+                yield connection
+            finally:
+                if was_frozen and not (is_frozen(path) and is_same(path, status)):
+                    raise Unusable(f"{path}: a server has begun to use it meanwhile, so look again")
     except sqlite3.Error as error:
         if is_corrupt(error):
             raise Broken(f"{path}: it cannot be read as a store: {error}") from None
         raise Unusable(f"{path}: {error}{obstacle(path)}") from None
+
+
+def is_same(path: Path, before: os.stat_result) -> bool:
+    """Return whether a file is the same, with the same content, as when `before` was its status."""
+    now = path.stat()
+    return os.path.samestat(now, before) and (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:

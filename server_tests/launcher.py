@@ -37,6 +37,9 @@ def main() -> int:
     parser.add_argument("--volume", type=int, help="seem to be on a volume of so many bytes, with the files beside it")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
+    parser.add_argument(
+        "--maintenance", nargs=argparse.REMAINDER, help="run maintenance.py with the rest, in place of the server"
+    )
     arguments = parser.parse_args()
     if arguments.damage_account:
         damage_account(Path(os.environ["DATABASE_PATH"]), arguments.damage_account.read_bytes())
@@ -53,6 +56,10 @@ def main() -> int:
         from server_tests.broken import FAULTS as BROKEN_SERVERS
 
         BROKEN_SERVERS[arguments.broken].put_in()
+    if arguments.maintenance is not None:
+        import maintenance
+
+        return maintenance.main(arguments.maintenance)
     if arguments.slow_reads:
         slow_reads_down()
     if arguments.stall:

@@ -2,17 +2,21 @@
 
 For each fault of broken/, and for each requirement that it breaks, run the tests that name this requirement against a
 server with this fault, until one of them fails. Then print a table of which test caught what. The exit code is 1 if
-anything was not caught, or if one of those tests fails on the healthy server, too.
+anything was not caught, or if one of those tests fails on the healthy server, too. A server that does not even answer
+/health shows nothing about the tests, so its fault counts as not caught.
 
 --quick runs one fault of each category, and only the test that is known to catch it.
 """
 
 import argparse
 import contextlib
+import functools
+import http.client
 import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,12 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from contract_tests.suite import requirement_ids
-from contract_tests.target.process import COMMAND
-from server_tests.broken import FAULTS
+from contract_tests.target.process import COMMAND, ServerProcess
+from server_tests.broken import CATEGORIES, FAULTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAST = ("test_random_lives.py", "test_schemathesis.py")  # generated cases, which take longer to fail
@@ -49,6 +54,9 @@ QUICK = {
     "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
     "restart-forgets-the-limits": "contract_tests/test_limits.py::test_the_windows_survive_a_restart",
     "new-accounts-may-take-everything": ("contract_tests/test_space.py::test_new_accounts_share_a_third_of_the_volume"),
+    "bucket-without-a-key-is-accepted": (
+        "server_tests/test_bucket.py::test_a_setting_that_is_missing_is_named[AWS_ACCESS_KEY_ID-None]"
+    ),
     "no-connections-of-an-address": "server_tests/test_bounds.py::test_addresses_have_places_of_their_own",
 }
 
@@ -107,6 +115,21 @@ def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
     return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
 
 
+@functools.cache
+def obstacle(fault: str) -> str:
+    """Return why a server with this fault does not serve, or an empty text."""
+    command = [*COMMAND, "--broken", fault]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with ServerProcess(folder, command=command) as server:
+                connection = http.client.HTTPConnection(urlsplit(server.base_url).netloc, timeout=30)
+                connection.request("GET", "/health")
+                status = connection.getresponse().status
+                return "" if status == 200 and server.running() else f"/health is {status}"
+        except (RuntimeError, OSError, http.client.HTTPException) as error:
+            return str(error)
+
+
 @dataclass
 class Trial:
     """A fault, one of the requirements that it breaks, and the result of the run."""
@@ -119,17 +142,25 @@ class Trial:
     output: str = ""
 
     def run(self) -> "Trial":
-        if self.tests:
-            started = time.monotonic()
+        if reason := obstacle(self.fault):
+            self.output = f"the server does not serve with this fault: {reason}"
+        elif self.tests:
+            command, started = [*COMMAND, "--broken", self.fault], time.monotonic()
             _, self.caught_by, self.output = run(
                 self.tests,
-                CONTRACT_SERVER_COMMAND=shlex.join([*COMMAND, "--broken", self.fault]),
+                CONTRACT_SERVER_COMMAND=shlex.join(command),
+                MAINTENANCE_COMMAND=shlex.join(["env", f"PYTHONPATH={REPOSITORY}", *command, "--maintenance"]),
                 CONTRACT_REQUIREMENT=self.requirement,
             )
             self.seconds = time.monotonic() - started
         else:
             self.output = f"no test names {self.requirement}"
         return self
+
+
+def is_here(program: str | None) -> bool:
+    """Return whether a program is on PATH, or beside this Python. None needs no program."""
+    return not program or any(shutil.which(program, path=path) for path in (None, str(Path(sys.executable).parent)))
 
 
 def quick_trial(fault: str) -> Trial:
@@ -154,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="run only these faults, and show how they fail")
     parser.add_argument("--quick", action="store_true", help="run one fault per category with the test that catches it")
+    parser.add_argument("--category", choices=CATEGORIES, help="run only the faults of this module of broken/")
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
     parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
@@ -165,8 +197,13 @@ def main() -> int:
         return 0
 
     started, done = time.monotonic(), []
+    names = [name for name, fault in FAULTS.items() if arguments.category in (None, fault.category)]
+    chosen = [name for name in names if name in (arguments.faults or names)]
+    for name in [name for name in chosen if not arguments.quick and not is_here(FAULTS[name].needs)]:
+        chosen.remove(name)
+        print(f"{name}: not run, because it needs {FAULTS[name].needs}: tox run -e {FAULTS[name].category} installs it")
     with ThreadPoolExecutor(arguments.n) as pool:
-        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(arguments.faults or FAULTS)
+        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(chosen)
         for trial in pool.map(Trial.run, waiting):
             done.append(trial)
             outcome = f"caught in {trial.seconds:.1f} s" if trial.caught_by else "NOT CAUGHT"
@@ -174,6 +211,8 @@ def main() -> int:
             if arguments.faults or not trial.caught_by:
                 print(trial.output)
 
+    if not done:
+        return 0
     width, other = (max(len(getattr(trial, column)) for trial in done) for column in ("fault", "requirement"))
     print(f"\n{'fault':{width}}  {'requirement':{other}}  seconds  caught by")
     for trial in done:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from contract_tests.target import process
 from contract_tests.target.openapi import REPOSITORY, SPEC
+from server_tests import run_broken
 from server_tests.broken import CATEGORIES, FAULTS
 from server_tests.run_broken import QUICK, quick_trial
 
@@ -19,6 +21,15 @@ def test_a_broken_server_is_caught(request, fault):
         pytest.skip("not run: it is about servers that the run starts, but --base-url names another server")
     trial = quick_trial(fault).run()
     assert trial.caught_by.startswith(QUICK[fault]), trial.output
+
+
+@pytest.mark.parametrize("script", ["raise SystemExit(1)", "import time; time.sleep(60)"])
+def test_a_broken_server_that_does_not_serve_is_not_caught(monkeypatch, script):
+    """It fails any test, and shows nothing about the tests."""
+    monkeypatch.setattr(run_broken, "COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(process, "START_SECONDS", 2)
+    trial = quick_trial("new-accounts-may-take-everything").run()  # its test starts the server itself
+    assert not trial.caught_by and "did not start" in trial.output
 
 
 def test_each_requirement_of_the_prose_has_a_fault():

@@ -5,6 +5,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -21,7 +22,7 @@ from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import COMMAND
 from server import bounds, clock, replica
 from server.accounts import Account, Damaged, Deleted, Version
-from server.bucket import REMOVED, Address, Bucket, BucketError, Folder, name_of
+from server.bucket import REMOVED, Address, Bucket, BucketError, Folder, identity_of, name_of, record_bytes
 from server.dbm_reader import DbmReader
 from server.replica import Change, Replica
 from server_tests.memory_store import MemoryStore
@@ -171,6 +172,8 @@ def test_a_deletion_leaves_nothing(s3, start):
     server = start()
     users = [user_of(server, [b"%d" % number, b"more"]) for number in range(2)]
     assert soon_copied(server, s3)
+    # The comparison at the start is over, so it does not find the deletion.
+    assert eventually(lambda: server.client().get_admin_stats(server.admin_key).json()["copyLagSeconds"] == 0)
     assert outcome(users[0].delete_user()) == "204"
     name = name_of(users[0].credentials[0])
     assert eventually(lambda: not any(name in each for each in s3.objects()), SECONDS)
@@ -298,6 +301,20 @@ def test_damage_does_not_reach_the_bucket(s3, start, tmp_path):
     assert before.items() <= s3.objects().items()
     tool(s3, tmp_path / "new.db", "restore", "s3://copies")
     assert sorted(data[0] for _, data in accounts_in(tmp_path / "new.db").values()) == sorted(blobs)
+
+
+def test_damage_from_before_the_copy_does_not_reach_the_bucket(s3, start):
+    server = start()
+    s3.kill()
+    blobs = [random.Random(number).randbytes(5000) for number in range(2)]
+    for blob in blobs:
+        user_of(server, [blob])
+    server.damage(blobs[0])
+    s3.start()
+    assert eventually(lambda: blobs[1] in s3.objects().values(), 30)
+    assert eventually(lambda: len(accounts_of(s3)) == 2, 30)
+    copied = {name.rpartition("/")[2]: data for name, data in s3.objects().items() if "/blob/" in name}
+    assert copied == {digest(blobs[1]): blobs[1]}
 
 
 # ---- Old states --------------------------------------------------------------------------------------------
@@ -428,6 +445,19 @@ def test_a_time_before_the_first_account_does_not_empty_a_store(s3, start, tmp_p
     assert f"there was no account in it at {before[:19]}" in said
     assert contents(server.database) == kept
     assert tool(s3, tmp_path / "new.db", "verify", "s3://copies", "--at", before)["accounts"] == 0
+
+
+def test_a_restoration_of_more_names_than_a_page_has(s3, tmp_path):
+    """An S3 server lists a thousand names at a time."""
+    named_0 = (user for user in (f"{number:064x}" for number in itertools.count()) if name_of(user).startswith("0"))
+    objects = {"owner": b"somebody", "horizon": b"0"}
+    for user in itertools.islice(named_0, 1100):
+        data = record_bytes(user, Account(1, "0" * 64))
+        objects[f"accounts/0/{name_of(user)}/record/{1:013}-{identity_of(data)}"] = data
+    for name, data in objects.items():
+        (s3.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (s3.folder / name).write_bytes(data)
+    assert tool(s3, tmp_path / "new.db", "restore", "s3://copies")["accounts"] == 1100
 
 
 def test_what_verify_finds_in_a_bucket(s3, start, tmp_path):

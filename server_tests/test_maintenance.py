@@ -7,6 +7,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -39,7 +40,10 @@ MANY = {
     "REGISTRATIONS_PER_HOUR": 100_000,
     "FAILED_CREDENTIALS_PER_5_MINUTES": 100_000,
 }
-TOOL = [sys.executable, str(Path(os.environ.get("BACKUP_SERVER", SERVER)).resolve().parent / "maintenance.py")]
+# The command that runs maintenance.py. The gallery of broken servers has one that puts a fault in.
+TOOL = shlex.split(os.environ.get("MAINTENANCE_COMMAND", "")) or [
+    *(sys.executable, str(Path(os.environ.get("BACKUP_SERVER", SERVER)).resolve().parent / "maintenance.py"))
+]
 COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove")
 
 

@@ -372,6 +372,52 @@ def test_whoever_sees_a_running_store_in_a_folder_that_is_read_only_sees_its_cha
         not_run(str(error))
 
 
+VERIFY_SLOWLY = """
+import sys
+from pathlib import Path
+from server.inspection import Unusable, verify
+
+def seen(done, of):
+    print(done, flush=True)
+    sys.stdin.readline()
+
+try:
+    print(verify(Path(sys.argv[1]), seen))
+except Unusable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("changes", [None, "starts", "starts and stops"])
+def test_whoever_reads_a_store_that_nobody_seemed_to_write_notices_a_server(tmp_path, changes):
+    """SQLite heard that the file does not change (`immutable`), so what it has read may be of several moments."""
+    view = tmp_path / "view"
+    view.mkdir()
+    try:
+        with small_file_system(tmp_path, 64_000_000) as disk:
+            DbmStore(disk / "b.db", 901).close()
+            subprocess.run(["mount", "--bind", disk, view], check=True)
+            try:
+                subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+                command = [sys.executable, "-c", VERIFY_SLOWLY, view / "b.db"]
+                process = subprocess.Popen(command, cwd=REPOSITORY, stdin=-1, stdout=-1, text=True)
+                with process as other, contextlib.ExitStack() as stack:
+                    assert other.stdout.readline() == "1\n"
+                    if changes:
+                        store = stack.enter_context(contextlib.closing(DbmStore(disk / "b.db", 901)))
+                        with store.account(USER) as account:
+                            account.create(Account(1, "c" * 64))
+                    if changes == "starts and stops":
+                        stack.pop_all().close()
+                    said = other.communicate("\n", timeout=20)[0]
+                assert ("a server has begun to use it meanwhile" in said) == bool(changes), said
+                assert ("damage=[]" in said) == (not changes)
+            finally:
+                subprocess.run(["umount", view], check=True)
+    except NotRun as error:
+        not_run(str(error))
+
+
 def fetched(user):
     return backup_bytes(user.fetch_backup())
 

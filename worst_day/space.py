@@ -159,12 +159,13 @@ def filled(folder: Path, server: ServerProcess, size: int, is_real: bool) -> Ite
     def rest() -> int:
         return int(free(server) - FULL * size)
 
+    does_fill = FULL * size > RESERVE_BYTES + MAX_DECODED_BYTES
     # What is free in the database file has to be given back to the disk first. That comes after the day's verification.
-    if is_real and not eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 600):
+    if is_real and does_fill and not eventually(lambda: shutil.disk_usage(folder).free > rest() + RESERVE_BYTES, 600):
         raise TimeoutError("the file does not become smaller")
     filler = folder / "filler"
     with open(filler, "wb") as file:
-        if rest() > 0 and FULL * size > RESERVE_BYTES + MAX_DECODED_BYTES:
+        if rest() > 0 and does_fill:
             if is_real:
                 os.posix_fallocate(file.fileno(), 0, rest())
             else:

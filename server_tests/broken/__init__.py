@@ -32,6 +32,7 @@ CATEGORIES = {  # module: the requirements that its faults break
     "durability": "durability",
     "space": "space, and what is left of what was deleted",
     "bounds": "what is finite",
+    "bucket": "the copy off the machine",
 }
 
 for category in CATEGORIES:

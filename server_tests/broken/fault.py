@@ -27,7 +27,7 @@ class Fault:
     """One way to break the server: the requirements that it breaks, what happens, and the function that puts it in.
 
     `category` is the name of its module. If no client can see the fault, and no requirement is about it, `test` names
-    the test of this server that finds it.
+    the test of this server that finds it. `needs` names the program that this test needs, if it needs one.
     """
 
     category: str
@@ -35,18 +35,21 @@ class Fault:
     description: str
     put_in: Callable[[], None]
     test: str | None = None
+    needs: str | None = None
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def breaks(*requirements: str, test: str | None = None) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def breaks(
+    *requirements: str, test: str | None = None, needs: str | None = None
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a fault. Its name is that of its function, with hyphens. Its docstring says what goes wrong."""
 
     def register(put_in: Callable[[], None]) -> Callable[[], None]:
         name, category = put_in.__name__.replace("_", "-"), put_in.__module__.rpartition(".")[2]
         assert name not in FAULTS, name
-        FAULTS[name] = Fault(category, requirements, put_in.__doc__ or "", put_in, test)
+        FAULTS[name] = Fault(category, requirements, put_in.__doc__ or "", put_in, test, needs)
         return put_in
 
     return register
