@@ -181,7 +181,11 @@ def test_python_compiles_nothing_when_it_starts(image: Image, folder: Path) -> N
     assert process.returncode == 0, said[-2000:]
     loaded = re.findall(r"^# code object from '?(\S+?)'?$", said, re.MULTILINE)
     assert [path for path in loaded if not path.endswith(".pyc")] == []
-    for expected in ("/app/server/__pycache__/metrics.", "/site-packages/obstore/", "/lib/python3.13/json/__pycache__/"):
+    for expected in (
+        "/app/server/__pycache__/metrics.",
+        "/site-packages/obstore/",
+        "/lib/python3.13/json/__pycache__/",
+    ):
         assert any(expected in path for path in loaded), expected
 
 
