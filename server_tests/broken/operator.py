@@ -53,6 +53,12 @@ def deleted_users_are_counted() -> None:
         return Counts(users=1) if isinstance(record, Deleted) else real(record)
 
 
+@breaks("admin.revision")
+def revision_is_not_told() -> None:
+    """Nobody can see which commit runs."""
+    change_setting("revision", lambda revision: None)
+
+
 @breaks("document.same")
 def json_document_is_another() -> None:
     """openapi.json has another version than openapi.yaml."""

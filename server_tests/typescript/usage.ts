@@ -95,6 +95,7 @@ export function tell(answer: Success): string {
     case "getAdminStats":
       return (["users", "backups", "versions", "databaseBytes", "freeBytes", "damaged"] as const)
         .map((name) => `${name} ${answer.body[name].toFixed()}`)
+        .concat(answer.body.version.trim(), answer.body.revision?.trim() ?? "no revision")
         .join();
     case "getOpenapiYaml":
     case "getOpenapiJson":
