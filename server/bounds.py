@@ -44,6 +44,7 @@ TURN_SECONDS = 5  # until earlier changes are done; each takes some milliseconds
 DISK_SECONDS = 10  # for a change; the largest takes a second on a slow disk, and SQLite waits 5 for another's lock
 EMPTY_LOG_SECONDS = 5  # after an erasure, until the write-ahead log no longer has what was erased; some share the cost
 DAMAGED = 10_000  # accounts, versions and keys that are remembered as damaged: 2 MB; the next ones are not counted
+PROBE_SECONDS = 60  # between two writes that show whether the disk still takes them: they cost a sync each
 HEALTH_SECONDS = 3  # until a look at the database has ended; there is one each second, so /health is never much older
 
 # --- Bodies and answers -----------------------------------------------------------------------------------------------

@@ -24,12 +24,11 @@ from prometheus_client.registry import Collector
 
 from server import bounds
 from server.accounts import StorageUnavailable, Store
-from server.health import Watch
+from server.health import PARTS, Watch
 from server.http_server import HttpServer
 from server.log import log
 
 PREFIX = "backup_server"
-PARTS = ("writes", "space", "scrub", "copies")  # what may be degraded
 # A refusal takes a millisecond. An upload of 5 MiB takes some seconds on a disk of 16 MiB/s, and no more than 15.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
 
