@@ -238,12 +238,26 @@ def test_what_a_clock_check_believes(monkeypatch):
 WRITES = ("fdatasync", "fsync", "pwrite64", "pwritev", "ftruncate", "fallocate")
 
 
-@pytest.mark.parametrize("fault", [None, "storage_full"])
-def test_a_probe_writes_nothing(start_server, tmp_path, fault):
-    """Of a thousand probes, the kernel sees no write to a file but the lines of the log."""
+@contextlib.contextmanager
+def writes_of(server, file) -> Iterator[None]:
+    """During this block, `file` gets a line for each call of the kernel by which the server writes to a file."""
     if not shutil.which("strace"):
         not_run("needs strace (Debian: apt-get install strace)")
-    server = start_server(command=bounded(PROBE_SECONDS=600))
+    command = ["strace", "-f", "-q", "-o", str(file), "-e", f"trace={','.join(WRITES)}", "-p", str(server.process.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
+        try:
+            time.sleep(0.5)
+            if tracer.poll() is not None:
+                not_run(f"strace may not trace: {tracer.stderr.read().decode().strip()}")
+            yield
+        finally:
+            tracer.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("fault", [None, "storage_full"])
+def test_a_probe_writes_nothing(start_server, tmp_path, fault):
+    """A thousand probes write nothing to a file. An upload does."""
+    server = start_server(command=bounded(PROBE_SECONDS=600, EMPTY_LOG_SECONDS=0.1))
     user = server.client()
     assert outcome(user.register_user()) == "201"
     if fault:
@@ -251,17 +265,11 @@ def test_a_probe_writes_nothing(start_server, tmp_path, fault):
         assert outcome(user.store_backup(b"x")) == "507 storage_full"
         server.fault = None
         assert outcome(user.store_backup(b"y")) == "201"
-    time.sleep(1.2)
-    trace = tmp_path / "trace"
-    options = ["-f", "-q", "-o", trace, "-e", f"trace={','.join(WRITES)}", "-p", str(server.process.pid)]
-    with subprocess.Popen(["strace", *options], stderr=subprocess.PIPE) as tracer:
-        time.sleep(0.5)
-        if tracer.poll() is not None:
-            not_run(f"strace may not trace: {tracer.stderr.read().decode().strip()}")
+    time.sleep(1.5)  # until the housekeeper has nothing to do
+    with writes_of(server, tmp_path / "trace"):
         for _ in range(1000):
             assert user.get_health().status_code == 200
         assert degraded(server) == (["writes"] if fault else [])
-        assert trace.read_text() == ""
-        assert outcome(user.store_backup(b"z", sha256(b"y") if fault else None)) == "201"  # that is seen
-        assert eventually(lambda: "fdatasync" in trace.read_text())
-        tracer.send_signal(signal.SIGINT)
+        assert (tmp_path / "trace").read_text() == ""
+        assert outcome(user.store_backup(b"z", sha256(b"y") if fault else None)) == "201"
+        assert eventually(lambda: "fdatasync" in (tmp_path / "trace").read_text())
