@@ -66,9 +66,10 @@ OPERATOR_LINE_BYTES = 16 * KIB  # an account takes 130
 OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an end: each takes some milliseconds
 
 # --- The metrics ------------------------------------------------------------------------------------------------------
-# One connection is served at a time.
+# Past a bound, a connection is cut off: past the number, the oldest one.
 
-METRICS_SECONDS = 2  # for each part of a request to arrive, and for the answer to be read; Prometheus gives up after 10
+METRICS_CONNECTIONS = 4  # Prometheus has one, and an operator who looks has another
+METRICS_SECONDS = 5  # for all of a request and its answer, which takes some milliseconds; Prometheus gives up after 10
 
 # --- The copy in a bucket ---------------------------------------------------------------------------------------------
 # Nothing that answers requests waits for the bucket.

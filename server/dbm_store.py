@@ -80,6 +80,7 @@ class DbmStore(DbmWriter, Store):
             damaged=len(house.damaged),
             round_seconds=(clock.monotonic() - house.round_ended) / 1000,
             copy_lag_seconds=self.replica.lag_seconds() if self.replica else None,
+            copy_compared_seconds=self.replica.compared_seconds() if self.replica else None,
         )
 
     def degraded(self) -> list[str]:
