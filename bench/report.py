@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.accounts import WithAccounts
 from bench.measure import Figures
+from bench.watching import MetricsCost, ProbeCost
 
 MEGABYTE = 1_000_000
 
@@ -79,6 +80,32 @@ def accounts_table(measured: Sequence[WithAccounts]) -> str:
                 *(number(each.p50_ms[name]) for name in names),
             )
             for each in measured
+        ],
+    )
+
+
+def metrics_table(cost: MetricsCost) -> str:
+    """Return the table of what the metrics cost."""
+
+    def line(name: str, unit: str, without: float, beside: float) -> tuple[str, ...]:
+        return name, unit, number(without), number(beside), f"{beside / without:.2f}" if without else ""
+
+    lines = []
+    for name, (without, beside) in cost.work.items():
+        lines.append(line(name, "per second", without.per_second, beside.per_second))
+        lines.append(line(name, "CPU ms", without.cpu_ms, beside.cpu_ms))
+    for name, pair in (("memory after the start", cost.start_bytes), ("most memory", cost.peak_bytes)):
+        lines.append(line(name, "MB", *(size / MEGABYTE for size in pair)))
+    return table(("", "", "without", "with", "ratio"), lines)
+
+
+def probes_table(probes: Sequence[ProbeCost]) -> str:
+    """Return the table of what /health takes."""
+    return table(
+        ("/health while", "probes", "p50 ms", "p99 ms", "CPU ms"),
+        [
+            (each.state, f"{each.count:,}", number(each.p50_ms), number(each.p99_ms), number(each.cpu_ms))
+            for each in probes
         ],
     )
 
