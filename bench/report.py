@@ -87,15 +87,13 @@ def accounts_table(measured: Sequence[WithAccounts]) -> str:
 def metrics_table(cost: MetricsCost) -> str:
     """Return the table of what the metrics cost."""
 
-    def line(name: str, unit: str, without: float, beside: float) -> tuple[str, ...]:
-        return name, unit, number(without), number(beside), f"{beside / without:.2f}" if without else ""
-
     lines = []
-    for name, (without, beside) in cost.work.items():
-        lines.append(line(name, "per second", without.per_second, beside.per_second))
-        lines.append(line(name, "CPU ms", without.cpu_ms, beside.cpu_ms))
-    for name, pair in (("memory after the start", cost.start_bytes), ("most memory", cost.peak_bytes)):
-        lines.append(line(name, "MB", *(size / MEGABYTE for size in pair)))
+    for name, (without, beside, ratio) in cost.work.items():
+        rates = number(without.per_second), number(beside.per_second), f"{ratio.per_second:.2f}"
+        lines.append((name, "per second", *rates))
+        lines.append((name, "CPU ms", number(without.cpu_ms), number(beside.cpu_ms), f"{ratio.cpu_ms:.2f}"))
+    for name, (least, most) in (("memory after the start", cost.start_bytes), ("most memory", cost.peak_bytes)):
+        lines.append((name, "MB", number(least / MEGABYTE), number(most / MEGABYTE), f"{most / least:.2f}"))
     return table(("", "", "without", "with", "ratio"), lines)
 
 

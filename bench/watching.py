@@ -29,7 +29,7 @@ LOCKED_SECONDS = 4.0  # SQLite waits 5 seconds for another's lock
 
 @dataclass
 class Side:
-    """What one of two servers did, as medians of the rounds: requests a second, and CPU milliseconds for each."""
+    """What one of two servers did: requests a second, and CPU milliseconds for each. Or how two compare."""
 
     per_second: float
     cpu_ms: float
@@ -39,7 +39,7 @@ class Side:
 class MetricsCost:
     """What was measured without METRICS_PORT, and with it. Memory is in bytes."""
 
-    work: dict[str, tuple[Side, Side]] = field(default_factory=dict)
+    work: dict[str, tuple[Side, Side, Side]] = field(default_factory=dict)  # medians; the last has those of the ratios
     start_bytes: tuple[int, int] = (0, 0)  # when nothing was asked yet
     peak_bytes: tuple[int, int] = (0, 0)
     scrape_ms: float = 0.0  # the median time of a scrape, beside the work
@@ -81,7 +81,11 @@ def measure_metrics(place: Place, seconds: float, say: Say, rounds: int) -> Metr
                     result = right(drive(bench.process.address, plans, seconds))
                     cpu = bench.process.cpu_seconds() - cpu
                     found[side].append(Side(result.per_second, cpu / result.count * 1000))
-            cost.work[row.name] = (median(found[0]), median(found[1]))
+            ratios = [
+                Side(beside.per_second / without.per_second, beside.cpu_ms / without.cpu_ms)
+                for without, beside in zip(*found, strict=True)
+            ]
+            cost.work[row.name] = (median(found[0]), median(found[1]), median(ratios))
         cost.peak_bytes = (sides[0].process.peak_memory(), sides[1].process.peak_memory())
         cost.scrape_ms = statistics.median(scrapes) * 1000
     return cost

@@ -47,8 +47,8 @@ def test_the_metrics_and_the_probes(tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert (result["rows"], result["accounts"], result["probes"]) == ([], [], [])
-    for without, beside in result["metrics"]["work"].values():
-        assert without["per_second"] > 0 < beside["per_second"]
+    for without, beside, ratio in result["metrics"]["work"].values():
+        assert without["per_second"] > 0 < beside["per_second"] and ratio["cpu_ms"] > 0
     assert "| fetch 3 kB " in done.stdout and "| most memory " in done.stdout
     done = run("--only", "probes", *options)
     assert done.returncode == 0, done.stderr
