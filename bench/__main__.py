@@ -7,6 +7,9 @@ Each row stands beside its floors, measured in the same run: one thread that put
 or gets them ("file"), an app that does nothing under the same waitress ("empty app"), and the load generator against a
 server that only counts bytes ("generator"). If the load generator's figure is near the server's, believe neither.
 
+Beside the rows, it measures files with many accounts, what the metrics cost (`--only metrics`), and what /health takes
+in several states of the server (`--only probes`).
+
 exit codes: 0 measured, 1 the server gave a wrong answer, 2 it could not be measured
 """
 
@@ -25,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import accounts, box, report
+from bench import accounts, box, report, watching
 from bench.measure import Figures, Place, measure_rows, values
 from bench.process import ROOT
 
@@ -39,7 +42,9 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="take about a minute instead of some")
     parser.add_argument("--place", choices=("box", "outside", "both"), help="where the server runs")
-    parser.add_argument("--only", metavar="TEXT", default="", help="only the rows whose name contains this")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="only the rows whose name contains this; or metrics, or probes"
+    )
     parser.add_argument("--directory", type=Path, default=ROOT / "data", help="the folder for files (%(default)s)")
     parser.add_argument("--json", type=Path, help="the file for the figures (DIRECTORY/bench.json)")
     parser.add_argument("--picture", type=Path, help="the file for the picture (DIRECTORY/bench.svg)")
@@ -98,6 +103,12 @@ def measure_place(name: str, place: Place, arguments: argparse.Namespace) -> dic
     if not arguments.only:
         sizes = accounts.QUICK if arguments.quick else accounts.WHOLE
         filled = [accounts.measure(size, place, seconds / 4, say, cold=not arguments.quick) for size in sizes]
+    cost, probes = None, []
+    if arguments.only in ("", "metrics"):
+        rounds = watching.QUICK_ROUNDS if arguments.quick else watching.ROUNDS
+        cost = watching.measure_metrics(place, seconds / 4, say, rounds)
+    if arguments.only in ("", "probes"):
+        probes = list(watching.measure_probes(place, seconds / 2, say))
     print(f"\n{name[0].upper()}{name[1:]}, {platform.python_version()}, {os.cpu_count()} CPUs.")
     print(f"When it began, the load of the machine was {busy:.1f}: on a quiet one it is near 0.\n")
     if figures:
@@ -105,15 +116,28 @@ def measure_place(name: str, place: Place, arguments: argparse.Namespace) -> dic
     if filled:
         print("\n" + report.accounts_table(filled))
         print("\nGoals: a start in under 600 ms, and each p50 at most 1.2 of that with 100 accounts.")
+    if cost:
+        print("\n" + report.metrics_table(cost))
+        print(f"\nA scrape each second, beside this work: {report.number(cost.scrape_ms)} ms (median).")
+    if probes:
+        print("\n" + report.probes_table(probes))
+        print("".join(f"\n{each.state}: {each.answer}" for each in probes))
     for each in figures:
         if each.wrong:
             print(f"\nWrong answers, so the figures mean nothing: {each.name}: {each.wrong}")
-    picture = arguments.picture or arguments.directory / "bench.svg"
-    picture.write_text(report.picture(f"Part of the floor, {name.partition(' (')[0]}", figures))
-    print(f"\nThe picture is {picture}.", flush=True)
+    if figures:
+        picture = arguments.picture or arguments.directory / "bench.svg"
+        picture.write_text(report.picture(f"Part of the floor, {name.partition(' (')[0]}", figures))
+        print(f"\nThe picture is {picture}.", flush=True)
     with contextlib.suppress(AttributeError):
         sys.stdout.flush()
-    return {"place": name, "load": busy, "rows": values(figures), "accounts": [asdict(each) for each in filled]}
+    watched = {"metrics": asdict(cost) if cost else None, "probes": [asdict(each) for each in probes]}
+    return {
+        "place": name,
+        "load": busy,
+        "rows": values(figures),
+        "accounts": [asdict(each) for each in filled],
+    } | watched
 
 
 def machine() -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Measured:
             stderr=subprocess.STDOUT,
         )
         self.pid = self._process.pid
+        self.serving: dict[str, Any] = {}  # the line that announces that it serves
         assert self._process.stdout
         self.address = self._await(self._process.stdout)
         if reads_log:
@@ -70,6 +71,7 @@ class Measured:
             for line in stdout:
                 event = event_of(line)
                 if event.get("event") == "serving":
+                    self.serving = event
                     url = urlsplit(event["url"])
                     assert url.hostname and url.port
                     return url.hostname, url.port

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.accounts import WithAccounts
 from bench.measure import Figures
+from bench.watching import MetricsCost, ProbeCost
 
 MEGABYTE = 1_000_000
 
@@ -79,6 +80,30 @@ def accounts_table(measured: Sequence[WithAccounts]) -> str:
                 *(number(each.p50_ms[name]) for name in names),
             )
             for each in measured
+        ],
+    )
+
+
+def metrics_table(cost: MetricsCost) -> str:
+    """Return the table of what the metrics cost."""
+
+    lines = []
+    for name, (without, beside, ratio) in cost.work.items():
+        rates = number(without.per_second), number(beside.per_second), f"{ratio.per_second:.2f}"
+        lines.append((name, "per second", *rates))
+        lines.append((name, "CPU ms", number(without.cpu_ms), number(beside.cpu_ms), f"{ratio.cpu_ms:.2f}"))
+    for name, (least, most) in (("memory after the start", cost.start_bytes), ("most memory", cost.peak_bytes)):
+        lines.append((name, "MB", number(least / MEGABYTE), number(most / MEGABYTE), f"{most / least:.2f}"))
+    return table(("", "", "without", "with", "ratio"), lines)
+
+
+def probes_table(probes: Sequence[ProbeCost]) -> str:
+    """Return the table of what /health takes."""
+    return table(
+        ("/health while", "probes", "p50 ms", "p99 ms", "CPU ms"),
+        [
+            (each.state, f"{each.count:,}", number(each.p50_ms), number(each.p99_ms), number(each.cpu_ms))
+            for each in probes
         ],
     )
 

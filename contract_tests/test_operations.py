@@ -550,6 +550,27 @@ def test_a_server_without_a_fault_is_ok(start_server):
     assert start_server().client().get_health().json()["status"] == "ok"
 
 
+@pytest.mark.requirement("health.writes")
+def test_a_write_that_failed_lately(start_server):
+    """It is told until one has succeeded, and for ten minutes."""
+    server = start_server()
+    client = server.client()
+    assert outcome(client.register_user()) == "201"
+    server.fault = "storage_full"
+    assert outcome(client.store_backup(A)) == "507 storage_full"
+    assert client.get_health().json()["degraded"] == ["writes"]
+    server.move_clock(601)
+    assert client.get_health().json()["degraded"] == ["writes"]  # none has succeeded since
+    assert outcome(client.store_backup(A)) == "507 storage_full"
+    server.fault = None
+    assert outcome(client.store_backup(B)) == "201"
+    assert client.get_health().json()["degraded"] == ["writes"]
+    server.move_clock(590)
+    assert client.get_health().json()["degraded"] == ["writes"]
+    server.move_clock(11)
+    assert client.get_health().json()["status"] == "ok"
+
+
 @pytest.mark.requirement("getOpenapiYaml.200", "getOpenapiJson.200", "document.same")
 @pytest.mark.public
 def test_the_documents_say_what_the_server_does(target):

@@ -96,7 +96,8 @@ class Stats:
 
     `free_bytes` is what is free on the volume and in the database. `damaged` is how many damaged accounts, versions and
     keys are known. `round_seconds` is how long ago a round through all accounts ended, or the store was opened.
-    `copy_lag_seconds` is for how long the copy off the machine has been behind, or None if there is no such copy.
+    `copy_lag_seconds` is for how long the copy off the machine has been behind, and `copy_compared_seconds` how long
+    ago it was compared with all accounts; None if there is no such copy.
     """
 
     users: int
@@ -107,6 +108,7 @@ class Stats:
     damaged: int = 0
     round_seconds: float = 0
     copy_lag_seconds: float | None = None
+    copy_compared_seconds: float | None = None
 
 
 @dataclass(frozen=True)

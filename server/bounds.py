@@ -44,6 +44,7 @@ TURN_SECONDS = 5  # until earlier changes are done; each takes some milliseconds
 DISK_SECONDS = 10  # for a change; the largest takes a second on a slow disk, and SQLite waits 5 for another's lock
 EMPTY_LOG_SECONDS = 5  # after an erasure, until the write-ahead log no longer has what was erased; some share the cost
 DAMAGED = 10_000  # accounts, versions and keys that are remembered as damaged: 2 MB; the next ones are not counted
+PROBE_SECONDS = 60  # between two writes that show whether the disk still takes them: they cost a sync each
 HEALTH_SECONDS = 3  # until a look at the database has ended; there is one each second, so /health is never much older
 
 # --- Bodies and answers -----------------------------------------------------------------------------------------------
@@ -65,9 +66,10 @@ OPERATOR_LINE_BYTES = 16 * KIB  # an account takes 130
 OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an end: each takes some milliseconds
 
 # --- The metrics ------------------------------------------------------------------------------------------------------
-# One connection is served at a time.
+# Past a bound, a connection is cut off: past the number, the oldest one.
 
-METRICS_SECONDS = 2  # for each part of a request to arrive, and for the answer to be read; Prometheus gives up after 10
+METRICS_CONNECTIONS = 4  # Prometheus has one, and an operator who looks has another
+METRICS_SECONDS = 5  # for all of a request and its answer, which takes some milliseconds; Prometheus gives up after 10
 
 # --- The copy in a bucket ---------------------------------------------------------------------------------------------
 # Nothing that answers requests waits for the bucket.

@@ -30,7 +30,6 @@ from server.accounts import (
 from server.log import log
 from server.store_file import FrozenFile, address, is_frozen
 
-PROBE = b"probe"  # the key of a value that means nothing
 FILE_FORMAT = b"2"
 FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"

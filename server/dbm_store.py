@@ -32,6 +32,7 @@ from server.accounts import (
 )
 from server.dbm_reader import Row
 from server.dbm_writer import DbmWriter
+from server.health import PARTS
 from server.housekeeping import Housekeeper
 from server.space import takes_accounts
 from server.store_file import beside, drop_ballast
@@ -79,17 +80,19 @@ class DbmStore(DbmWriter, Store):
             damaged=len(house.damaged),
             round_seconds=(clock.monotonic() - house.round_ended) / 1000,
             copy_lag_seconds=self.replica.lag_seconds() if self.replica else None,
+            copy_compared_seconds=self.replica.compared_seconds() if self.replica else None,
         )
 
     def degraded(self) -> list[str]:
         house = self.housekeeper
         parts = {
-            "writes": self.has_failed_commit,
+            "writes": self.has_failed_commit or self.writes.have_failed_lately(),
             "space": house.is_tight,
-            "scrub": house.damaged,
+            "scrub": house.damaged or house.is_late(),
+            "clock": self.clock.is_off,
             "copies": self.replica and self.replica.is_degraded(),
         }
-        return [name for name, is_wrong in parts.items() if is_wrong]
+        return [name for name in PARTS if parts[name]]
 
     def suspect_index(self) -> None:
         self.housekeeper.look_soon()

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import math
+import re
 import shutil
 import sqlite3
 import threading
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server import bounds, lanes
-from server.accounts import StorageError, StorageFull, StorageUnavailable, Volume
+from server.accounts import Damaged, StorageError, StorageFull, StorageUnavailable, Volume
+from server.clock import ClockCheck
 from server.counts import Tally
 from server.dbm_reader import (
     DAMAGE,
@@ -39,11 +41,12 @@ from server.dbm_reader import (
     sqlite_code,
     user_key,
 )
+from server.health import Writes
 from server.log import log
 from server.replica import Replica
 from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, obstacle, whose
 
-PROBE = b"probe"  # the key of a value that means nothing
+PROBE = b"probe"  # the key of a value that is written to see whether it can be: the time, for the next start
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 ONLY_READS = "the file cannot be written, so only reads are served: look at the disk, and how it is mounted"
 RESTORE = ": it is damaged as a whole, so restore a copy (maintenance.py restore)"
@@ -65,6 +68,14 @@ def run(change: Callable[[], None], write: Future[None]) -> None:
 
 NO_WRITE: Future[None] = Future()  # in place of a turn's last write
 NO_WRITE.set_result(None)
+
+
+def last_written(database: Any) -> int:
+    """Return the time that `probe` wrote last (Unix milliseconds), or 0 if it is not known."""
+    with contextlib.suppress(*ERRORS):
+        stamp = database.get(PROBE) or b""
+        return int(stamp) if re.fullmatch(rb"[0-9]{1,15}", stamp) else 0  # an older server writes nothing there
+    return 0
 
 
 class FreePages(NamedTuple):
@@ -90,6 +101,8 @@ class DbmWriter(DbmReader):
         self.tally = Tally()
         self.replica: Replica | None = None  # hears of each change, if there is to be a copy off the machine
         self.has_failed_commit = False
+        self.writes = Writes()
+        self.clock = ClockCheck(0)
         self.empty_log_at: float | None = None  # by the monotonic clock; something was erased, and is in the log
         self._changing = threading.Lock()  # the turn; see `turn`
         self._free_pages = FreePages(0, False, -math.inf)
@@ -117,6 +130,7 @@ class DbmWriter(DbmReader):
             found = self._format(database)
             if found is None:
                 raise StorageUnavailable(UNKNOWN_FORMAT)
+            self.clock = ClockCheck(last_written(database))
             self.has_failed_commit = True
             if not isinstance(database, FrozenFile):
                 self._check_that_it_syncs()
@@ -210,6 +224,11 @@ class DbmWriter(DbmReader):
                 log(event="storage_error", reason="a write takes too long")
                 raise StorageUnavailable("a write takes too long")
             write.result()
+            self.writes.succeeded()
+        except StorageError as error:
+            if not isinstance(error, Damaged):
+                self.writes.failed()
+            raise
         finally:
             del write  # see `run`
 
@@ -253,8 +272,13 @@ class DbmWriter(DbmReader):
         The next write goes to the same place in the log. It does so in the memory of the system, too, so that it helps
         against a crash of the server even if the disk still does not sync.
         """
-        with contextlib.suppress(StorageError), self._database() as database:
-            database[PROBE] = b""
+        with contextlib.suppress(StorageError):
+            self.probe()
+
+    def probe(self) -> None:
+        """Write something, to see whether it can be written. Raise StorageFull or StorageUnavailable."""
+        with self._database() as database:
+            database[PROBE] = str(self.clock.stamp()).encode()
             self.has_failed_commit = False
 
     def erase_blobs(self, user_id: str, row: Row) -> None:

@@ -1,14 +1,19 @@
-"""The health of a store, as a thread of its own sees it. So whoever asks for it does not wait for the disk."""
+"""The health of a store, as a thread of its own sees it. So whoever asks for it does not wait for the disk.
+
+Whether writes succeed is known from those who write: `Writes`. Whether the clock is right: `ClockCheck` in clock.py.
+"""
 
 import threading
 import time
 from typing import NamedTuple
 
-from server import bounds
+from server import bounds, clock
 from server.accounts import StorageUnavailable, StoreReader
 from server.log import log
 
+PARTS = ("writes", "space", "scrub", "clock", "copies")  # of a server: what may be degraded
 LOOK_SECONDS = 1  # between two looks
+LATELY = 600_000  # milliseconds after a failed write: longer than an alert waits, so that one failure is told
 
 
 class Look(NamedTuple):
@@ -60,3 +65,24 @@ class Watch:
             log.error(error)
             return "the look failed"
         return None
+
+
+class Writes:
+    """Whether writes have failed lately."""
+
+    def __init__(self) -> None:
+        self.are_failing = False  # the last one has failed
+        self._failed_at: int | None = None  # milliseconds of the monotonic clock
+
+    def succeeded(self) -> None:
+        """Hear that a write has ended well."""
+        self.are_failing = False
+
+    def failed(self) -> None:
+        """Hear that a write has failed, or takes too long."""
+        self.are_failing, self._failed_at = True, clock.monotonic()
+
+    def have_failed_lately(self) -> bool:
+        """Return whether a write has failed in the last ten minutes, or whether none has succeeded since."""
+        failed_at = self._failed_at
+        return self.are_failing or (failed_at is not None and clock.monotonic() - failed_at < LATELY)

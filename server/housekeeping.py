@@ -38,6 +38,8 @@ ERASE_DROPPED_AFTER = 6 * DAY
 ROUND_EVERY = DAY // 2
 COUNTED_AT_ONCE = 100  # users: a turn and a pause for each took minutes for 100,000
 RETRY_SECONDS = 5  # after the disk has failed
+LOOK_SECONDS = 1  # between two looks at the space and at the clock
+ROUND_LATE = 3 * DAY  # a round takes minutes, and there are two a day
 VERIFIED_EVERY = 7  # days: a part of the accounts each day
 VERIFIED_BYTES_A_SECOND = 1024 * 1024  # so that it does not get in the way of requests, on a disk of 16 MiB/s
 VERIFY_PAUSE_SECONDS = 0.2
@@ -63,6 +65,8 @@ class Housekeeper:
         self._next_round = clock.monotonic()
         self.round_ended = clock.monotonic()  # or the start
         self._to_verify: list[tuple[str, Version, float]] = []  # of the user who was visited last
+        self._next_look = 0.0  # by the monotonic clock of this machine, like the next one
+        self._next_probe = time.monotonic() + bounds.PROBE_SECONDS  # the store has just been opened, which writes
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
 
@@ -106,6 +110,7 @@ class Housekeeper:
         users: list[str] | None = None  # still to count
         while not self._stopping.is_set():
             try:
+                self._look_around()
                 if users is None:
                     users = self._users()
                 elif users:
@@ -115,10 +120,8 @@ class Housekeeper:
                     self._stopping.wait(0.001)  # leave the disk to the requests
                 elif not self._store.tally.is_complete.is_set():
                     self._end_counting()
-                elif self._store.has_failed_commit:
-                    with self._store.turn():
-                        self._store.write(self._store.overwrite_failed_commit)
-                    self._stopping.wait(RETRY_SECONDS)
+                elif self._store.has_failed_commit or self._store.writes.are_failing or self._is_probe_due():
+                    self._probe()
                 elif self._unerased:
                     with contextlib.suppress(Damaged):  # it is noted when the userId is to be forgotten
                         self._erase_in_turns(self._unerased[0])
@@ -139,15 +142,50 @@ class Housekeeper:
                 elif self._shrink():
                     self._stopping.wait(0.01)
                 else:
-                    with contextlib.suppress(OSError, StorageUnavailable):
+                    with contextlib.suppress(OSError):
                         load_ballast(self._store.path)
-                        self.is_tight = space.is_below(self._store.volume(), space.GROWTH_MARK)
                     self._stopping.wait(1)
             except (StorageFull, StorageUnavailable):  # it is logged, and the disk may work again in a while
                 self._stopping.wait(RETRY_SECONDS)
             except Exception as error:  # whatever it is, the next step may succeed
                 log.error(error)
                 self._stopping.wait(1)
+
+    def _look_around(self) -> None:
+        """Look at the space and at the clock, whatever else there is to do."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        with contextlib.suppress(StorageUnavailable):
+            self.is_tight = self._has_little_space()
+        was_off, ahead = self._store.clock.is_off, self._store.clock.look()
+        if self._store.clock.is_off != was_off:
+            log(event="clock", state="off" if self._store.clock.is_off else "right", aheadSeconds=ahead // 1000)
+
+    def _has_little_space(self) -> bool:
+        """Return whether accounts may not grow, or whether nothing may be stored at all."""
+        try:
+            self._store.check_space(0)
+        except StorageFull:
+            return True
+        return space.is_below(self._store.volume(), space.GROWTH_MARK)
+
+    def _probe(self) -> None:
+        self._next_probe = time.monotonic() + bounds.PROBE_SECONDS
+        try:
+            with self._store.turn():
+                self._store.write(self._store.probe)
+        except Damaged:  # the next round finds out more
+            self._note_damage("the index", "index")
+            self.look_soon()
+            self._stopping.wait(RETRY_SECONDS)
+
+    def _is_probe_due(self) -> bool:
+        return time.monotonic() >= self._next_probe
+
+    def is_late(self) -> bool:
+        """Return whether no round has ended for days, so that nobody has looked for damage."""
+        return clock.monotonic() - self.round_ended > ROUND_LATE
 
     def _users(self) -> list[str]:
         """Return all userIds, through a connection of this thread, so that no writer waits for it."""

@@ -4,10 +4,13 @@ What is counted comes from the events of the log, so no other module knows of Pr
 Prometheus asks. No label names a user, an address or anything else that a client has sent.
 """
 
+import contextlib
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -24,12 +27,11 @@ from prometheus_client.registry import Collector
 
 from server import bounds
 from server.accounts import StorageUnavailable, Store
-from server.health import Watch
+from server.health import PARTS, Watch
 from server.http_server import HttpServer
 from server.log import log
 
 PREFIX = "backup_server"
-PARTS = ("writes", "space", "scrub", "copies")  # what may be degraded
 # A refusal takes a millisecond. An upload of 5 MiB takes some seconds on a disk of 16 MiB/s, and no more than 15.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
 
@@ -74,7 +76,7 @@ class Metrics:
             self._seconds.labels(method, route).observe(event["milliseconds"] / 1000)
 
     def serve(self, host: str, port: int) -> str:
-        """Answer at /metrics, in a thread of its own, until the process ends. Return the URL.
+        """Answer at /metrics, in threads of its own, until the process ends. Return the URL.
 
         `host` is an address in numbers. Raise OSError.
         """
@@ -85,25 +87,59 @@ class Metrics:
 
 
 class MetricsHandler(WSGIRequestHandler):
-    """Waits so long for each part of a request, and for the answer to be read."""
-
-    timeout = bounds.METRICS_SECONDS
+    """Answers a connection's one request."""
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Log nothing: nobody wants a line for each look of Prometheus."""
 
 
-class MetricsServer(WSGIServer):
-    """Serves one connection after the other. So those that say nothing never take the descriptors of the others."""
+class MetricsServer(ThreadingMixIn, WSGIServer):
+    """Serves some connections at once, each in a thread of its own, and for so long in all.
+
+    Past the number, the oldest connection is cut off for a new one. So those that are silent or slow hold up nobody.
+    """
+
+    daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._changed = threading.Condition()
+        self._open: dict[socket.socket, float] = {}  # since when, the oldest first
         super().__init__((host, port), MetricsHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin to serve a connection."""
+        with self._changed:
+            if len(self._open) >= bounds.METRICS_CONNECTIONS:
+                cut_off(next(iter(self._open)))
+                self._changed.wait_for(lambda: len(self._open) < bounds.METRICS_CONNECTIONS)
+            self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        with self._changed:
+            self._open.pop(request, None)
+            self._changed.notify()
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cut off what takes too long. `serve_forever` calls this twice a second."""
+        with self._changed:
+            for connection, since in self._open.items():
+                if time.monotonic() - since > bounds.METRICS_SECONDS:
+                    cut_off(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error, unless the client is gone or too slow."""
         if (error := sys.exception()) and not isinstance(error, OSError):
             log.error(error)
+
+
+def cut_off(connection: socket.socket) -> None:
+    """Let the thread that serves a connection see its end. The thread closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class States(Collector):
@@ -137,6 +173,9 @@ class States(Collector):
         yield gauge("damaged", "Damaged accounts, versions and keys that are known", stats.damaged)
         if stats.copy_lag_seconds is not None:
             yield gauge("bucket_lag_seconds", "For how long the bucket has been behind", stats.copy_lag_seconds)
+        if stats.copy_compared_seconds is not None:
+            text = "Since all accounts were compared with the bucket"
+            yield gauge("bucket_compared_seconds", text, stats.copy_compared_seconds)
 
     def _is_healthy(self) -> bool:
         try:

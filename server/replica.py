@@ -46,6 +46,7 @@ from server.store_file import sync
 KEEP_OLD = 7 * clock.DAY  # the contract gives a day more, until the next comparison
 COMPARE_EVERY = clock.DAY // 2
 LATE_SECONDS = 300
+COMPARISON_LATE_SECONDS = 2 * 86_400
 QUEUED_AHEAD = 10  # by a comparison, so that a change that is made now does not wait for long
 NICENESS = 10  # of these threads, so that on a busy processor the requests come first
 SHARE = 0.04  # of a processor that a copier may take: Python runs one thread at a time, whatever its niceness
@@ -80,6 +81,7 @@ class Replica:
         self._unsure_since: int | None = clock.monotonic()  # until a comparison has ended; milliseconds
         self._has_dropped_changes = False  # since the comparison began
         self._next_comparison = 0
+        self._compared_at = clock.monotonic()  # or the start
         self._orphans: set[str] = set()  # names without a record, as of the last comparison
         self._horizon = 0
         self._problem: BucketError | None = None
@@ -120,10 +122,15 @@ class Replica:
             self._lag = (time.monotonic(), (clock.monotonic() - min(moments)) / 1000 if moments else 0)
         return self._lag[1]
 
+    def compared_seconds(self) -> float:
+        """Return how long ago a comparison of all accounts with the bucket ended, or this server started."""
+        return (clock.monotonic() - self._compared_at) / 1000
+
     def is_degraded(self) -> bool:
         """Return whether the copy is late, or whether somebody has to do something about it."""
         problem = self._problem
-        return (problem is not None and problem.is_lasting) or self.lag_seconds() > LATE_SECONDS
+        is_late = self.lag_seconds() > LATE_SECONDS or self.compared_seconds() > COMPARISON_LATE_SECONDS
+        return is_late or (problem is not None and problem.is_lasting)
 
     # ---- What is to be copied ----
 
@@ -266,7 +273,8 @@ class Replica:
             for user_id in unseen.values():
                 self._copy_later(user_id, since or began)
         with self._condition:
-            self._next_comparison = clock.monotonic() + COMPARE_EVERY
+            self._compared_at = clock.monotonic()
+            self._next_comparison = self._compared_at + COMPARE_EVERY
             if not self._has_dropped_changes:
                 self._unsure_since = None
 

@@ -1,7 +1,7 @@
 """Start the real server for a test, with a clock that the test can move, and with faults.
 
 This is the command that contract_tests/target/process.py describes. It does not change the server's code. It replaces
-the server's clocks, `server.clock.now()` and `server.clock.monotonic()`, and puts faults into `dbm.sqlite3`, which the
+the server's clocks (`server.clock`), and puts faults into `dbm.sqlite3`, which the
 server uses. It imports `backup_server` from the first folder of PYTHONPATH that has it.
 """
 
@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clock", type=Path, help="file with the offset in seconds; it is read at each call")
     parser.add_argument("--frozen", type=float, help="stop the clock at this time in Unix seconds, plus the offset")
+    parser.add_argument("--jump", type=Path, help="file with how many seconds the clock was set ahead, if it is there")
     parser.add_argument("--fault", type=Path, help=f"file with a fault's name, or none: {', '.join(FAULTS)}")
     parser.add_argument("--damage", type=Path, help="damage the stored backup that has this file's bytes, and exit")
     parser.add_argument("--broken", metavar="NAME", help="break the server by this fault of server_tests/broken")
@@ -68,6 +69,9 @@ def main() -> int:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
         replace(clock, "now", now)
         replace(clock, "monotonic", monotonic)
+        replace(clock, "uptime", monotonic)
+    if arguments.jump:
+        replace(clock, "now", jumping_clock(clock.now, arguments.jump))
     if arguments.volume:
         pretend_volume(arguments.volume)
     if arguments.slow_lock is not None:
@@ -101,6 +105,15 @@ def settable_clocks(file: Path, frozen: float | None) -> tuple[Callable[[], int]
         return read
 
     return moved(time.time), moved(time.monotonic)
+
+
+def jumping_clock(now: Callable[[], int], file: Path) -> Callable[[], int]:
+    """Return `now()` of a clock that somebody sets, while the monotonic one goes on."""
+
+    def read() -> int:
+        return now() + (int(float(file.read_text()) * 1000) if file.exists() else 0)
+
+    return read
 
 
 # ---- Faults ------------------------------------------------------------------------------------------------

@@ -40,6 +40,24 @@ def test_one_row_from_end_to_end(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["bench.json", "bench.svg"]
 
 
+def test_the_metrics_and_the_probes(tmp_path):
+    """Both are measured on both sides, in one run, and nothing else is."""
+    options = ("--quick", "--place", "outside", "--directory", str(tmp_path))
+    done = run("--only", "metrics", *options)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert (result["rows"], result["accounts"], result["probes"]) == ([], [], [])
+    for without, beside, ratio in result["metrics"]["work"].values():
+        assert without["per_second"] > 0 < beside["per_second"] and ratio["cpu_ms"] > 0
+    assert "| fetch 3 kB " in done.stdout and "| most memory " in done.stdout
+    done = run("--only", "probes", *options)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    answers = {each["state"]: json.loads(each["answer"]).get("degraded") for each in result["probes"]}
+    assert answers == {"well": None, "a write stalls": None, "a write has failed": ["writes"]}
+    assert "| a write stalls " in done.stdout
+
+
 def test_a_missing_folder_for_its_files_is_an_error(tmp_path):
     done = run("--quick", "--only", "health", "--directory", str(tmp_path / "a" / "b"))
     assert done.returncode == 2

@@ -674,6 +674,14 @@ def test_many_changes_while_the_bucket_is_out_of_reach(tmp_path, monkeypatch):
     assert copier.lag_seconds() > replica.LATE_SECONDS and copier.is_degraded()
 
 
+def test_a_comparison_that_does_not_end(tmp_path):
+    copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)
+    copier._unsure_since = None
+    assert copier.compared_seconds() < 10 and not copier.is_degraded()
+    copier._compared_at -= 2 * 86_400_000 + 1000
+    assert copier.lag_seconds() == 0 and copier.is_degraded()
+
+
 def test_a_change_is_heard_at_once(tmp_path):
     """Whoever stores waits less than a thousandth of a second for it, even if nothing can be copied."""
     copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)

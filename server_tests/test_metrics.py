@@ -1,10 +1,12 @@
 """What Prometheus reads: the numbers are right, no label has a secret, and nobody pays for what is switched off."""
 
 import contextlib
+import re
 import socket
 import struct
 import subprocess
 import sys
+import time
 import urllib.request
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract_tests.target import raw
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import REPOSITORY
+from server.health import PARTS
 from server_tests.test_bounds import bounded, descriptors, upload_head
 
 COUNTED = {"requests", "problems", "request_body_bytes", "response_body_bytes", "events", "log_lines_lost"}
@@ -31,6 +34,13 @@ STATES = {
     "database_bytes",
     "free_bytes",
     "damaged",
+}
+OF_A_BUCKET = {"bucket_lag_seconds", "bucket_compared_seconds"}
+NO_BUCKET = {  # a bucket that cannot be reached
+    "BUCKET_NAME": "copies",
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
 }
 
 
@@ -90,7 +100,7 @@ def test_the_states(server):
     assert found["problems_total{code=internal_error}"] == 0  # not missing: Prometheus has to see an increase
     names = ("healthy", "accounts", "accounts_with_backup", "versions", "damaged")
     assert [found[f"{name}{{}}"] for name in names] == [1, 1, 1, 1, 0]
-    assert [found[f"degraded{{part={part}}}"] for part in ("writes", "space", "scrub", "copies")] == [0] * 4
+    assert [found[f"degraded{{part={part}}}"] for part in PARTS] == [0] * len(PARTS)
     assert found["connections{}"] >= 1
     assert found["waiting_requests{lane=large writes}"] == found["body_bytes{place=disk}"] == 0
     assert found["free_bytes{}"] > found["database_bytes{}"] > 0
@@ -98,7 +108,8 @@ def test_the_states(server):
     assert found["process_resident_memory_bytes{}"] > 1_000_000
 
 
-def test_every_name_is_in_the_runbook_and_no_label_has_what_a_client_sent(server):
+def test_every_name_is_in_the_runbook_and_no_label_has_what_a_client_sent(start_server):
+    server = start_server(METRICS_PORT=0, **NO_BUCKET)
     user = server.client()
     assert outcome(user.register_user()) == "201"
     user.request("ZEBRA", "/zebra/{zebra}", headers={"X-Zebra": "zebra"})
@@ -107,9 +118,24 @@ def test_every_name_is_in_the_runbook_and_no_label_has_what_a_client_sent(server
     assert not any(secret in text for secret in user.credentials)
     families = {family.name for family in text_string_to_metric_families(text)}
     ours = {name.removeprefix("backup_server_") for name in families if name.startswith("backup_server_")}
-    assert ours == COUNTED | STATES | {"request_seconds"}
-    runbook = (REPOSITORY / "docs" / "operations.md").read_text()
-    assert all(f"`{name}`" in runbook for name in ours)
+    assert ours == COUNTED | STATES | OF_A_BUCKET | {"request_seconds"}
+    runbook = (REPOSITORY / "docs" / "operations.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+)[^|]*\|", runbook, re.MULTILINE)
+    assert {name for names in listed for name in re.findall(r"`(\w+)`", names)} == ours
+    assert ", ".join(f"`{part}`" for part in PARTS) in runbook
+
+
+def test_a_copy_that_is_behind(start_server):
+    server = start_server(METRICS_PORT=0, **NO_BUCKET)
+    assert eventually(lambda: "bucket_lag_seconds{}" in values_of(server))
+    before = values_of(server)
+    server.move_clock(200)
+    assert eventually(lambda: values_of(server)["bucket_lag_seconds{}"] > before["bucket_lag_seconds{}"] + 190)
+    found = values_of(server)
+    assert found["bucket_compared_seconds{}"] > before["bucket_compared_seconds{}"] + 190
+    assert found["degraded{part=copies}"] == 0
+    server.move_clock(200)
+    assert eventually(lambda: values_of(server)["degraded{part=copies}"] == 1)
 
 
 def test_a_body_that_arrives(server):
@@ -139,6 +165,38 @@ def test_whoever_says_nothing_takes_nothing(start_server):
     assert "backup_server_info" in text_of(server)
     server.stop()
     assert server.stderr.read_text() == ""
+
+
+@pytest.mark.parametrize("sends", [b"", b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\nX-Slow: "])
+def test_whoever_is_slow_holds_up_nobody(server, sends):
+    """Not even one who sends a byte now and then, which is no silence."""
+    url = urlsplit(server.log()[0]["metrics"])
+    text_of(server)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((url.hostname, url.port))) for _ in range(10)]
+        for _ in range(3):
+            for each in slow:
+                with contextlib.suppress(OSError):
+                    each.sendall(sends)
+            began = time.perf_counter()
+            assert "backup_server_info" in text_of(server)
+            assert time.perf_counter() - began < 1
+            sends = b"x"
+
+
+def test_a_request_that_drips_is_cut_off(start_server):
+    """There is a time for all of it, not for each byte."""
+    server = start_server(METRICS_PORT=0, command=bounded(METRICS_SECONDS=1))
+    url = urlsplit(server.log()[0]["metrics"])
+    began = time.monotonic()
+    with socket.create_connection((url.hostname, url.port)) as connection, contextlib.suppress(OSError):
+        connection.settimeout(0.2)
+        while time.monotonic() - began < 10:
+            connection.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                if not connection.recv(1):
+                    break
+    assert time.monotonic() - began < 4
 
 
 def test_the_public_port_has_no_metrics(server):

@@ -10,11 +10,13 @@ import yaml
 
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.openapi import REPOSITORY
-from server_tests.test_metrics import text_of
+from server.health import PARTS
+from server_tests.test_metrics import NO_BUCKET, text_of
 
 MONITORING = REPOSITORY / "monitoring"
 (GROUP,) = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
 ALERTS = GROUP["rules"]
+TESTS = yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"]
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 NAME = re.compile(r"\b(?:backup_server|process)_[a-z_]+")
 LABELS = re.compile(r"([a-z_]+)\{([^}]*)\}")
@@ -23,7 +25,7 @@ LABELS = re.compile(r"([a-z_]+)\{([^}]*)\}")
 @pytest.fixture(scope="module")
 def scraped(start_shared_server):
     """The name of each time series that the server has, with its labels."""
-    server = start_shared_server(METRICS_PORT=0)
+    server = start_shared_server(METRICS_PORT=0, **NO_BUCKET)
     server.client().get_health()
     samples = [line for line in text_of(server).splitlines() if not line.startswith("#")]
     return {re.split(r"[{ ]", line)[0]: set(re.findall(r'(\w+)="', line)) for line in samples}
@@ -53,9 +55,19 @@ def test_each_alert_leads_to_a_part_of_the_runbook():
         assert path == "docs/operations.md" and anchor in anchors, rule["alert"]
 
 
+def test_the_runbook_lists_each_alert_with_the_part_that_it_leads_to():
+    part = (REPOSITORY / "docs" / "operations.md").read_text().partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\(#([\w-]+)\) \|$", part, re.MULTILINE))
+    assert listed == {rule["alert"]: rule["annotations"]["runbook"].partition("#")[2] for rule in ALERTS}
+
+
+def test_each_part_of_the_server_that_may_be_degraded_is_tested_to_alert():
+    cases = [case for test in TESTS for case in test["alert_rule_test"] if case["alertname"] == "BackupServerDegraded"]
+    assert {alert["exp_labels"]["part"] for case in cases for alert in case["exp_alerts"]} == set(PARTS)
+
+
 def test_each_alert_is_tested_to_fire_and_to_stay_silent():
-    tests = yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"]
-    cases = [case for test in tests for case in test["alert_rule_test"]]
+    cases = [case for test in TESTS for case in test["alert_rule_test"]]
     for fires in (True, False):
         assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) == fires} == {
             rule["alert"] for rule in ALERTS

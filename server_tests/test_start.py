@@ -251,6 +251,8 @@ def test_a_start_on_a_disk_that_takes_nothing_serves_reads(start_server):
     assert outcome(user.store_backup(b"another", sha256(b"a backup"))) == "507 storage_full"
     assert any("only reads are served" in line.get("reason", "") for line in server.log())
     server.fault = None
+    assert outcome(user.store_backup(b"a third", sha256(b"a backup"))) == "201"
+    server.move_clock(601)
     assert eventually(lambda: user.get_health().json()["status"] == "ok", 20)
     assert outcome(server.client(user.credentials).register_user()) == "200"
 

@@ -48,7 +48,7 @@ CATEGORIES = {
     "http": "http order problem header",
     "cors": "cors",
     "admin": "admin getAdminStats",
-    "service": "document getHealth getOpenapiYaml getOpenapiJson",
+    "service": "document health getHealth getOpenapiYaml getOpenapiJson",
     "durability": "durability erase",
 }
 PREFIXES = {identifier.partition(".")[0] for identifier in REQUIREMENTS}

@@ -42,6 +42,8 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "OPERATOR_SECONDS": (3600, "server_tests/test_maintenance.py::test_whoever_is_slow_or_gone_does_not_stay_long"),
     "OPERATOR_LINE_BYTES": (2**24, "server_tests/test_maintenance.py::test_the_socket_refuses_what_it_does_not_know"),
     "OPERATOR_ACCOUNTS": (math.inf, "server_tests/test_maintenance.py::test_the_socket_refuses_what_it_does_not_know"),
+    "METRICS_CONNECTIONS": (math.inf, "server_tests/test_metrics.py::test_whoever_says_nothing_takes_nothing"),
+    "METRICS_SECONDS": (math.inf, "server_tests/test_metrics.py::test_a_request_that_drips_is_cut_off"),
     "LOG_BYTES": (math.inf, "server_tests/test_process.py::test_nobody_reads_the_log"),
 }
 

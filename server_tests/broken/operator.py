@@ -8,7 +8,10 @@ from typing import Any
 import backup_server
 from backup_server import Request, Response, Server, Spec
 from server.accounts import Deleted, Record
+from server.clock import ClockCheck
 from server.counts import Counts
+from server.health import Writes
+from server.housekeeping import Housekeeper
 from server.log import Log, log
 from server_tests.broken.fault import (
     breaks,
@@ -42,6 +45,42 @@ def health_is_degraded_without_a_reason() -> None:
     @instead_of_handler("getHealth")
     def get_health(real: Any, server: Server, request: Request) -> Response:
         return backup_server.answer(200, {"status": "degraded", "version": server.spec.version})
+
+
+@breaks("health.writes")
+def health_does_not_hear_of_failed_writes() -> None:
+    """Every write fails, and the server says that all is well."""
+
+    @instead_of(Writes, "failed")
+    def failed(real: Any, writes: Writes) -> None:
+        pass
+
+
+@breaks("health.writes")
+def health_forgets_a_failed_write_at_once() -> None:
+    """A disk that fails now and then is never told, because the next write succeeds."""
+
+    @instead_of(Writes, "have_failed_lately")
+    def have_failed_lately(real: Any, writes: Writes) -> bool:
+        return writes.are_failing
+
+
+@breaks(test="server_tests/test_health.py::test_a_disk_that_takes_nothing_is_noticed_before_anybody_stores")
+def nothing_is_written_when_nobody_stores() -> None:
+    """A disk that was remounted read-only is noticed when a user loses an upload."""
+
+    @instead_of(Housekeeper, "_is_probe_due")
+    def is_probe_due(real: Any, housekeeper: Housekeeper) -> bool:
+        return False
+
+
+@breaks(test="server_tests/test_health.py::test_a_clock_that_is_set_is_in_doubt_until_it_is_right[302]")
+def clock_is_always_believed() -> None:
+    """Somebody sets the clock, and the server says that all is well."""
+
+    @instead_of(ClockCheck, "look")
+    def look(real: Any, check: ClockCheck) -> int:
+        return 0
 
 
 @breaks("admin.counts")
