@@ -79,13 +79,15 @@ def collect() -> dict[str, list[str]]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
     """End a run at the first test that fails. (The runs that this file starts load it as a plugin.)
 
-    A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then.
+    A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then. What
+    is wrong with an answer fails no test, but counts here, whatever requirement it is charged to.
     """
-    from contract_tests.suite.plugin import ABOUT  # pytest has loaded it before
+    from contract_tests.suite.plugin import ABOUT, FINDINGS  # pytest has loaded it before
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
-    if report.when == "call" and report.failed and requirement in [None, *item.stash.get(ABOUT, [requirement])]:
+    about = [None, *item.stash.get(ABOUT, [requirement])]
+    if report.when == "call" and ((report.failed and requirement in about) or item.config.stash[FINDINGS].of_test):
         item.session.shouldstop = f"failed: {item.nodeid}"  # pytest prints it between exclamation marks
     return report
 

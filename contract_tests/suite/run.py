@@ -1,6 +1,7 @@
 """The results of a whole run: the outcome of each test, the verdict on each requirement, the summary."""
 
 import hashlib
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pytest
 
 from contract_tests.suite import report
 from contract_tests.suite.outcomes import OUTCOMES, VERDICTS, NotRun
-from contract_tests.suite.requirement_ids import REQUIREMENTS, category
+from contract_tests.suite.requirement_ids import REQUIREMENTS, STAGE_NAMES, category, stage
 from contract_tests.target.openapi import SPEC, SPEC_BYTES
 
 HERE = Path(__file__).resolve().parents[1]  # contract_tests/
@@ -21,10 +22,22 @@ EXPECTED = pytest.StashKey[dict[str, str]]()  # the expected failures: their rea
 
 def is_narrowed(config: pytest.Config) -> bool:
     """Return whether the run leaves some of these tests out on purpose."""
-    options = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "requirement", "category")
+    options = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "requirement", "category", "stage")
     directories = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
     whole = any(directory == HERE or directory in HERE.parents for directory in directories)
     return not whole or any(config.getoption(option, None) for option in options)
+
+
+def selected_stages(config: pytest.Config) -> range | None:
+    """Return the stages that --stage selects, or None. Raise UsageError if there is no such stage."""
+    text = config.getoption("--stage")
+    if not text:
+        return None
+    form = re.fullmatch(r"(?:(\d)-)?(\d)", text)
+    first, last = form.groups("1") if form else ("", "")
+    if not {first, last} <= set(map(str, STAGE_NAMES)) or first > last:
+        raise pytest.UsageError(f"--stage {text}: say 1 to {len(STAGE_NAMES)}, or two of them, as in 2-3")
+    return range(int(first), int(last) + 1)
 
 
 @dataclass
@@ -38,6 +51,7 @@ class Test:
     seconds: float = 0
     reason: str = ""
     requests: int = 0  # how many were generated
+    stage: int = 0  # 0 if it names no requirement
     exchanges: list[dict[str, str]] = field(default_factory=list)  # the last ones, if it failed
     log: str = ""  # of its servers, if it failed
 
@@ -52,6 +66,7 @@ class Test:
         self.seconds += report.duration
         self.ids = self.ids or requirements_in(report.user_properties)
         self.requests = dict(report.user_properties).get("generated requests", 0)
+        self.stage = dict(report.user_properties).get("stage", 0)
         outcome = "passed"
         if report.failed:
             outcome = "failed"
@@ -79,6 +94,42 @@ def reason_of(report: Any) -> str:
     return crash.message if crash else str(report.longrepr or "")
 
 
+class EveryAnswer:
+    """What was found at the answers of a whole run about one requirement. It is reported like a test of its own."""
+
+    def __init__(self, requirement: str) -> None:
+        self.requirement, self.answers, self.broken = requirement, 0, 0
+        self.first: dict[str, Any] = {}
+
+    def add(self, found: dict[str, Any]) -> None:
+        self.answers += found["answers"]
+        self.broken += found["broken"]
+        if found["broken"] and not self.first:
+            self.first = found
+
+    def report(self, expected: dict[str, str]) -> pytest.TestReport:
+        """Return the report. `expected` has the reasons of the expected failures."""
+        nodeid = f"{HERE.name}::every_answer[{self.requirement}]"
+        properties = [("requirement", self.requirement), ("stage", stage(self.requirement)), ("answers", self.answers)]
+        message = f"{self.broken:,} of {self.answers:,} answers: {self.first['what']}" if self.broken else ""
+        exchanges = [self.first["exchange"]] if message and self.first["exchange"] else []
+        result = pytest.TestReport(
+            nodeid=nodeid,
+            location=(HERE.name, None, nodeid.partition("::")[2]),
+            keywords={},
+            outcome="failed" if self.broken else "passed",
+            longrepr=f"{message}\n{REQUIREMENTS[self.requirement]}\nFirst in {self.first['test']}" if message else None,
+            when="call",
+            sections=[("the first of these exchanges", f"{each['request']}\n\n{each['answer']}") for each in exchanges],
+            user_properties=properties,
+        )
+        vars(result).update(is_of_every_answer=True, exchanges=exchanges)
+        reason = expected.get(self.requirement) or expected.get(nodeid)
+        if self.broken and reason:
+            result.outcome, result.wasxfail = "skipped", reason
+        return result
+
+
 def requirements_in(properties: list[tuple[str, Any]]) -> list[str]:
     return [value for name, value in properties if name == "requirement"]
 
@@ -91,10 +142,31 @@ class Run:
         self.started = time.time()
         self.tests: dict[str, Test] = {}
         self.faults: list[str] = []
+        self.every_answer: dict[str, EveryAnswer] = {}
+        self.session: pytest.Session | None = None
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.session = session
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        for requirement, found in getattr(report, "answers", {}).items():
+            self.every_answer.setdefault(requirement, EveryAnswer(requirement)).add(found)
+        self.stop_if_enough_failed()
+        if report.passed and getattr(report, "is_of_every_answer", False):
+            return  # this proves nothing: only a test that asks for it does
         if Path(self.config.rootpath, report.nodeid.partition("::")[0]).is_relative_to(HERE):
             self.tests.setdefault(report.nodeid, Test(report.nodeid)).add(report)
+
+    def stop_if_enough_failed(self) -> None:
+        """End the run early if --maxfail or -x says so, counting what was found at the answers."""
+        known = self.config.stash[EXPECTED]
+        broken = [each for each in self.every_answer.values() if each.broken and each.requirement not in known]
+        most = self.config.getoption("maxfail")
+        if most and broken and self.session and len(broken) + self.session.testsfailed >= most:
+            why = f"stopping after {broken[0].first['test']}, because of {broken[0].requirement}"
+            self.session.shouldfail = self.session.shouldfail or why
+            if workers := self.config.pluginmanager.getplugin("dsession"):  # of pytest-xdist
+                workers.shouldstop = workers.shouldstop or why
 
     def of(self, identifier: str) -> list[Test]:
         """Return the tests that name an id."""
@@ -117,12 +189,23 @@ class Run:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not session.shouldfail and not session.shouldstop and exitstatus != pytest.ExitCode.INTERRUPTED:
+        is_stopped = session.shouldfail or session.shouldstop
+        self.report_every_answer(session)
+        if not is_stopped and exitstatus != pytest.ExitCode.INTERRUPTED:
             self.faults = self.find_faults()
         if self.faults and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if (file := self.config.getoption("--report")) and self.tests:
             Path(file).write_text(self.page(), encoding="utf-8")
+
+    def report_every_answer(self, session: pytest.Session) -> None:
+        """Report each requirement that the answers were held against, as if it were a test."""
+        found, self.every_answer = self.every_answer, {}
+        for identifier in sorted(found, key=list(REQUIREMENTS).index):
+            result = found[identifier].report(self.config.stash[EXPECTED])
+            self.config.hook.pytest_runtest_logreport(report=result)
+            if result.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def page(self) -> str:
         """Return the report as one HTML page."""

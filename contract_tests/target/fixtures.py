@@ -95,6 +95,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         target = given_target(base_url, request.config.getoption("--profile"))
         target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
         target.observer.edge = None if request.config.getoption("--direct") else edge.find(target.base_url)
+        target.observer.allows_origins = bool(target.allowed_origin)
         request.config.stash[SERVERS].add(target, shared=True)
         yield target
         return
