@@ -86,8 +86,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
-    about = [None, *item.stash.get(ABOUT, [requirement])]
-    if report.when == "call" and ((report.failed and requirement in about) or item.config.stash[FINDINGS].of_test):
+    is_about = requirement in [None, *item.stash.get(ABOUT, [str(requirement)])]
+    if report.when == "call" and ((report.failed and is_about) or item.config.stash[FINDINGS].of_test):
         item.session.shouldstop = f"failed: {item.nodeid}"  # pytest prints it between exclamation marks
     return report
 

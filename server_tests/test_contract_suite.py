@@ -391,6 +391,66 @@ def test_without_a_run_the_first_fault_of_an_answer_raises(monkeypatch):
         Observer().check("GET", "/nothing", 404, {"X-Request-Id": "1"}, b"{}")
 
 
+# ---- Stages ------------------------------------------------------------------------------------------------
+
+STAGE_1 = CONTRACT_TESTS / "examples" / "stage_1.py"
+
+
+@pytest.fixture
+def first_server():
+    """The address of the example of a server that passes stage 1."""
+    with subprocess.Popen([sys.executable, STAGE_1, "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+
+
+def test_a_server_of_60_lines_passes_stage_1_and_learns_what_is_next(first_server):
+    code = [line for line in STAGE_1.read_text().partition('"""\n\n')[2].splitlines() if line.strip()]
+    assert len(code) <= 60
+    given = ("--base-url", first_server, "--direct", "-q", "-n", "2")
+    secret = {"APP_SECRET_KEY": "any-secret-of-at-least-32-characters"}
+    done = pytest_run(REPOSITORY, CONTRACT_TESTS, *given, "--stage", "1", **secret)
+    assert done.returncode == 0
+    assert re.search(r"stage 1 \(health, .*\): 12 not run, \d+ passed\n", done.stdout)
+    assert "next: stage 2 (proofs): --stage 2\n" in done.stdout
+    done = pytest_run(REPOSITORY, CONTRACT_TESTS, *given, "--stage", "2", **secret)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"stage 1 \(health, .*\): 12 not run, \d+ passed\n", done.stdout)
+    assert re.search(r"stage 2 \(proofs\): \d+ failed, \d+ passed\n", done.stdout)
+    assert re.search(
+        r"\nnext: signature\.twice: If .*\nrun it alone: --stage 2 --requirement signature\.twice -x\n", done.stdout
+    )
+
+
+def test_a_failed_registration_is_charged_to_the_registration(suite, first_server):
+    given = ("--base-url", first_server, "--direct", "--stage", "3")
+    done = suite(SEVERAL, *given, APP_SECRET_KEY="any-secret-of-at-least-32-characters")
+    assert "1 failed, 2 passed" in done.stdout
+    assert "  failed: registerUser.201: If the userId is free, " in done.stdout
+    assert "  not run: fetchBackup.404\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stages", "passed"), [("1", 1), ("2", 2), ("3", 3), ("2-3", 2), ("3-3", 1)], ids=lambda value: str(value)
+)
+def test_which_stages_run(suite, stages, passed):
+    done = suite(SEVERAL, "--stage", stages)
+    assert f"{passed} passed" in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("stages", ["0", "6", "3-2", "x", "1-"])
+def test_a_stage_that_there_is_not(suite, stages):
+    assert suite(SEVERAL, "--stage", stages).returncode == pytest.ExitCode.USAGE_ERROR
+
+
+def test_what_belongs_to_a_later_stage_does_not_fail_an_earlier_one(suite):
+    given = broken("vary-is-missing")  # a rule of stage 4, which every answer breaks
+    assert suite(SEVERAL, "--stage", "3", **given).returncode == 0
+    assert suite(SEVERAL, "--stage", "4", **given).returncode == pytest.ExitCode.TESTS_FAILED
+
+
 # ---- The target --------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from contract_tests.suite import due
-from contract_tests.suite.outcomes import NotRun, not_run
+from contract_tests.suite.outcomes import ABOUT, NotRun, not_run
 from contract_tests.suite.requirement_ids import (
     CATEGORIES,
     PREFIXES,
@@ -31,11 +31,11 @@ from contract_tests.suite.requirement_ids import (
 from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requirements_in, selected_stages
 from contract_tests.target import findings
 from contract_tests.target.calls import Outcome
+from contract_tests.target.openapi import find_operation
 from contract_tests.target.used_servers import SERVERS, UsedServers
 
 FAULT = pytest.StashKey[str]()  # why a test fails before it starts
 NOT_GIVEN = pytest.StashKey[str]()  # why a test is not run
-ABOUT = pytest.StashKey[list[str]]()  # the ids that a test is proving now
 RUN = pytest.StashKey["Run"]()
 FINDINGS = pytest.StashKey[findings.Findings]()  # what was wrong with answers, since the last report of a test
 MOST_SENTENCES = 12  # how many sentences of the contract a failing test shows
@@ -100,6 +100,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requirement(*ids): the requirements of openapi.yaml that the test proves")
+    config.addinivalue_line(
+        "markers", "stage(number): the test belongs to this stage, not to an earlier one of its ids"
+    )
     config.addinivalue_line("markers", "public: the test fits the limits of a public deployment")
     selected_stages(config)
     config.stash[SERVERS] = UsedServers()
@@ -212,6 +215,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     servers = item.config.stash[SERVERS]
     report.answers = answers(item, servers)
     about = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
+    if report.failed and call.when == "setup" and (needed := needed_by_set_up(servers)):
+        about = [needed]
     if report.failed:
         show_the_servers_side(report, servers)
         show_the_contract(report, about)
@@ -226,6 +231,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if named or (about and reasons.keys() >= set(about)):  # otherwise, it may have failed at something else
             report.outcome, report.wasxfail = "skipped", reasons[(named or about)[0]]
     return report
+
+
+def needed_by_set_up(servers: UsedServers) -> str | None:
+    """Return the requirement at which a set-up failed: that of the success of the operation that it called last."""
+    last = servers.last()
+    operation = find_operation(last.method, last.path) if last else None
+    if operation is None:
+        return None
+    created = [status for status in ("201", "200", "204") if status in operation.responses]
+    return f"{operation.id}.{created[0]}"
 
 
 def answers(item: pytest.Item, servers: UsedServers) -> dict[str, dict[str, Any]]:

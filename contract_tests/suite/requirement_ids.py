@@ -53,7 +53,7 @@ CATEGORIES = {
 }
 # The stages in which a server is built. Each lists ids, or the first parts of ids; the longer name counts. An answer
 # with one of STAGES_OF_STATUSES is of that stage, unless its id is listed. A test is of the last stage of its ids, or
-# of a later one if it NEEDS more.
+# of a later one if it NEEDS more, or if its mark `stage` says so.
 STAGES = {
     1: "getHealth getOpenapiYaml getOpenapiJson document problem http.head header.X-Request-Id header.Cache-Control "
     "header.Allow",
@@ -101,6 +101,7 @@ def stage_of(item: Any, ids: list[str]) -> int:
     """Return the stage of a test that names these ids. A test that also fits a public deployment needs no account."""
     fixtures = set(item.fixturenames) - ({"user"} if item.get_closest_marker("public") else set())
     needed = [NEEDS[name] for name in fixtures & NEEDS.keys()]
+    needed += [number for mark in item.iter_markers("stage") for number in mark.args]
     return max([stage(identifier) for identifier in ids] + needed, default=1)
 
 

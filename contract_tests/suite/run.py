@@ -52,6 +52,8 @@ class Test:
     reason: str = ""
     requests: int = 0  # how many were generated
     stage: int = 0  # 0 if it names no requirement
+    answers: int = 0  # how many answers it is about, if it is no test, but what was found at every answer
+    broken: int = 0  # how many of them were wrong
     exchanges: list[dict[str, str]] = field(default_factory=list)  # the last ones, if it failed
     log: str = ""  # of its servers, if it failed
 
@@ -67,6 +69,8 @@ class Test:
         self.ids = self.ids or requirements_in(report.user_properties)
         self.requests = dict(report.user_properties).get("generated requests", 0)
         self.stage = dict(report.user_properties).get("stage", 0)
+        self.answers = getattr(report, "of_answers", 0)
+        self.broken = getattr(report, "broken", 0)
         outcome = "passed"
         if report.failed:
             outcome = "failed"
@@ -123,7 +127,7 @@ class EveryAnswer:
             sections=[("the first of these exchanges", f"{each['request']}\n\n{each['answer']}") for each in exchanges],
             user_properties=properties,
         )
-        vars(result).update(is_of_every_answer=True, exchanges=exchanges)
+        vars(result).update(is_of_every_answer=True, exchanges=exchanges, of_answers=self.answers, broken=self.broken)
         reason = expected.get(self.requirement) or expected.get(nodeid)
         if self.broken and reason:
             result.outcome, result.wasxfail = "skipped", reason
@@ -144,13 +148,15 @@ class Run:
         self.faults: list[str] = []
         self.every_answer: dict[str, EveryAnswer] = {}
         self.session: pytest.Session | None = None
+        self.stages = selected_stages(config) or range(1, len(STAGE_NAMES) + 1)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         for requirement, found in getattr(report, "answers", {}).items():
-            self.every_answer.setdefault(requirement, EveryAnswer(requirement)).add(found)
+            if stage(requirement) <= self.stages[-1]:
+                self.every_answer.setdefault(requirement, EveryAnswer(requirement)).add(found)
         self.stop_if_enough_failed()
         if report.passed and getattr(report, "is_of_every_answer", False):
             return  # this proves nothing: only a test that asks for it does
@@ -169,8 +175,8 @@ class Run:
                 workers.shouldstop = workers.shouldstop or why
 
     def of(self, identifier: str) -> list[Test]:
-        """Return the tests that name an id."""
-        return [test for test in self.tests.values() if identifier in test.ids]
+        """Return the tests that name an id, or whose set-up failed at it."""
+        return [test for test in self.tests.values() if identifier in (*test.ids, *test.about)]
 
     def verdict(self, identifier: str) -> str:
         outcomes = {test.outcome_for(identifier) for test in self.of(identifier)}
@@ -221,13 +227,17 @@ class Run:
             "started": datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             "took": f"{time.time() - self.started:.0f} s",
             "selected by": " ".join(
-                f"--{name} {value}"
-                for name in ("requirement", "category")
-                for value in self.config.getoption(f"--{name}")
+                f"--{name} {value}" for name, values in self.selections().items() for value in values
             ),
             "seed": str(self.config.getoption("--fuzz-seed")),
         }
         return report.page(facts, requirements, list(self.tests.values()), self.faults, self.reasons())
+
+    def selections(self) -> dict[str, list[str]]:
+        """Return the values of the options that select tests."""
+        stage = self.config.getoption("--stage")
+        own = {name: self.config.getoption(f"--{name}") for name in ("requirement", "category")}
+        return own | {"stage": [stage] if stage else []}
 
     def find_faults(self) -> list[str]:
         """Return what makes the run fail, apart from failed tests."""
@@ -236,7 +246,8 @@ class Run:
         faults = [f"{test.name} names no requirement" for test in self.tests.values() if not test.ids]
         if not is_narrowed(self.config):
             faults += [f"{identifier} has no test" for identifier in REQUIREMENTS if not self.of(identifier)]
-            if not self.config.getoption("--base-url") and self.config.getoption("--profile") == "full":
+            own = not self.config.getoption("--base-url") and self.config.getoption("--profile") == "full"
+            if own and not any(test.outcome == "failed" for test in self.tests.values()):
                 verdicts = {identifier: self.verdict(identifier) for identifier in REQUIREMENTS}
                 faults += [
                     f"{identifier} is {verdict}, but a run that starts its own server must prove it"
@@ -258,8 +269,8 @@ class Run:
         terminalreporter.section(f"requirements of openapi.yaml {SPEC['info']['version']}")
         verdicts = {each: self.verdict(each) for each in REQUIREMENTS if self.of(each) or not is_narrowed(self.config)}
         ids = {verdict: [each for each in verdicts if verdicts[each] == verdict] for verdict in VERDICTS}
-        for identifier in ids["failed"]:
-            write(f"  failed: {identifier}: {REQUIREMENTS[identifier]}", red=True)
+        for identifier in sorted(ids["failed"], key=self.urgency):
+            write(f"  failed: {identifier}: {REQUIREMENTS[identifier]} ({self.share(identifier)})", red=True)
         for verdict in list(VERDICTS)[1:-1]:
             if ids[verdict]:
                 write(f"  {verdict}: {' '.join(ids[verdict])}", yellow=True)
@@ -272,6 +283,51 @@ class Run:
         line = ", ".join(f"{len(ids[verdict])} {verdict}" for verdict in reversed(VERDICTS) if ids[verdict])
         colour = "red" if ids["failed"] or self.faults else "green"
         write(f"{len(verdicts)} of {len(REQUIREMENTS)} requirements: {line}", bold=True, **{colour: True})
+        for line in self.what_next(sorted(ids["failed"], key=self.urgency)):
+            write(line, bold=True)
+
+    def failed_tests(self, identifier: str) -> list[Test]:
+        return [test for test in self.of(identifier) if test.outcome_for(identifier) == "failed"]
+
+    def urgency(self, identifier: str) -> tuple[Any, ...]:
+        """Return the key by which failed requirements are sorted.
+
+        First come those that the answers themselves break, then those of the first stage. Of these, first come those
+        that no test has passed: if only some failed, they may have failed at something else.
+        """
+        failed = self.failed_tests(identifier)
+        at_answers = [test for test in failed if test.answers]
+        passed = any(test.outcome == "passed" for test in self.of(identifier))
+        return not at_answers, min(test.stage for test in failed), passed, -sum(test.broken for test in at_answers)
+
+    def share(self, identifier: str) -> str:
+        """Return how many of the answers, or of the tests, failed a requirement."""
+        failed = self.failed_tests(identifier)
+        answers = [f"{test.broken:,} of {test.answers:,} answers" for test in failed if test.answers]
+        tests = [test for test in self.of(identifier) if not test.answers]
+        count = sum(not test.answers for test in failed)
+        return " and ".join([*answers, *([f"{count} of {len(tests)} tests"] if count else [])])
+
+    def what_next(self, failed: list[str]) -> list[str]:
+        """Return lines that tell somebody who builds a server what comes next. `failed` has the most urgent first."""
+        if not failed and not self.config.getoption("--stage"):
+            return []
+        lines = []
+        for number in self.stages:
+            tests = [test for test in self.tests.values() if test.stage == number and not test.answers]
+            counts = Counter(test.outcome for test in tests)
+            shown = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+            if shown:
+                lines.append(f"stage {number} ({STAGE_NAMES[number]}): {shown}")
+        if failed:
+            first = failed[0]
+            number = min(test.stage for test in self.failed_tests(first))
+            command = f"--stage {number} --requirement {first} -x"
+            return [*lines, f"next: {first}: {REQUIREMENTS[first]}", f"run it alone: {command}"]
+        following = self.stages[-1] + 1
+        if following in STAGE_NAMES and not self.faults:
+            lines.append(f"next: stage {following} ({STAGE_NAMES[following]}): --stage {following}")
+        return lines
 
 
 def is_named(name: str, test: Test) -> bool:
