@@ -82,7 +82,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
     A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then. What
     is wrong with an answer fails no test, but counts here, whatever requirement it is charged to.
     """
-    from contract_tests.suite.plugin import ABOUT, FINDINGS  # pytest has loaded it before
+    from contract_tests.suite.outcomes import ABOUT  # pytest has loaded these before
+    from contract_tests.suite.plugin import FINDINGS
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
