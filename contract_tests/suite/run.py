@@ -292,13 +292,15 @@ class Run:
     def urgency(self, identifier: str) -> tuple[Any, ...]:
         """Return the key by which failed requirements are sorted.
 
-        First come those that the answers themselves break, then those of the first stage. Of these, first come those
-        that no test has passed: if only some failed, they may have failed at something else.
+        First come those that answers break, whatever a test asks for, and of these those that each answer breaks. Then
+        come those of the first stage, and of these those that no test has passed: if only some tests failed, they may
+        have failed at something else.
         """
         failed = self.failed_tests(identifier)
         at_answers = [test for test in failed if test.answers]
+        is_everywhere = any(test.broken == test.answers for test in at_answers)
         passed = any(test.outcome == "passed" for test in self.of(identifier))
-        return not at_answers, min(test.stage for test in failed), passed, -sum(test.broken for test in at_answers)
+        return not at_answers, not is_everywhere, min(test.stage for test in failed), passed
 
     def share(self, identifier: str) -> str:
         """Return how many of the answers, or of the tests, failed a requirement."""
