@@ -264,13 +264,19 @@ def test_that_is_refused_too_early(target, new_user):
 def test_that_compares_a_status(target):
     assert target.client().list_backup_versions().status_code == 200
 
+@pytest.mark.requirement("getHealth.200")
+def test_that_takes_one_of_two(target):
+    assert outcome(target.client().get_health()) in ("404 not_found", "413 payload_too_large")
+
 """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
 def test_a_failing_test_says_what_was_due_and_which_rule_answered(suite, workers):
     done = suite(UNDUE, *workers)
-    first, second = re.split("_ test_that_compares_a_status", done.stdout, maxsplit=1)
+    first, second, third = re.split(
+        "_ test_that_compares_a_status|_ test_that_takes_one_of_two", done.stdout, maxsplit=2
+    )
     for said in (
         "base.conflict: If an upload is not a retry, and it has another base,",
         "due: 409 version_conflict",
@@ -287,6 +293,8 @@ def test_a_failing_test_says_what_was_due_and_which_rule_answered(suite, workers
         "rule 11:",
     ):
         assert said in second, said
+    assert "due: 404 not_found or 413 payload_too_large" in third
+    assert "no rule of the order gives this: the request was accepted" in third
 
 
 def test_each_problem_that_the_order_names_has_its_rule():

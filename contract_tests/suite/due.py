@@ -56,10 +56,10 @@ def rules_for(outcome: str, path: str = "") -> list[Rule]:
     return [rule for rule in rules if any(f"{each} ".startswith(f"{outcome} ") for each in rule.outcomes)]
 
 
-def explain(came: str, due: str, path: str = "") -> list[str]:
-    """Return lines about an outcome that was not due: which rule gave it, and which rule gives what was due."""
-    gave, wanted = rules_for(came, path), rules_for(due, path)
-    lines = [f"due: {due}", *(f"    {rule.name}: {rule.sentence}" for rule in wanted)]
+def explain(came: str, due: list[str], path: str = "") -> list[str]:
+    """Return lines about an outcome that was not due: which rule gave it, and which rules give what was due."""
+    gave, wanted = rules_for(came, path), [rule for each in due for rule in rules_for(each, path)]
+    lines = [f"due: {' or '.join(due)}", *(f"    {rule.name}: {rule.sentence}" for rule in wanted)]
     lines += [f"but {came} came", *(f"    {rule.name}: {rule.sentence}" for rule in gave)]
     if not gave:
         why = "the request was accepted" if came < "400" else "the server failed" if came >= "500" else "what is this?"
@@ -81,14 +81,14 @@ def outcome_of(status: int, body: bytes) -> str:
         return str(status)
 
 
-def came_and_due(left: Any, right: Any) -> tuple[str, str] | None:
-    """Return the outcomes of a failing comparison `left == right`, or None if it compares something else.
+def came_and_due(op: str, left: Any, right: Any) -> tuple[str, list[str]] | None:
+    """Return the outcome that came and those that were due, or None if a failing comparison compares something else.
 
-    In tuples, only the first members are looked at.
+    `op` is "==" or "in". In tuples that are equated, only the first members are looked at.
     """
-    if isinstance(left, tuple) and isinstance(right, tuple) and left and right:
-        return came_and_due(left[0], right[0])
-    if not isinstance(left, int | str) or not isinstance(right, int | str):
+    if op == "==" and isinstance(left, tuple) and isinstance(right, tuple) and left and right:
+        return came_and_due(op, left[0], right[0])
+    wanted = [right] if op == "==" else list(right) if op == "in" and isinstance(right, list | tuple | set) else []
+    if not wanted or not all(isinstance(each, int | str) and OUTCOME.fullmatch(str(each)) for each in (left, *wanted)):
         return None
-    came, due = str(left), str(right)
-    return (came, due) if OUTCOME.fullmatch(came) and OUTCOME.fullmatch(due) else None
+    return str(left), [str(each) for each in wanted]

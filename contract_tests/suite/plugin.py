@@ -259,7 +259,7 @@ def answers(item: pytest.Item, servers: UsedServers) -> dict[str, dict[str, Any]
 
 def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
     """If an answer's outcome was not the one that was due, say which rule of the contract's order gave it."""
-    if op != "==" or not (compared := due.came_and_due(left, right)):
+    if not (compared := due.came_and_due(op, left, right)):
         return None
     came, wanted = compared
     last = config.stash[SERVERS].last()
@@ -268,7 +268,7 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
         return None  # these are other numbers than statuses
     if last and last.answer and status == came[:3]:
         came = due.outcome_of(last.answer[0], last.answer[2])
-    return [f"{left!r} == {right!r}", *due.explain(came, wanted, last.path if last else "")]
+    return [f"{left!r} {op} {right!r}", *due.explain(came, wanted, last.path if last else "")]
 
 
 @pytest.fixture
