@@ -235,6 +235,7 @@ SAME_AT_ONCE = {
 }
 
 
+@pytest.mark.stage(5)
 @pytest.mark.requirement("register.retry", "retry.receipt", "key.old", "key.new", "delete.refused")
 @pytest.mark.parametrize(("send", "one", "others", "versions"), SAME_AT_ONCE.values(), ids=SAME_AT_ONCE)
 def test_one_user_on_16_devices(target, new_user, send, one, others, versions):

@@ -87,13 +87,16 @@ def collect() -> dict[str, list[str]]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
     """End a run at the first test that fails. (The runs that this file starts load it as a plugin.)
 
-    A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then.
+    A failure does not count if it is in set-up or tear-down, or if the test was proving another requirement then. What
+    is wrong with an answer fails no test, but counts here, whatever requirement it is charged to.
     """
-    from contract_tests.suite.plugin import ABOUT  # pytest has loaded it before
+    from contract_tests.suite.outcomes import ABOUT  # pytest has loaded these before
+    from contract_tests.suite.plugin import FINDINGS
 
     report = yield
     requirement = os.environ.get("CONTRACT_REQUIREMENT")
-    if report.when == "call" and report.failed and requirement in [None, *item.stash.get(ABOUT, [requirement])]:
+    is_about = requirement in [None, *item.stash.get(ABOUT, [str(requirement)])]
+    if report.when == "call" and ((report.failed and is_about) or item.config.stash[FINDINGS].of_test):
         item.session.shouldstop = f"failed: {item.nodeid}"  # pytest prints it between exclamation marks
     return report
 

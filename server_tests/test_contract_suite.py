@@ -17,13 +17,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
+from xml.etree import ElementTree
 
 import pytest
 import requests
 
+from contract_tests.suite import due
 from contract_tests.suite.requirement_ids import CATEGORIES, REQUIREMENTS, category
-from contract_tests.target import answer_checks, raw
-from contract_tests.target.openapi import OPERATIONS, REPOSITORY, SERVER, is_timestamp
+from contract_tests.target import answer_checks, findings, raw
+from contract_tests.target.observer import Observer
+from contract_tests.target.openapi import OPERATIONS, REPOSITORY, SERVER, SPEC, is_timestamp, resolved
 from contract_tests.target.process import COMMAND
 from contract_tests.target.target import RAISED_LIMITS
 from contract_tests.target.used_servers import readable
@@ -230,21 +233,230 @@ def test_each_header_that_is_always_sent_is_demanded_of_each_answer_that_declare
         for response in operation.responses.values():
             declared = response["headers"]
             sent = {name: str(header["schema"]["examples"][0]) for name, header in declared.items()}
-            answer_checks.check_headers(declared, sent)
+            assert not any(answer_checks.judge_headers(declared, sent).values())
             for name, header in declared.items():
                 assert not header.get("required")
                 if header.get("x-always-sent"):
                     demanded.add(name)
-                    with pytest.raises(AssertionError, match=f"the header {name} is missing"):
-                        answer_checks.check_headers(declared, {other: sent[other] for other in sent if other != name})
-            extra = sorted(answer_checks.NAMES - declared.keys())
-            with pytest.raises(AssertionError, match="is not declared for this answer"):
-                answer_checks.check_headers(declared, sent | {extra[0]: "1"})
+                    wrong = answer_checks.judge_headers(
+                        declared, {other: sent[other] for other in sent if other != name}
+                    )
+                    assert wrong[f"header.{name}"] == [f"the header {name} is missing"]
+            extra = sorted(answer_checks.NAMES - declared.keys())[0]
+            wrong = answer_checks.judge_headers(declared, sent | {extra: "1"})
+            assert wrong[f"header.{extra}"] == [f"the header {extra} is not declared for this answer"]
     assert demanded == of_each_answer | of_some | {"RateLimit-Policy"}
 
 
 def test_a_timestamp_has_all_its_digits():
     assert is_timestamp("2026-01-02T03:04:05Z") and not is_timestamp("2026-1-2T3:4:5Z")
+
+
+UNDUE = """
+from contract_tests.target.calls import outcome
+
+@pytest.mark.requirement("storeBackup.409", "base.conflict")
+def test_that_is_refused_too_early(target, new_user):
+    stranger = target.client((new_user().credentials[0], "ab" * 32))
+    assert outcome(stranger.store_backup(b"a backup")) == "409 version_conflict"
+
+@pytest.mark.requirement("listBackupVersions.200")
+def test_that_compares_a_status(target):
+    assert target.client().list_backup_versions().status_code == 200
+
+@pytest.mark.requirement("getHealth.200")
+def test_that_takes_one_of_two(target):
+    assert outcome(target.client().get_health()) in ("404 not_found", "413 payload_too_large")
+
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
+def test_a_failing_test_says_what_was_due_and_which_rule_answered(suite, workers):
+    done = suite(UNDUE, *workers)
+    first, second, third = re.split(
+        "_ test_that_compares_a_status|_ test_that_takes_one_of_two", done.stdout, maxsplit=2
+    )
+    for said in (
+        "base.conflict: If an upload is not a retry, and it has another base,",
+        "due: 409 version_conflict",
+        "rule 22: The base is not the latest version, or the signature is spent (409 `version_conflict`).",
+        "but 401 credentials_invalid came",
+        "rule 11: The credentials are wrong (401 `credentials_invalid`).",
+        "curl --include --path-as-is --request POST",
+    ):
+        assert said in first, said
+    for said in (
+        "listBackupVersions.200: The answer lists",
+        "due: 200",
+        "but 401 credentials_invalid came",
+        "rule 11:",
+    ):
+        assert said in second, said
+    assert "due: 404 not_found or 413 payload_too_large" in third
+    assert "no rule of the order gives this: the request was accepted" in third
+
+
+def test_each_problem_that_the_order_names_has_its_rule():
+    """The rules are read from the prose."""
+    outcomes = {outcome for rule in [*due.COMMON, *due.OF_REGISTRATION] for outcome in rule.outcomes}
+    assert [rule.place for rule in due.COMMON] == list(range(1, 27))
+    assert [rule.place for rule in due.OF_REGISTRATION] == list(range(21, 27))
+    every = {
+        f"{example['value']['status']} {example['value']['code']}"
+        for response in SPEC["components"]["responses"].values()
+        for content in response.get("content", {}).values()
+        for example in resolved(content["examples"]).values()
+    }
+    apart = {
+        "401 admin_key_invalid",
+        "500 internal_error",
+        "500 account_damaged",
+        "500 backup_damaged",
+        "503 unavailable",
+    }
+    assert outcomes == every - apart
+
+
+# ---- What is wrong with every answer -----------------------------------------------------------------------
+
+# Faults of the gallery that every answer shows, or every problem, and the requirement that each breaks.
+UNIVERSAL = {
+    "answers-may-be-cached": "header.Cache-Control",
+    "problem-is-plain-json": "problem.form",
+    "problem-has-no-detail": "problem.form",
+    "vary-is-missing": "cors.vary",
+}
+SEVERAL = """
+import pytest
+from contract_tests.target.calls import outcome
+
+@pytest.mark.requirement("getHealth.200")
+def test_health(target):
+    assert outcome(target.client().get_health()) == "200"
+
+@pytest.mark.requirement("signature.missing")
+def test_a_proof(target):
+    assert outcome(target.client().request("GET", "/api/backup", signed=False)) == "401 signature_missing"
+
+@pytest.mark.requirement("fetchBackup.404")
+def test_a_fetch(new_user):
+    assert outcome(new_user().fetch_backup()) == "404 no_backup"
+
+"""
+
+
+def broken(fault: str) -> dict[str, str]:
+    """Return the environment in which a run starts servers with a fault of the gallery."""
+    return {"CONTRACT_SERVER_COMMAND": shlex.join([*COMMAND, "--broken", fault])}
+
+
+@pytest.mark.parametrize(
+    ("fault", "workers"), [*((fault, ()) for fault in UNIVERSAL), ("answers-may-be-cached", ("-n", "2"))], ids=str
+)
+def test_what_is_wrong_with_every_answer_fails_once_and_no_test(suite, tmp_path, fault, workers):
+    requirement, junit = UNIVERSAL[fault], tmp_path / "junit.xml"
+    done = suite(SEVERAL, "--junit-xml", junit, *workers, **broken(fault))
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "1 failed, 3 passed" in done.stdout
+    assert f"FAILED contract_tests::every_answer[{requirement}]" in done.stdout
+    assert re.search(r"^\d+ of \d+ answers: ", done.stdout, re.MULTILINE)
+    assert "curl --include --path-as-is" in done.stdout.partition("the first of these exchanges")[2]
+    cases = {case.get("name"): case for case in ElementTree.parse(junit).iter("testcase")}
+    failed = {name for name, case in cases.items() if case.find("failure") is not None}
+    assert failed == {f"every_answer[{requirement}]"}
+    assert cases.keys() > {"test_health", "test_a_proof", "test_a_fetch", "every_answer[header.X-Request-Id]"}
+
+
+def test_the_rows_of_junit_are_the_same_for_a_healthy_server(suite, tmp_path):
+    rows = []
+    for environ in ({}, broken("answers-may-be-cached")):
+        suite(SEVERAL, "--junit-xml", tmp_path / "junit.xml", **environ)
+        rows.append([case.get("name") for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase")])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "by a worker"])
+def test_one_test_alone_fails_the_run_and_x_ends_it(suite, workers):
+    one = suite(SEVERAL, "-k", "test_health", *workers, **broken("answers-may-be-cached"))
+    assert one.returncode == pytest.ExitCode.TESTS_FAILED
+    done = suite(SEVERAL, "-x", *workers, **broken("answers-may-be-cached"))
+    assert done.returncode != 0
+    assert "every_answer[header.Cache-Control]" in done.stdout
+    if not workers:  # a worker has begun with the others by then
+        assert "1 failed, 1 passed" in done.stdout
+
+
+def test_what_is_wrong_with_every_answer_may_be_expected(suite, tmp_path):
+    (tmp_path / "known").write_text("header.Cache-Control # the proxy drops it\n")
+    arguments = ("--expected-failures", tmp_path / "known")
+    assert suite(SEVERAL, *arguments, "-x", **broken("answers-may-be-cached")).returncode == 0
+
+
+def test_without_a_run_the_first_fault_of_an_answer_raises(monkeypatch):
+    monkeypatch.setattr(findings, "collected", None)
+    with pytest.raises(AssertionError, match="header.Cache-Control: the header Cache-Control is missing"):
+        Observer().check("GET", "/nothing", 404, {"X-Request-Id": "1"}, b"{}")
+
+
+# ---- Stages ------------------------------------------------------------------------------------------------
+
+STAGE_1 = CONTRACT_TESTS / "examples" / "stage_1.py"
+
+
+@pytest.fixture
+def first_server():
+    """The address of the example of a server that passes stage 1."""
+    with subprocess.Popen([sys.executable, STAGE_1, "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+
+
+def test_a_server_of_60_lines_passes_stage_1_and_learns_what_is_next(first_server):
+    code = [line for line in STAGE_1.read_text().partition('"""\n\n')[2].splitlines() if line.strip()]
+    assert len(code) <= 60
+    given = ("--base-url", first_server, "--direct", "-q", "-n", "2")
+    secret = {"APP_SECRET_KEY": "any-secret-of-at-least-32-characters"}
+    done = pytest_run(REPOSITORY, CONTRACT_TESTS, *given, "--stage", "1", **secret)
+    assert done.returncode == 0
+    assert re.search(r"stage 1 \(health, .*\): 12 not run, \d+ passed\n", done.stdout)
+    assert "next: stage 2 (proofs): --stage 2\n" in done.stdout
+    done = pytest_run(REPOSITORY, CONTRACT_TESTS, *given, "--stage", "2", **secret)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"stage 1 \(health, .*\): 12 not run, \d+ passed\n", done.stdout)
+    assert re.search(r"stage 2 \(proofs\): \d+ failed, \d+ passed\n", done.stdout)
+    assert re.search(
+        r"\nnext: signature\.twice: If .*\nrun it alone: --stage 2 --requirement signature\.twice -x\n", done.stdout
+    )
+
+
+def test_a_failed_registration_is_charged_to_the_registration(suite, first_server):
+    given = ("--base-url", first_server, "--direct", "--stage", "3")
+    done = suite(SEVERAL, *given, APP_SECRET_KEY="any-secret-of-at-least-32-characters")
+    assert "1 failed, 2 passed" in done.stdout
+    assert "  failed: registerUser.201: If the userId is free, " in done.stdout
+    assert "  not run: fetchBackup.404\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stages", "passed"), [("1", 1), ("2", 2), ("3", 3), ("2-3", 2), ("3-3", 1)], ids=lambda value: str(value)
+)
+def test_which_stages_run(suite, stages, passed):
+    done = suite(SEVERAL, "--stage", stages)
+    assert f"{passed} passed" in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("stages", ["0", "6", "3-2", "x", "1-"])
+def test_a_stage_that_there_is_not(suite, stages):
+    assert suite(SEVERAL, "--stage", stages).returncode == pytest.ExitCode.USAGE_ERROR
+
+
+def test_what_belongs_to_a_later_stage_does_not_fail_an_earlier_one(suite):
+    given = broken("vary-is-missing")  # a rule of stage 4, which every answer breaks
+    assert suite(SEVERAL, "--stage", "3", **given).returncode == 0
+    assert suite(SEVERAL, "--stage", "4", **given).returncode == pytest.ExitCode.TESTS_FAILED
 
 
 # ---- The target --------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ VERDICTS = {
     "proven": "every test that names it has passed",
 }
 
+ABOUT = pytest.StashKey[list[str]]()  # the ids that a test is proving now, or at which it has failed
+
 
 class NotRun(pytest.skip.Exception):  # type: ignore[name-defined]
     """The run was not given what a test needs."""

@@ -3,7 +3,8 @@
 A test names the requirements that it proves (requirement_ids.py). It is skipped if the target declares that it does not
 have an operation. It is not run if the run was not given what the test needs (outcomes.py). A requirement is proven if
 every test that names it has passed (run.py). Tests in other folders name no requirements. Any test that fails shows
-what its servers were sent, and what they logged.
+what the contract says, what its servers were sent, and what they logged. What is wrong with every answer fails no test,
+but is reported once for each requirement, at the end of the run (run.py).
 """
 
 import os
@@ -14,23 +15,30 @@ from typing import Any
 
 import pytest
 
-from contract_tests.suite.outcomes import NotRun, not_run
+from contract_tests.suite import due
+from contract_tests.suite.outcomes import ABOUT, NotRun, not_run
 from contract_tests.suite.requirement_ids import (
     CATEGORIES,
     PREFIXES,
     REQUIREMENTS,
+    STAGE_NAMES,
     UnknownRequirement,
     category,
     expand,
     named_by,
+    stage_of,
 )
-from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requirements_in
+from contract_tests.suite.run import EXPECTED, HERE, Run, is_narrowed, requirements_in, selected_stages
+from contract_tests.target import findings
+from contract_tests.target.calls import Outcome
+from contract_tests.target.openapi import find_operation
 from contract_tests.target.used_servers import SERVERS, UsedServers
 
 FAULT = pytest.StashKey[str]()  # why a test fails before it starts
 NOT_GIVEN = pytest.StashKey[str]()  # why a test is not run
-ABOUT = pytest.StashKey[list[str]]()  # the ids that a test is proving now
 RUN = pytest.StashKey["Run"]()
+FINDINGS = pytest.StashKey[findings.Findings]()  # what was wrong with answers, since the last report of a test
+MOST_SENTENCES = 12  # how many sentences of the contract a failing test shows
 
 
 # ---- Options -----------------------------------------------------------------------------------------------
@@ -75,6 +83,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help=f"run only this category, or with no-NAME all others: {', '.join(CATEGORIES)}, or the first part of ids",
     )
+    group.addoption(
+        "--stage",
+        metavar="N",
+        help="run the stages 1 to N, or M-N: "
+        + ", ".join(f"{number} ({name})" for number, name in STAGE_NAMES.items()),
+    )
     group.addoption("--expected-failures", metavar="FILE", help="ids or tests, each followed by ' # ' and the reason")
     group.addoption("--report", metavar="FILE", help="write a page about the run")
     group.addoption("--fuzz-examples", default="50", help="how many cases to generate for each operation and phase")
@@ -86,8 +100,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requirement(*ids): the requirements of openapi.yaml that the test proves")
+    config.addinivalue_line(
+        "markers", "stage(number): the test belongs to this stage, not to an earlier one of its ids"
+    )
     config.addinivalue_line("markers", "public: the test fits the limits of a public deployment")
+    selected_stages(config)
     config.stash[SERVERS] = UsedServers()
+    config.stash[FINDINGS] = findings.begin()
     config.stash[EXPECTED] = expected_failures(config.getoption("--expected-failures"))
     for pattern in config.getoption("--requirement"):
         try:
@@ -145,6 +164,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.stash[FAULT] = fault
             faults.append(f"{item.nodeid} {fault}")
         item.user_properties += [("requirement", identifier) for identifier in named[item]]
+        item.user_properties.append(("stage", stage_of(item, named[item])))
         if config.getoption("--profile") == "public" and not item.get_closest_marker("public"):
             item.stash[NOT_GIVEN] = "does not fit the limits of a public deployment"
     if not is_narrowed(config):
@@ -156,16 +176,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.Item, list[str]]) -> None:
-    """Keep only the tests that --requirement and --category select."""
+    """Keep only the tests that --requirement, --category and --stage select."""
     wanted = {identifier for pattern in config.getoption("--requirement") for identifier in expand(pattern, {})}
     categories = config.getoption("--category")
     on = {name for name in categories if not name.startswith("no-")}
     off = {name.removeprefix("no-") for name in categories if name.startswith("no-")}
-    if not wanted and not categories:
+    stages = selected_stages(config)
+    if not wanted and not categories and not stages:
         return
 
     def is_selected(item: pytest.Item) -> bool:
         ids = named[item]
+        if stages and (not is_of_the_contract(item) or stage_of(item, ids) not in stages):
+            return False
         own = {part for identifier in ids for part in (category(identifier), identifier.partition(".")[0])}
         return bool(ids) and (not wanted or bool(wanted & set(ids))) and (not on or bool(on & own)) and not off & own
 
@@ -176,6 +199,7 @@ def select(config: pytest.Config, items: list[pytest.Item], named: dict[pytest.I
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.config.stash[SERVERS].begin_test()
+    item.config.stash[FINDINGS].of_test.clear()
     if fault := item.stash.get(FAULT, None):
         pytest.fail(fault, pytrace=False)
     if reason := item.stash.get(NOT_GIVEN, None):
@@ -188,19 +212,63 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     report = yield
+    servers = item.config.stash[SERVERS]
+    report.answers = answers(item, servers)
+    about = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
+    if report.failed and call.when == "setup" and (needed := needed_by_set_up(servers)):
+        about = [needed]
     if report.failed:
-        show_the_servers_side(report, item.config.stash[SERVERS])
+        show_the_servers_side(report, servers)
+        show_the_contract(report, about)
     if not is_of_the_contract(item):
         return report
     if call.excinfo and isinstance(call.excinfo.value, NotRun):
         report.not_run = True
     if report.failed:
         reasons = item.config.stash[EXPECTED]
-        report.about = ids = item.stash.get(ABOUT, None) or requirements_in(item.user_properties)
+        report.about = about
         named = [name for name in (item.nodeid, item.nodeid.partition("[")[0]) if name in reasons]
-        if named or (ids and reasons.keys() >= set(ids)):  # otherwise, it may have failed at something else
-            report.outcome, report.wasxfail = "skipped", reasons[(named or ids)[0]]
+        if named or (about and reasons.keys() >= set(about)):  # otherwise, it may have failed at something else
+            report.outcome, report.wasxfail = "skipped", reasons[(named or about)[0]]
     return report
+
+
+def needed_by_set_up(servers: UsedServers) -> str | None:
+    """Return the requirement at which a set-up failed: that of the success of the operation that it called last."""
+    last = servers.last()
+    operation = find_operation(last.method, last.path) if last else None
+    if operation is None:
+        return None
+    created = [status for status in ("201", "200", "204") if status in operation.responses]
+    return f"{operation.id}.{created[0]}"
+
+
+def answers(item: pytest.Item, servers: UsedServers) -> dict[str, dict[str, Any]]:
+    """Return what was found at the answers since the last report, by requirement, as data that a worker can send."""
+    return {
+        requirement: {
+            "answers": finding.answers,
+            "broken": finding.broken,
+            "what": servers.redacted(finding.what),
+            "exchange": servers.shown(finding.exchange) if finding.exchange else None,
+            "test": item.nodeid,
+        }
+        for requirement, finding in item.config.stash[FINDINGS].take().items()
+    }
+
+
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
+    """If an answer's outcome was not the one that was due, say which rule of the contract's order gave it."""
+    if not (compared := due.came_and_due(op, left, right)):
+        return None
+    came, wanted = compared
+    last = config.stash[SERVERS].last()
+    status = str(last.answer[0]) if last and last.answer else None
+    if status != came[:3] and not isinstance(left, Outcome):
+        return None  # these are other numbers than statuses
+    if last and last.answer and status == came[:3]:
+        came = due.outcome_of(last.answer[0], last.answer[2])
+    return [f"{left!r} {op} {right!r}", *due.explain(came, wanted, last.path if last else "")]
 
 
 @pytest.fixture
@@ -225,6 +293,14 @@ def show_the_servers_side(report: Any, servers: UsedServers) -> None:
         report.sections.append(("the servers' log since the test began", report.log))
 
 
+def show_the_contract(report: Any, ids: list[str]) -> None:
+    """Add the sentences of the contract that a failing test was proving to its report, above everything else."""
+    if ids:
+        lines = [f"{identifier}: {REQUIREMENTS[identifier]}" for identifier in ids[:MOST_SENTENCES]]
+        lines += [f"and {len(ids) - MOST_SENTENCES} more"] if len(ids) > MOST_SENTENCES else []
+        report.sections.insert(0, ("what the contract says", "\n".join(lines)))
+
+
 def redact(report: Any, redacted: Callable[[str], str]) -> None:
     """Remove secrets from the report of a failure, which quotes values and captured output."""
     report.sections = [(name, redacted(text)) for name, text in report.sections]
@@ -247,4 +323,6 @@ def redact(report: Any, redacted: Callable[[str], str]) -> None:
 def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     if report.skipped and getattr(report, "not_run", False):
         return "not run", "n", ("NOT RUN", {"yellow": True})
+    if report.passed and getattr(report, "is_of_every_answer", False):
+        return "", "", ("", {})  # it is no test of its own, so it is not counted
     return None

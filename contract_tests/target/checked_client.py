@@ -29,9 +29,10 @@ class CheckedSession(NotingSession):
         try:
             response = super().send(request, **options)
         finally:
-            self.observer.record(exchange_of(request, response))
+            exchange = exchange_of(request, response)
+            self.observer.record(exchange)
         self.answered(request, response)
-        self.observer.check(request.method, path, response.status_code, response.headers, response.content)
+        self.observer.check(request.method, path, response.status_code, response.headers, response.content, exchange)
         return response
 
     def answered(self, request: requests.PreparedRequest, response: requests.Response) -> None:

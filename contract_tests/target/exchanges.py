@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from contract_tests.target.redaction import redacted
 
@@ -32,6 +33,14 @@ class Exchange:
     answer: tuple[int, tuple[tuple[str, str], ...], bytes] | None
     raw: bytes | None = None
     at: float = field(default_factory=time.monotonic)
+
+    @property
+    def path(self) -> str:
+        """The path of the request, without its query."""
+        if self.raw is not None:
+            target = self.raw.partition(b"\r\n")[0].decode("latin-1").split(" ")[1:2]
+            return target[0].partition("?")[0] if target else ""
+        return urlsplit(self.url).path
 
     def request_text(self, secrets: Iterable[str] = ()) -> str:
         """Return the request as a curl command, or as escaped bytes if curl would not send it."""

@@ -17,8 +17,10 @@ import pytest
 import requests
 
 from clients.python.backup_client import BackupClient, Keys, app_secrets
-from contract_tests.suite.outcomes import not_run
+from contract_tests.suite.outcomes import ABOUT, not_run
+from contract_tests.suite.run import selected_stages
 from contract_tests.target import edge, left_behind, network
+from contract_tests.target.calls import outcome
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import left_out
 from contract_tests.target.process import ServerProcess
@@ -85,7 +87,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """End the run here if the target cannot be tested."""
     config = session.config
     if is_run_against_given_target(config):
-        check_target(config.getoption("--base-url"), config.getoption("--profile"))
+        stages = selected_stages(config)
+        check_target(
+            config.getoption("--base-url"), config.getoption("--profile"), last_stage=stages[-1] if stages else None
+        )
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +100,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         target = given_target(base_url, request.config.getoption("--profile"))
         target.observer = Observer(left_out(requests.get(f"{target.base_url}/openapi.json", timeout=30).json()))
         target.observer.edge = None if request.config.getoption("--direct") else edge.find(target.base_url)
+        target.observer.allows_origins = bool(target.allowed_origin)
         request.config.stash[SERVERS].add(target, shared=True)
         yield target
         return
@@ -142,13 +148,18 @@ def behind_an_edge(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def new_user(target: Target) -> Callable[..., BackupClient]:
-    """`new_user()` is the client of a user who has just registered. It takes the arguments of `target.client`."""
+def new_user(request: pytest.FixtureRequest, target: Target) -> Callable[..., BackupClient]:
+    """`new_user()` is the client of a user who has just registered. It takes the arguments of `target.client`.
+
+    If the registration fails, it is not the requirement of the test that has failed.
+    """
 
     def register(credentials: Keys | Credentials | None = None, **options: Any) -> BackupClient:
         client = target.client(credentials, **options)
-        response = client.register_user()
-        assert response.status_code == 201, response.text
+        registered = outcome(client.register_user())
+        if registered != "201":
+            request.node.stash[ABOUT] = ["registerUser.201"]
+        assert registered == "201"
         return client
 
     return register

@@ -1,17 +1,19 @@
-"""The observer of one server. It checks each answer against openapi.yaml, and keeps the last exchanges."""
+"""The observer of one server. It holds each answer against openapi.yaml, and keeps the last exchanges."""
 
 from collections import deque
 from collections.abc import Collection
+from email.message import Message
 from typing import Any, NoReturn, Protocol
 
 import pytest
 
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import answer_checks, edge
+from contract_tests.target import answer_checks, edge, findings
 from contract_tests.target.exchanges import Exchange
 from contract_tests.target.openapi import OPERATIONS, find_operation
 
 KEPT = 3  # how many exchanges a failing test shows
+UNREAD = (400, 431)  # the statuses of requests that cannot be read: their answers may lack Vary
 
 
 class Server(Protocol):
@@ -40,6 +42,7 @@ class Observer:
         self.lacking = frozenset(lacking)
         self.edge: str | None = None  # the name of the edge in front of the server, if there is one
         self.edge_may_answer = False  # whether it may answer the requests of the current test
+        self.allows_origins = False  # whether the server certainly has ALLOWED_ORIGINS
         self.last: deque[Exchange] = deque(maxlen=KEPT)
         self._types: dict[str, str] = {}  # the type of each problem, by code
         self._codes: dict[str, str] = {}  # the code of each problem, by type
@@ -52,15 +55,33 @@ class Observer:
         """Keep an exchange for the report of a failing test."""
         self.last.append(exchange)
 
-    def check(self, method: str, path: str, status: int, headers: answer_checks.Headers, body: bytes) -> None:
-        """Raise AssertionError unless openapi.yaml allows this answer, and unless it agrees with earlier answers."""
+    def check(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        headers: answer_checks.Headers,
+        body: bytes,
+        exchange: Exchange | None = None,
+    ) -> None:
+        """Hold an answer against openapi.yaml and against earlier answers, and report what is wrong (findings.py).
+
+        Raise AssertionError if the operation does not declare the status at all: then the test cannot go on.
+        """
         if self.edge_may_answer and edge.may_be_its_own(status) and not edge.is_of_the_contract(status, headers):
             self.answered_by_the_edge(str(status))
-        problem = answer_checks.check(method, path, status, headers, body)
+        wrong, problem = answer_checks.judge(method, path, status, headers, body)
         if problem is not None:  # each code has one type, which the server may choose
             code, kind = problem["code"], problem["type"]
-            assert self._types.setdefault(code, kind) == kind, f"{code} had another type before"
-            assert self._codes.setdefault(kind, code) == code, f"{kind} was the type of another code before"
+            if self._types.setdefault(code, kind) != kind:
+                wrong["problem.form"].append(f"the type of {code} was another one before")
+            if self._codes.setdefault(kind, code) != code:
+                wrong["problem.form"].append(f"{kind} was the type of another code before")
+        if self.allows_origins and status not in UNREAD:
+            values = headers.get_all("Vary", []) if isinstance(headers, Message) else [headers.get("Vary", "")]
+            names = {name.strip().lower() for name in ",".join(values).split(",")}
+            wrong["cors.vary"] = [] if "origin" in names else ["Vary does not name Origin"]
+        findings.report(wrong, exchange)
 
     def answered_by_the_edge(self, how: str) -> NoReturn:
         """End the test as not run: the edge kept its request from the server."""

@@ -178,6 +178,7 @@ class ServerProcess:
         command = [*self.command, "--clock", str(self._clock), "--fault", str(self._fault_file)]
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
         command += ["--volume", str(self.volume)] if self.volume is not None else []
+        self.observer.allows_origins = bool(self.environ.get("ALLOWED_ORIGINS"))
         before = len(self.log())
         with open(self.stdout, "ab") as stdout, open(self.stderr, "ab") as stderr:
             self.process = subprocess.Popen(

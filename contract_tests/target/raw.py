@@ -74,8 +74,9 @@ def receive(
     finally:
         parts = None if answer is None else (answer.status, headers_of(answer.headers.items()), answer.body)
         request = sent or f"{method} {path}\r\n\r\n(sent in parts)".encode("latin-1")
-        target.observer.record(Exchange("the target", method, (), b"", parts, request))
-    target.observer.check(method, path, answer.status, answer.headers, answer.body)
+        exchange = Exchange("the target", method, (), b"", parts, request)
+        target.observer.record(exchange)
+    target.observer.check(method, path, answer.status, answer.headers, answer.body, exchange)
     return answer
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from contract_tests.target.exchanges import Exchange
 from contract_tests.target.observer import KEPT
 from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import ServerProcess
@@ -41,14 +42,21 @@ class UsedServers:
                 server.mark()
 
     def exchanges(self) -> list[dict[str, str]]:
-        """Return the last exchanges since the test began, the newest first. Each has "request" and "answer" as text."""
+        """Return the last exchanges since the test began, the newest first, as `shown` returns them."""
+        return [self.shown(exchange) for exchange in self._last()[:KEPT]]
+
+    def last(self) -> Exchange | None:
+        """Return the last exchange since the test began, or None if there was none."""
+        return next(iter(self._last()), None)
+
+    def _last(self) -> list[Exchange]:
         exchanges = [exchange for server in self._shared + self._own for exchange in server.observer.last]
-        exchanges.sort(key=lambda exchange: -exchange.at)
+        return sorted(exchanges, key=lambda exchange: -exchange.at)
+
+    def shown(self, exchange: Exchange) -> dict[str, str]:
+        """Return the "request" and the "answer" of an exchange as text."""
         secrets = self._secrets | self._current_secrets()
-        return [
-            {"request": exchange.request_text(secrets), "answer": exchange.answer_text(secrets)}
-            for exchange in exchanges[:KEPT]
-        ]
+        return {"request": exchange.request_text(secrets), "answer": exchange.answer_text(secrets)}
 
     def log(self) -> str:
         """Return what the processes have logged and written to stderr since the test began."""

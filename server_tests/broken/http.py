@@ -146,6 +146,12 @@ def problem_has_no_code() -> None:
 
 
 @breaks("problem.form")
+def problem_has_no_detail() -> None:
+    """A problem does not say what to do."""
+    on_problem(lambda environ, problem: problem.pop("detail"))
+
+
+@breaks("problem.form")
 def problem_is_plain_json() -> None:
     """A problem has the media type of any answer."""
 
