@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
+    parser.add_argument("--pause", type=Path, help="file that says at which access to an account's data to wait")
     parser.add_argument("--volume", type=int, help="seem to be on a volume of so many bytes, with the files beside it")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
@@ -57,6 +59,9 @@ def main() -> int:
         slow_reads_down()
     if arguments.stall:
         stall_reads(arguments.stall)
+    if arguments.pause:
+        replace(bounds, "READS", (4, bounds.READS[1]))  # so that others are served while one waits
+        put_in_pauses(arguments.pause)
     if arguments.clock:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
         replace(clock, "now", now)
@@ -183,6 +188,38 @@ def stall_reads(file: Path) -> None:
         return read(self, key)
 
     replace(handle, "__getitem__", stalled)
+
+
+def put_in_pauses(file: Path) -> None:
+    """Wait before the access to an account's data that `file` names: "write 3 abc", or spaces for none."""
+    descriptor, waiting, lock = os.open(file, os.O_RDONLY), Path(f"{file}.waiting"), threading.Lock()
+    seen: dict[str, int] = {}  # how many accesses there were since `file` got this text
+    handle = dbm.sqlite3._Database
+
+    def text() -> str:
+        return os.pread(descriptor, LENGTH, 0).decode().strip()
+
+    def is_there(is_write: bool) -> str | None:
+        if not (wanted := text()) or (wanted.startswith("write") and not is_write):
+            return None
+        with lock:
+            seen[wanted] = seen.get(wanted, 0) + 1
+            return wanted if seen[wanted] == int(wanted.split()[1]) else None
+
+    def pausing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, key: bytes, *value: bytes) -> Any:
+            is_of_account = isinstance(key, bytes) and key.startswith((b"user/", b"blob/"))
+            if is_of_account and (wanted := is_there(name != "__getitem__")):
+                waiting.touch()
+                while text() == wanted:
+                    time.sleep(0.001)
+                waiting.unlink()
+            return method(self, key, *value)
+
+        return call
+
+    for name in ALL:
+        replace(handle, name, pausing(name, getattr(handle, name)))
 
 
 def pretend_volume(size: int) -> None:
