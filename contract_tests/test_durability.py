@@ -38,11 +38,13 @@ MANY = {
 # The errors that a client sees if the server is killed before its answer, or in the middle of it.
 GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 DEVICES = 16
+FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
 
 
 @pytest.fixture
 def server(start_server) -> ServerProcess:
-    return start_server(**MANY)
+    """A server on which no day ends, so that it keeps exactly the last 4 versions of what a test stores."""
+    return start_server(frozen=FROZEN, **MANY)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def user(server) -> BackupClient:
 
 @dataclass(frozen=True)
 class Account:
-    """The expected state of an account. `key` is None after its deletion. All versions are from the same day."""
+    """The expected state of an account. `key` is None after its deletion. All versions are of one day."""
 
     user_id: str = field(default_factory=lambda: token_hex(32))
     key: str | None = None
@@ -162,7 +164,7 @@ def test_an_upload_repeated_after_a_lost_answer(server, user):
 @pytest.mark.requirement("durability.restart", "delete.reserved", "delete.fresh", "delete.all")
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_reserved_userid_outlives_a_restart(start_server, is_killed):
-    server = start_server(frozen=1_795_510_800, **MANY)
+    server = start_server(frozen=FROZEN, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
     assert user.store_backup(b"a backup").status_code == 201

@@ -226,7 +226,9 @@ def upload_ends_after_the_deletion() -> None:
                 raise
             version = Version(1, backup_server.clock.now(), len(value["data"]), backup_server.sha256(value["data"]), 1)
             headers = server.rate_limit("storeBackup", [], version.stored_at)
-            return backup_server.answer(201, backup_server.receipt(version), headers | {"Location": "/api/backup/versions/1"})
+            return backup_server.answer(
+                201, backup_server.receipt(version), headers | {"Location": "/api/backup/versions/1"}
+            )
 
 
 @breaks("isolation.order")
