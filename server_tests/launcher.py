@@ -10,6 +10,7 @@ import contextlib
 import dbm.sqlite3
 import functools
 import os
+import random
 import shutil
 import sqlite3
 import sys
@@ -127,6 +128,11 @@ def internal_error() -> None:
     raise ZeroDivisionError("a fault put in on purpose")
 
 
+def slow() -> None:
+    """Wait for up to 10 ms, so that whatever happens at once happens in many orders."""
+    time.sleep(random.random() / 100)
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens, and before which methods of a database connection. "handler" means every operation."""
@@ -142,6 +148,7 @@ FAULTS = {
     "internal_error": Fault(internal_error, (*ALL, "handler")),
     "full_from_the_start": Fault(storage_full, ("__setitem__",)),
     "uncountable": Fault(unavailable, ("__iter__",)),
+    "slow": Fault(slow, ALL),
 }
 
 

@@ -1,8 +1,7 @@
 """The dates at which a run's servers live, if it is to be at others than today.
 
-CONTRACT_DATES has dates, separated by commas: 2028-02-29,2028-03-01. Each test then runs shortly before midnight: one of
-these dates begins while it runs, or a moment later. That goes for each server that a run starts, unless the test stops
-its clock.
+CONTRACT_DATES has dates, separated by commas: 2028-02-29,2028-03-01. Each test then begins shortly before midnight, and
+one of these dates begins while it runs. That goes for each server that a run starts, unless the test stops its clock.
 """
 
 import itertools

@@ -14,10 +14,10 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
         If --volume is given, the folder of DATABASE_PATH seems to be a volume of so many bytes.
-        FILE of --pause contains spaces, or what to wait for: "write 3 abc" is the third write of anything that is stored
-        of an account, "any 3 def" the third read or write, counted since FILE got this text. There the server creates
+        FILE of --pause contains spaces, or where to wait: "write 3 abc" is the third write of anything that is stored of
+        an account, "any 3 def" is the third read or write, counted since FILE got this text. There the server creates
         FILE.waiting, waits until FILE has another text, deletes FILE.waiting and goes on. A server that cannot do so
-        ignores the option; then the tests try less.
+        may ignore the option; then the tests find less.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
         The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
@@ -51,7 +51,8 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
 ]
 # What a test may break on purpose while the server runs. In this order: the disk is full, the file cannot be used,
 # something unforeseen happens. And, from the start on, the disk is full, or the server cannot count what is stored.
-FAULTS = ("storage_full", "unavailable", "internal_error", "full_from_the_start", "uncountable")
+# "slow": each read and write of the store takes a few milliseconds longer, which a server may ignore.
+FAULTS = ("storage_full", "unavailable", "internal_error", "full_from_the_start", "uncountable", "slow")
 FROM_THE_START = {"full_from_the_start", "uncountable"}  # the server must start in spite of it
 # How a server learns a client's address from its proxy, for tests that need addresses which this machine does not have.
 BEHIND_A_PROXY: dict[str, Any] = {"settings": {"FLY_APP_NAME": "a-name-that-fly-sets"}, "header": "Fly-Client-IP"}

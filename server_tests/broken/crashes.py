@@ -2,17 +2,18 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from server.accounts import Account, Deleted
 from server.dbm_reader import DbmReader, Row, blob_key, user_key
-from server.dbm_store import DbmStore, HeldRow
+from server.dbm_store import DbmStore
 from server_tests.broken.fault import breaks, instead_of
 
 
-def in_two_steps(between: Any) -> None:
-    """Write `between(before, after)` ahead of a record, if it is not None."""
+def in_two_steps(between: Callable[[Any, Any], Row | None]) -> None:
+    """Write the row that `between(before, after)` returns ahead of the row `after`, unless it is None."""
 
     @instead_of(DbmStore, "put_row")
     def put_row(real: Any, store: DbmStore, user_id: str, before: Row | None, after: Row) -> None:
@@ -22,7 +23,7 @@ def in_two_steps(between: Any) -> None:
         real(store, user_id, before, after)
 
 
-def is_upload(before: Row | None, after: Row) -> bool:
+def is_upload(before: Any, after: Any) -> bool:
     """Return whether an account gets a version."""
     return bool(
         before
@@ -36,7 +37,7 @@ def is_upload(before: Row | None, after: Row) -> bool:
 def key_follows_its_version() -> None:
     """A change of the key stores the version, and then replaces the key."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after) and before.record.key_sha256 != after.record.key_sha256:
             return replace(after, record=replace(after.record, key_sha256=before.record.key_sha256))
         return None
@@ -48,7 +49,7 @@ def key_follows_its_version() -> None:
 def version_follows_its_key() -> None:
     """A change of the key replaces the key, and then stores the version."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after) and before.record.key_sha256 != after.record.key_sha256:
             key = {"key_sha256": after.record.key_sha256, "key_version": after.record.key_version}
             return replace(before, record=replace(before.record, **key))
@@ -61,7 +62,7 @@ def version_follows_its_key() -> None:
 def deletion_empties_the_account_first() -> None:
     """A deletion drops all versions, and then deletes the account."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and isinstance(before.record, Account) and before.record.versions:
             if isinstance(after.record, Deleted):
                 return Row(replace(before.record, versions=()), slots_used=before.slots_used)
@@ -87,7 +88,7 @@ def deletion_reserves_afterwards() -> None:
 def upload_is_counted_afterwards() -> None:
     """An upload stores the version, and then counts it and notes its signature as spent."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after):
             return replace(after, record=replace(after.record, uploads=before.record.uploads))
         return None
@@ -99,7 +100,7 @@ def upload_is_counted_afterwards() -> None:
 def upload_is_counted_ahead() -> None:
     """An upload is counted, and its signature spent, before the version is stored."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after):
             return replace(before, record=replace(before.record, uploads=after.record.uploads))
         return None
@@ -111,7 +112,7 @@ def upload_is_counted_ahead() -> None:
 def versions_are_dropped_afterwards() -> None:
     """An upload stores the version, and then drops those that are too many."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after) and len(after.versions) <= len(before.versions):
             versions, slots = (*before.versions, after.versions[-1]), (*before.slots, after.slots[-1])
             return replace(after, record=replace(after.record, versions=versions), slots=slots)
@@ -124,7 +125,7 @@ def versions_are_dropped_afterwards() -> None:
 def versions_are_dropped_ahead() -> None:
     """An upload first drops a version, to make room."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if before and is_upload(before, after) and len(after.versions) <= len(before.versions):
             kept = [pair for pair in zip(before.versions, before.slots, strict=True) if pair[0] in after.versions]
             record = replace(before.record, versions=tuple(version for version, _ in kept))
@@ -138,7 +139,7 @@ def versions_are_dropped_ahead() -> None:
 def registration_sets_the_key_afterwards() -> None:
     """A registration takes the name, and then sets the key."""
 
-    def between(before: Row | None, after: Row) -> Row | None:
+    def between(before: Any, after: Any) -> Row | None:
         if isinstance(after.record, Account) and not (before and isinstance(before.record, Account)):
             return replace(after, record=replace(after.record, key_sha256="0" * 64))
         return None
@@ -197,8 +198,12 @@ def large_uploads_go_ahead_of_the_disk() -> None:
 
     @instead_of(DbmStore, "close")
     def close(real: Any, store: DbmStore) -> None:
+        def write_all() -> None:
+            while waiting:
+                put_blob(store, *waiting.pop())
+
         with store.turn():
-            store.write(lambda: [put_blob(store, *each) for each in waiting])
+            store.write(write_all)
         real(store)
 
 
@@ -213,5 +218,3 @@ def oldest_version_is_overwritten_in_place() -> None:
     @instead_of(Row, "dropped_with")
     def dropped_with(real: Any, row: Row, account: Account, slot: int) -> Any:
         return tuple(each for each in real(row, account, slot) or () if each[0] != slot)
-
-    assert HeldRow  # it uses both

@@ -1,0 +1,188 @@
+"""Two things at once on one account. An order of the requests has to explain all answers, and what is stored then.
+
+The server waits at each read and write of the first request, one after the other, while the second is carried out. So a
+race is met each time. A server that does not wait gets both at the same moment, a few times.
+"""
+
+import re
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from secrets import token_bytes, token_hex
+from typing import Any
+
+import pytest
+
+from contract_tests.generated.exchanges import Exchange
+from contract_tests.generated.model import Settings
+from contract_tests.generated.witness import Witness
+from contract_tests.target.calls import eventually, sha256
+from contract_tests.target.process import ServerProcess
+
+FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
+MANY = 100_000
+LIMITS = {
+    "BACKUPS_PER_HOUR": MANY,
+    "BACKUPS_PER_DAY": MANY,
+    "KEY_CHANGES_PER_HOUR": MANY,
+    "KEY_CHANGES_PER_DAY": MANY,
+    "REGISTRATIONS_PER_HOUR": MANY,
+    "FAILED_CREDENTIALS_PER_5_MINUTES": MANY,
+    "FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY": MANY,
+}
+SETTINGS = Settings(*[MANY] * 7, keep=(2, 0, 0, 0))
+BLOCKED = 0.15  # seconds; a request that has no answer by then waits for the other one
+MOST = 12  # reads and writes of one request; what a server does after so many of them is cleaning up
+SMALL, LARGE = 300, 300_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def server(start_shared_server) -> ServerProcess:
+    """It keeps two versions, so that an upload soon drops one."""
+    return start_shared_server(frozen=FROZEN, pauses=True, KEEP_VERSIONS="2,0,0,0", **LIMITS)
+
+
+@dataclass
+class User:
+    """A user with two versions, or one who has not registered, and the calls that the user's devices make."""
+
+    witness: Witness
+    user_id: str = field(default_factory=lambda: token_hex(32))
+    keys: list[str] = field(default_factory=lambda: [token_hex(32) for _ in range(3)])
+    blobs: list[bytes] = field(default_factory=lambda: [token_bytes(SMALL) for _ in range(2)])
+    new: list[bytes] = field(default_factory=lambda: [token_bytes(SMALL), token_bytes(SMALL), token_bytes(LARGE)])
+
+    def call(self, operation: str, key: int = 0, **arguments: Any) -> Exchange:
+        return self.witness.prepare(operation, self.user_id, self.keys[key], **arguments)
+
+    def store(self, blob: int, base: int, key: int = 0) -> Exchange:
+        """Store a new blob. `base` is the number of the blob that is the base, of all."""
+        return self.call("storeBackup", key, blob=self.new[blob], base=sha256([*self.blobs, *self.new][base]))
+
+    def calls(self, name: str) -> list[Exchange]:
+        """Return the calls that a name means. The second is made when the first has its answer."""
+        latest = sha256(self.blobs[-1])
+        match name:
+            case "register":
+                return [self.call("registerUser")]
+            case "register with another key":
+                return [self.call("registerUser", 1)]
+            case "register and store":
+                return [self.call("registerUser"), self.call("storeBackup", blob=self.new[1])]
+            case "store":
+                return [self.store(0, 1)]
+            case "store another":
+                return [self.store(1, 1)]
+            case "store a large one":
+                return [self.store(2, 1)]
+            case "store the next":  # made from what "store" has stored
+                return [self.store(1, 2)]
+            case "store two":
+                return [self.store(0, 1), self.store(1, 2)]
+            case "store the latest":
+                return [self.call("storeBackup", blob=self.blobs[-1])]
+            case "change the key":
+                return [self.call("changeStorageKey", new_key=self.keys[1], blob=self.new[1], base=latest)]
+            case "change it to another":
+                return [self.call("changeStorageKey", new_key=self.keys[2], blob=self.new[0], base=latest)]
+            case "delete":
+                return [self.call("deleteUser")]
+            case "fetch":
+                return [self.call("fetchBackup")]
+            case "fetch if it is another":
+                etag = f'"2-{latest}"'
+                return [self.call("fetchBackup", if_none_match=etag)]
+            case "fetch the first":
+                return [self.call("fetchBackupVersion", version=1)]
+            case "list":
+                return [self.call("listBackupVersions")]
+        raise AssertionError(name)
+
+    def begin(self, *, is_registered: bool) -> None:
+        if is_registered:
+            self.witness.do(self.call("registerUser"))
+            for number, blob in enumerate(self.blobs):
+                base = sha256(self.blobs[number - 1]) if number else None
+                self.witness.do(self.call("storeBackup", blob=blob, base=base))
+
+    def look(self) -> None:
+        self.witness.look(self.user_id, self.keys)
+        self.witness.do(self.call("registerUser"))
+
+
+WRITES = ("store another", "store two", "change it to another", "delete")
+READS = ("fetch", "fetch if it is another", "fetch the first", "list")
+LATER = ("store another", "store the next", "change it to another", "delete", "list")
+# The first request, and what comes while the server works on it.
+PAIRS = {
+    **dict.fromkeys(READS, WRITES),
+    **dict.fromkeys(("store", "store a large one", "store the latest", "change the key", "delete"), LATER),
+    "register": ("register", "register with another key", "register and store", "list"),
+}
+
+
+def meet(witness: Witness, first: str, second: str, moment: int) -> bool:
+    """Let a new user make the first call, and the second when the first is at its n-th read or write.
+
+    Return whether the first got so far. If it did not, nobody made the second call.
+    """
+    server = witness.server
+    assert isinstance(server, ServerProcess)
+    user = User(witness)
+    user.begin(is_registered=first != "register")
+    (held,), others = user.calls(first), user.calls(second)
+
+    def make_the_others() -> None:
+        for exchange in others:
+            witness.send(exchange)
+
+    server.pause_at(moment)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            begun = pool.submit(witness.send, held)
+            assert eventually(lambda: server.is_waiting() or begun.done(), pause=0.001)
+            if has_met := not begun.done():
+                wait([pool.submit(make_the_others)], BLOCKED)
+        finally:
+            server.go_on()
+    witness.settle(held, *(others if has_met else []))
+    user.look()
+    return has_met
+
+
+@pytest.mark.requirement("isolation.order", "credentials.commit", "base.race", "key.both", "backup.bytes")
+@pytest.mark.parametrize(("first", "second"), [(first, second) for first in PAIRS for second in PAIRS[first]])
+def test_each_pair(server, first, second):
+    witness = Witness(server, SETTINGS)
+    count = next(n for n in range(1, MOST + 2) if n > MOST or not meet(witness, first, second, n))
+    if count == 1:  # the server does not wait
+        for _ in range(5):
+            meet_by_chance(witness, first, second)
+
+
+def meet_by_chance(witness: Witness, first: str, second: str) -> None:
+    """Let a new user make both calls at the same moment."""
+    user = User(witness)
+    user.begin(is_registered=first != "register")
+    exchanges = [*user.calls(first), *user.calls(second)[:1]]
+    witness.do(*exchanges)
+    user.look()
+
+
+@pytest.fixture
+def by_chance(target) -> Witness:
+    """A witness of any server. It has to keep at least four versions, and has some limits."""
+    client = target.client()
+    client.register_user()
+    policies = [
+        client.store_backup(b"a probe").headers["RateLimit-Policy"],
+        client.change_storage_key(token_hex(32), b"another", sha256(b"a probe")).headers["RateLimit-Policy"],
+    ]
+    quotas = [int(quota) for policy in policies for quota in re.findall("q=([0-9]+)", policy)]
+    return Witness(target, Settings(*quotas, *[MANY] * 3, keep=(MANY, 0, 0, 0)))
+
+
+@pytest.mark.requirement("isolation.order", "credentials.commit", "base.race", "key.both", "backup.bytes")
+@pytest.mark.parametrize("first", PAIRS)
+def test_pairs_on_any_server(by_chance, first):
+    for second in PAIRS[first]:
+        meet_by_chance(by_chance, first, second)
