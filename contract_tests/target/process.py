@@ -14,8 +14,8 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
         If --volume is given, the folder of DATABASE_PATH seems to be a volume of so many bytes.
-        FILE of --pause contains spaces, or where to wait: "write 3 abc" is the third write of anything that is stored of
-        an account, "any 3 def" is the third read or write, counted since FILE got this text. There the server creates
+        FILE of --pause contains spaces, or where to wait. "write 3 abc" is the third write of what is stored of an
+        account, "any 3 def" is the third read or write, counted since FILE got this text. There the server creates
         FILE.waiting, waits until FILE has another text, deletes FILE.waiting and goes on. A server that cannot do so
         may ignore the option; then the tests find less.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.

@@ -37,7 +37,7 @@ def days_are_those_of_the_servers_zone() -> None:
         return tuple(moved[version] for version in real(tuple(moved), keep))
 
 
-@breaks("version.receipt")
+@breaks("version.time")
 def times_are_those_of_the_servers_zone() -> None:
     """Answers show the time of the server's zone, and call it UTC."""
     change(backup_server, "rfc3339", lambda moment: clock.rfc3339(local(moment)))
@@ -229,7 +229,7 @@ def address_is_known_from_its_first_use() -> None:
         return bool(real(guessing, user_id, address))
 
 
-@breaks("history.clock")
+@breaks("version.time")
 def version_is_dated_by_its_signature() -> None:
     """The time of a version is that of the device's clock."""
     signed: dict[str, int] = {}

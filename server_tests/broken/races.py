@@ -8,6 +8,7 @@ from unittest import mock
 
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
+from server import clock
 from server.accounts import Account, DamagedData, Deleted, Record, Version
 from server.dbm_reader import DbmReader
 from server.dbm_store import HeldRow
@@ -33,7 +34,7 @@ def etag_is_of_another_version_than_the_bytes() -> None:
         return response
 
 
-@breaks("isolation.order", "version.receipt")
+@breaks("isolation.order", "backup.bytes")
 def receipt_is_of_another_version_than_the_bytes() -> None:
     """The receipt of a fetch is read first, and the bytes of the latest version later."""
 
@@ -224,7 +225,7 @@ def upload_ends_after_the_deletion() -> None:
         except Problem as problem:
             if problem.code != "credentials_invalid" or len(value["data"]) < 65_536:
                 raise
-            version = Version(1, backup_server.clock.now(), len(value["data"]), backup_server.sha256(value["data"]), 1)
+            version = Version(1, clock.now(), len(value["data"]), backup_server.sha256(value["data"]), 1)
             headers = server.rate_limit("storeBackup", [], version.stored_at)
             return backup_server.answer(
                 201, backup_server.receipt(version), headers | {"Location": "/api/backup/versions/1"}
