@@ -102,6 +102,11 @@ class Witness:
         answer = of_contract(answer, expected)
         return expected == answer if self.is_exact else timeless(expected) == timeless(answer)
 
+    def restart(self) -> None:
+        """Note that the server was restarted."""
+        for model in self.models:
+            model.restart()
+
     def do(self, *exchanges: Exchange) -> Answer:
         """Send calls, at once if there are several, and settle them. Return the last answer."""
         if len(exchanges) == 1:
