@@ -4,18 +4,23 @@ The server waits at each read and write of the first request, one after the othe
 race is met each time. A server that does not wait gets both at the same moment, a few times.
 """
 
+import itertools
+import random
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_bytes, token_hex
 from typing import Any
 
 import pytest
 
+from clients.python.backup_client import backup_bytes
 from contract_tests.generated.exchanges import Exchange
 from contract_tests.generated.model import Settings
 from contract_tests.generated.witness import Witness
-from contract_tests.target.calls import eventually, sha256
+from contract_tests.target.calls import at_once, eventually, outcome, sha256
 from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
@@ -186,3 +191,63 @@ def by_chance(target) -> Witness:
 def test_pairs_on_any_server(by_chance, first):
     for second in PAIRS[first]:
         meet_by_chance(by_chance, first, second)
+
+
+# ---- More than two -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(server) -> Iterator[ServerProcess]:
+    """Each read and write of this server takes up to some milliseconds longer."""
+    server.fault = "slow"
+    yield server
+    server.fault = None
+
+
+STEPS = ("fetch", "list", "store", "store another", "store the next", "store the latest", "fetch the first")
+LAST_STEPS = ("change the key", "change it to another", "delete", "register", "store a large one")
+
+
+@pytest.mark.requirement("isolation.order", "credentials.commit", "base.race")
+@pytest.mark.parametrize("seed", range(6))
+def test_four_devices(slow, seed):
+    """Each device makes one request after the other. The order that explains all has to be that of each device, too."""
+    chance = random.Random(seed)
+    witness = Witness(slow, SETTINGS)
+    user = User(witness)
+    user.begin(is_registered=True)
+    devices = [
+        [user.calls(name)[0] for name in [*chance.choices(STEPS, k=2), *chance.choices(STEPS + LAST_STEPS, k=1)]]
+        for _ in range(4)
+    ]
+
+    def work(exchanges: list[Exchange]) -> None:
+        for exchange in exchanges:
+            witness.send(exchange)
+
+    at_once([partial(work, exchanges) for exchanges in devices])
+    witness.settle(*itertools.chain(*devices))
+    user.look()
+
+
+@pytest.mark.requirement("isolation.order", "isolation.write", "backup.bytes", "isolation.block")
+def test_many_small_accounts_beside_a_large_one(slow):
+    """Each gets its own receipts and its own bytes. All small ones store as many bytes."""
+
+    def live(size: int, count: int) -> None:
+        user = slow.client()
+        assert outcome(user.register_user()) == "201"
+        base = None
+        for number in range(1, count + 1):
+            blob = token_bytes(size)
+            stored = user.store_backup(blob, base)
+            assert (outcome(stored), stored.json()["version"], stored.json()["sha256"]) == ("201", number, sha256(blob))
+            fetched = user.fetch_backup()
+            assert (fetched.json()["version"], backup_bytes(fetched)) == (number, blob)
+            assert fetched.headers["ETag"] == f'"{number}-{sha256(blob)}"'
+            assert user.list_backup_versions().json()["versions"][0] == stored.json()
+            base = sha256(blob)
+        assert outcome(user.delete_user()) == "204"
+        assert outcome(user.fetch_backup()) == "401 credentials_invalid"
+
+    at_once([partial(live, 5 * 2**20, 2), *[partial(live, SMALL, 4)] * 12, *[partial(live, 70_000, 3)] * 3])

@@ -20,10 +20,10 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         may ignore the option; then the tests find less.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
-        The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
-        of FILE, flips the lowest bit of its last byte, and exits with 0.
+        The environment is the same. The server is stopped, or it runs. The command finds the stored backup that has the
+        bytes of FILE, flips the lowest bit of its last byte, and exits with 0.
     COMMAND --damage-account FILE
-        The same, but the command flips a bit of what is stored of the account whose userId is in FILE.
+        The server is stopped. The command flips a bit of what is stored of the account whose userId is in FILE.
 """
 
 import itertools
@@ -266,20 +266,25 @@ class ServerProcess:
         self.fault = fault
         return self.start()
 
-    def damage(self, blob: bytes) -> None:
-        """Stop the server, flip the lowest bit of a stored blob's last byte, and start the server again."""
-        self._damage("--damage", blob)
+    def damage(self, blob: bytes, *, is_running: bool = False) -> None:
+        """Flip the lowest bit of a stored blob's last byte.
+
+        Stop the server before and start it again, unless it is to run on.
+        """
+        self._damage("--damage", blob, is_running)
 
     def damage_account(self, user_id: str) -> None:
         """Stop the server, flip a bit of the record of an account, and start the server again."""
         self._damage("--damage-account", user_id.encode())
 
-    def _damage(self, option: str, what: bytes) -> None:
-        self.stop()
+    def _damage(self, option: str, what: bytes, is_running: bool = False) -> None:
+        if not is_running:
+            self.stop()
         file = self.directory / "damage"
         file.write_bytes(what)
         subprocess.run([*self.command, option, str(file)], env=self.environment(), check=True, timeout=START_SECONDS)
-        self.start()
+        if not is_running:
+            self.start()
 
     def running(self) -> bool:
         """Return whether the process is running."""
