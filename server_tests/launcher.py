@@ -36,7 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
-    parser.add_argument("--pause", type=Path, help="file that says at which access to an account's data to wait")
+    parser.add_argument("--pause", type=Path, help="file that says at which point to wait")
     parser.add_argument("--volume", type=int, help="seem to be on a volume of so many bytes, with the files beside it")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
@@ -198,35 +198,46 @@ def stall_reads(file: Path) -> None:
 
 
 def put_in_pauses(file: Path) -> None:
-    """Wait before the access to an account's data that `file` names: "write 3 abc", or spaces for none."""
+    """Wait before a write of an account's data, or before or after a read, as `file` says: "any 3 abc", or spaces."""
     descriptor, waiting, lock = os.open(file, os.O_RDONLY), Path(f"{file}.waiting"), threading.Lock()
-    seen: dict[str, int] = {}  # how many accesses there were since `file` got this text
+    seen: dict[str, int] = {}  # at how many such points it was since `file` got this text
     handle = dbm.sqlite3._Database
 
     def text() -> str:
         return os.pread(descriptor, LENGTH, 0).decode().strip()
 
-    def is_there(is_write: bool) -> str | None:
+    def pause(key: bytes, is_write: bool = False) -> None:
+        if not isinstance(key, bytes) or not key.startswith((b"user/", b"blob/")):
+            return
         if not (wanted := text()) or (wanted.startswith("write") and not is_write):
-            return None
+            return
         with lock:
             seen[wanted] = seen.get(wanted, 0) + 1
-            return wanted if seen[wanted] == int(wanted.split()[1]) else None
+            is_there = seen[wanted] == int(wanted.split()[1])
+        if is_there:
+            waiting.touch()
+            while text() == wanted:
+                time.sleep(0.001)
+            waiting.unlink()
 
-    def pausing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, key: bytes, *value: bytes) -> Any:
-            is_of_account = isinstance(key, bytes) and key.startswith((b"user/", b"blob/"))
-            if is_of_account and (wanted := is_there(name != "__getitem__")):
-                waiting.touch()
-                while text() == wanted:
-                    time.sleep(0.001)
-                waiting.unlink()
-            return method(self, key, *value)
+    def read(self: Any, key: bytes) -> bytes:
+        pause(key)
+        try:
+            return get(self, key)
+        finally:
+            pause(key)
 
-        return call
+    def writing(method: Callable[..., None]) -> Callable[..., None]:
+        def write(self: Any, key: bytes, *value: bytes) -> None:
+            pause(key, is_write=True)
+            method(self, key, *value)
 
-    for name in ALL:
-        replace(handle, name, pausing(name, getattr(handle, name)))
+        return write
+
+    get: Callable[[Any, bytes], bytes] = handle.__getitem__
+    replace(handle, "__getitem__", read)
+    for name in ("__setitem__", "__delitem__"):
+        replace(handle, name, writing(getattr(handle, name)))
 
 
 def pretend_volume(size: int) -> None:

@@ -14,10 +14,10 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
         If --volume is given, the folder of DATABASE_PATH seems to be a volume of so many bytes.
-        FILE of --pause contains spaces, or where to wait. "write 3 abc" is the third write of what is stored of an
-        account, "any 3 def" is the third read or write, counted since FILE got this text. There the server creates
-        FILE.waiting, waits until FILE has another text, deletes FILE.waiting and goes on. A server that cannot do so
-        may ignore the option; then the tests find less.
+        FILE of --pause contains spaces, or where to wait. "write 3 abc" is right before the third write of what is
+        stored of an account. "any 3 def" is the third such point or one right before or after such a read. The points
+        are counted since FILE got this text. There the server creates FILE.waiting, waits until FILE has another text,
+        deletes FILE.waiting and goes on. A server that cannot do so may ignore the option; then the tests find less.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
         The environment is the same. The server is stopped, or it runs. The command finds the stored backup that has the
@@ -188,9 +188,9 @@ class ServerProcess:
             overwrite(self._fault_file, name or "")
 
     def pause_at(self, number: int, what: str = "any") -> None:
-        """Let the server wait before it reads or writes what is stored for the n-th time from now. See `is_waiting`.
+        """Let the server wait at the n-th point from now, before or after a read or before a write of what is stored.
 
-        `what` is "any" or "write".
+        If `what` is "write", only those before a write count. See `is_waiting`.
         """
         assert self._pause
         overwrite(self._pause, f"{what} {number} {next(self._pauses)}")
