@@ -49,6 +49,10 @@ QUICK = {
     "statistics-need-no-key": "contract_tests/test_operations.py::test_admin_stats_need_the_key[None]",
     "restart-forgets-the-limits": "contract_tests/test_limits.py::test_the_windows_survive_a_restart",
     "new-accounts-may-take-everything": ("contract_tests/test_space.py::test_new_accounts_share_a_third_of_the_volume"),
+    "weeks-have-no-year": "contract_tests/test_history.py::test_the_same_number_in_another_year[1,0,3,0]",
+    "list-is-made-of-two-reads": "contract_tests/test_at_once.py::test_each_pair[list-store two]",
+    "key-follows-its-version": "contract_tests/test_durability.py::test_killed_before_each_write[change the key]",
+    "bytes-are-verified-once": "contract_tests/test_second_time.py::test_damage_after_a_good_read",
     "no-connections-of-an-address": "server_tests/test_bounds.py::test_addresses_have_places_of_their_own",
 }
 
