@@ -4,6 +4,7 @@ Calls at once may have been carried out in several orders. The witness keeps a m
 answers do not tell which it was. If no order explains the answers, `settle` raises AssertionError.
 """
 
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ class Witness:
         self.is_exact = isinstance(server, ServerProcess) and server.frozen is not None
         self.models = [Model(settings)]
         self.story: list[str] = []
+        self._local = threading.local()  # a session for each thread
 
     @property
     def model(self) -> Model:
@@ -61,14 +63,14 @@ class Witness:
         """Send a request, and keep its answer and when that was."""
         request = exchange.request.copy()
         request.url = self.server.base_url + urlsplit(request.url or "").path
-        session = self.server.client().session
+        if not hasattr(self._local, "session"):
+            self._local.session = self.server.client().session
         exchange.began = time.monotonic()
         try:
-            exchange.answer = seen(session.send(request, timeout=60, allow_redirects=False))
+            exchange.answer = seen(self._local.session.send(request, timeout=60, allow_redirects=False))
         except requests.RequestException:
             exchange.answer = None
         exchange.ended = time.monotonic()
-        session.close()
 
     def settle(self, *exchanges: Exchange) -> None:
         """Keep the states that explain the answers. Raise AssertionError if there is none.
