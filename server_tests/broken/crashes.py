@@ -8,7 +8,7 @@ from typing import Any
 
 from server.accounts import Account, Deleted
 from server.dbm_reader import DbmReader, Row, blob_key, user_key
-from server.dbm_store import DbmStore
+from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import breaks, instead_of
 
 
@@ -211,9 +211,18 @@ def large_uploads_go_ahead_of_the_disk() -> None:
 def oldest_version_is_overwritten_in_place() -> None:
     """An upload overwrites the bytes of the version that it drops, before the record forgets this version."""
 
+    dropped: list[int] = []  # the slot of the version that the current upload drops
+
+    @instead_of(HeldRow, "append")
+    def append(real: Any, held: HeldRow, account: Account, *arguments: Any, **options: Any) -> None:
+        row = held._living()
+        pairs = zip(row.versions, row.slots, strict=True)
+        dropped[:] = [slot for version, slot in pairs if version not in account.versions]
+        real(held, account, *arguments, **options)
+
     @instead_of(Row, "next_slot")
     def next_slot(real: Any, row: Row) -> int:
-        return row.slots[0] if len(row.versions) >= 4 else real(row)
+        return dropped[0] if dropped else real(row)
 
     @instead_of(Row, "dropped_with")
     def dropped_with(real: Any, row: Row, account: Account, slot: int) -> Any:
