@@ -192,20 +192,20 @@ def missing_version_stays_missing() -> None:
             raise
 
 
-@breaks("delete.all")
-def second_deletion_leaves_the_versions() -> None:
-    """The server notes which names it has erased. The versions of the second account under a name come back."""
-    hidden: dict[str, Account] = {}
-    erased: set[str] = set()
+@breaks("delete.all", "version.key")
+def only_the_first_deletion_is_complete() -> None:
+    """The server notes which names it has cleaned up. The third account of a name goes on with the second's keyVersion."""
+    left: dict[str, Account] = {}
+    cleaned_up: set[str] = set()
 
     @instead_of(HeldRow, "delete")
     def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
-        if held._user_id in erased and isinstance(held.record, Account):
-            hidden[held._user_id] = held.record
-        erased.add(held._user_id)
+        if held._user_id in cleaned_up and isinstance(held.record, Account):
+            left[held._user_id] = held.record
+        cleaned_up.add(held._user_id)
         real(held, *arguments, **options)
 
     @instead_of(HeldRow, "create")
     def create(real: Any, held: HeldRow, account: Account) -> None:
-        before = hidden.pop(held._user_id, account)
+        before = left.pop(held._user_id, account)
         real(held, replace(account, key_version=before.key_version))
