@@ -194,7 +194,7 @@ def missing_version_stays_missing() -> None:
 
 @breaks("delete.all", "version.key")
 def only_the_first_deletion_is_complete() -> None:
-    """The server notes which names it has cleaned up. The third account of a name goes on with the second's keyVersion."""
+    """The server notes which names it has cleaned up. The third account goes on with the second's keyVersion."""
     left: dict[str, Account] = {}
     cleaned_up: set[str] = set()
 
