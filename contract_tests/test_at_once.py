@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from clients.python.backup_client import backup_bytes
-from contract_tests.generated.exchanges import Exchange
+from contract_tests.generated.exchanges import OPERATIONS, Exchange
 from contract_tests.generated.model import Settings
 from contract_tests.generated.witness import Witness
 from contract_tests.target.calls import at_once, eventually, outcome, sha256
@@ -187,6 +187,7 @@ def test_each_pair(server, first, second):
 @pytest.fixture
 def by_chance(target) -> Witness:
     """A witness of any server. It has to keep at least four versions, and has some limits."""
+    target.skip_without(*OPERATIONS)
     client = target.client()
     client.register_user()
     policies = [
