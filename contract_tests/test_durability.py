@@ -21,8 +21,11 @@ import pytest
 import requests
 
 from clients.python.backup_client import BackupClient, backup_bytes
+from contract_tests.generated.exchanges import Exchange
+from contract_tests.generated.model import Settings
+from contract_tests.generated.witness import Witness
 from contract_tests.target import raw
-from contract_tests.target.calls import at_once, counts, outcome, sha256
+from contract_tests.target.calls import at_once, counts, eventually, outcome, sha256
 from contract_tests.target.openapi import RESERVED
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import Target
@@ -38,11 +41,13 @@ MANY = {
 # The errors that a client sees if the server is killed before its answer, or in the middle of it.
 GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 DEVICES = 16
+FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z
 
 
 @pytest.fixture
 def server(start_server) -> ServerProcess:
-    return start_server(**MANY)
+    """A server on which no day ends, so that it keeps exactly the last 4 versions of what a test stores."""
+    return start_server(frozen=FROZEN, **MANY)
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def user(server) -> BackupClient:
 
 @dataclass(frozen=True)
 class Account:
-    """The expected state of an account. `key` is None after its deletion. All versions are from the same day."""
+    """The expected state of an account. `key` is None after its deletion. All versions are of one day."""
 
     user_id: str = field(default_factory=lambda: token_hex(32))
     key: str | None = None
@@ -126,7 +131,7 @@ class Writer:
 def test_killed_at_random_moments(server):
     chance = random.Random(5)
     writers = [Writer(seed) for seed in range(4)]
-    for _ in range(6):
+    for _ in range(4):
         with ThreadPoolExecutor(len(writers)) as pool:
             working = [pool.submit(writer.work, server) for writer in writers]
             time.sleep(chance.uniform(0.05, 0.5))
@@ -162,7 +167,7 @@ def test_an_upload_repeated_after_a_lost_answer(server, user):
 @pytest.mark.requirement("durability.restart", "delete.reserved", "delete.fresh", "delete.all")
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_reserved_userid_outlives_a_restart(start_server, is_killed):
-    server = start_server(frozen=1_795_510_800, **MANY)
+    server = start_server(frozen=FROZEN, **MANY)
     user = server.client()
     assert user.register_user().status_code == 201
     assert user.store_backup(b"a backup").status_code == 201
@@ -195,6 +200,108 @@ def test_versions_outlive_a_restart(server, user, is_killed):
         assert backup_bytes(user.fetch_backup_version(version)) == blob
     assert outcome(user.store_backup(b"made from an older one", sha256(blobs[0]))) == "409 version_conflict"
     assert user.store_backup(b"made from the latest", sha256(blobs[2])).json()["version"] == 4
+
+
+# ---- kill -9 before each write -----------------------------------------------------------------------------
+
+SEVERAL = Settings(*[100_000] * 7, keep=(2, 0, 0, 0))
+SMALL, LARGE = 300, 300_000  # bytes
+
+
+class Operation:
+    """An operation, and what a user did before it."""
+
+    def __init__(self, witness: Witness) -> None:
+        self.witness = witness
+        self.user_id, self.keys = token_hex(32), [token_hex(32), token_hex(32)]
+        self.blobs = [token_bytes(SMALL) for _ in range(3)]
+
+    def do(self, operation: str, **arguments: Any) -> None:
+        self.witness.call(operation, self.user_id, self.keys[0], **arguments)
+
+    def store(self, count: int) -> None:
+        self.do("registerUser")
+        for number in range(count):
+            self.do("storeBackup", blob=self.blobs[number], base=sha256(self.blobs[number - 1]) if number else None)
+
+    def prepared(self, name: str) -> Exchange:
+        """Do what comes before the operation with this name. Return its call, which is not sent yet."""
+        prepare = partial(self.witness.prepare, user_id=self.user_id, key=self.keys[0])
+        match name:
+            case "register":
+                return prepare("registerUser")
+            case "register again":
+                self.store(2)
+                self.do("deleteUser")
+                self.witness.server.move_clock(RESERVED)
+                return prepare("registerUser")
+            case "store, and drop a version" | "store a large one":
+                self.store(3)
+                size = LARGE if "large" in name else SMALL
+                return prepare("storeBackup", blob=token_bytes(size), base=sha256(self.blobs[2]))
+            case "change the key":
+                self.store(3)
+                return prepare(
+                    "changeStorageKey", new_key=self.keys[1], blob=token_bytes(SMALL), base=sha256(self.blobs[2])
+                )
+            case "delete":
+                self.store(3)
+                return prepare("deleteUser")
+        raise AssertionError(name)
+
+    def look(self) -> None:
+        """Look at everything, and see that the next operation works."""
+        witness = self.witness
+        expected = [model.counts() for model in witness.models]
+        found = list(counts(witness.server).values())
+        assert found in expected, f"{found} users, backups and versions, not one of {expected}"
+        witness.look(self.user_id, self.keys)
+        if account := witness.account(self.user_id):
+            base = account.latest.sha256 if account.latest else None
+            witness.call("storeBackup", self.user_id, account.key, blob=token_bytes(SMALL), base=base)
+            witness.look(self.user_id, self.keys)
+        witness.do(witness.prepare("registerUser", self.user_id, self.keys[0]))
+        assert len(witness.models) == 1
+
+
+OPERATIONS = [
+    "register",
+    "register again",
+    "store, and drop a version",
+    "store a large one",
+    "change the key",
+    "delete",
+]
+MOST = 8  # writes of one operation; what a server writes after so many of them is cleaning up
+QUIET = 0.3  # seconds; what a server has not begun to write so long after its answer, it does not write by itself
+
+
+@pytest.mark.requirement("durability.acknowledged", "durability.whole", "durability.restart", "admin.counts")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_before_each_write(start_server, name):
+    """And after the last one, when the answer is there. What the server then shows was acknowledged, or it did happen.
+
+    A server that does not wait at a write is killed right after its answer.
+    """
+    server = start_server(frozen=FROZEN, pauses=True, KEEP_VERSIONS="2,0,0,0", **MANY)
+    witness = Witness(server, SEVERAL)
+    for number in range(1, MOST + 1):
+        operation = Operation(witness)
+        exchange = operation.prepared(name)
+        server.pause_at(number, "write")
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(witness.send, exchange)
+            eventually(lambda call=call: server.is_waiting() or call.done(), pause=0.001)
+            if call.done():
+                eventually(server.is_waiting, QUIET, pause=0.01)
+            was_waiting = server.is_waiting()
+            server.kill()
+        server.start()
+        witness.settle(exchange)
+        witness.restart()
+        operation.look()
+        if not was_waiting:
+            break
 
 
 # ---- Races -------------------------------------------------------------------------------------------------

@@ -319,6 +319,20 @@ def test_after_a_deletion_no_address_is_known(server, owner):
     assert owner.guesses(WORK, 3) == [WRONG] * 3
 
 
+@pytest.mark.requirement("limits.fresh", "guessing.account", "guessing.unknown")
+def test_a_deletion_gives_no_new_attempts(server, owner):
+    owner.is_guessed_at()
+    assert outcome(owner.client(HOME).delete_user()) == "204"
+    assert owner.guesses(THIEF, 3) == [WRONG, WRONG, LIMITED]
+    server.move_clock(RESERVED)
+    assert owner.guesses(THIEF, 1) == [LIMITED]
+    owner.register()
+    assert owner.guesses(THIEF, 1) == [LIMITED]
+    assert owner.guesses(NEW, 3) == [WRONG, WRONG, LIMITED]
+    server.move_clock(DAY - RESERVED)
+    assert owner.guesses(THIEF, 3) == [WRONG] * 3
+
+
 # ---- Networks ----------------------------------------------------------------------------------------------
 
 

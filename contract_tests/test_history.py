@@ -14,11 +14,11 @@ HOUR, DAY = 3600, 86_400
 MANY = {"BACKUPS_PER_HOUR": 1000, "BACKUPS_PER_DAY": 1000, "REGISTRATIONS_PER_HOUR": 1000}
 
 
-def unix(text: str) -> int:
-    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
+def unix(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
-def kept(history: list[int], keep: tuple[int, int, int, int]) -> list[int]:
+def kept(history: list[float], keep: tuple[int, int, int, int]) -> list[int]:
     """Return the versions that must be kept, newest first. Version n was stored at history[n - 1], in Unix seconds.
 
     This is a plain reading of the contract: the last versions, and the newest of each of the last days, ISO weeks and
@@ -41,7 +41,7 @@ class Device:
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
-        self.history: list[int] = []
+        self.history: list[float] = []
         self.client = server.client()
         assert self.client.register_user().status_code == 201
 
@@ -49,7 +49,7 @@ class Device:
     def blob(version: int) -> bytes:
         return f"version {version}".encode()
 
-    def store_at(self, moment: int) -> None:
+    def store_at(self, moment: float) -> None:
         """Store the next version at this time, in Unix seconds."""
         self.server.move_clock(moment - self.server.now())
         self.history.append(moment)
@@ -129,6 +129,16 @@ HISTORIES = {
         ["2025-12-21T09", "2025-12-28T09", "2025-12-29T09", "2025-12-30T09"] + ["2026-01-02T09"] * 4,
         [8, 7, 6, 5, 4, 3, 2],
     ),
+    "29 February is a day of its month": (
+        ["2028-01-31T23:59:59.999", "2028-02-28T09", "2028-02-29T00:00:00", "2028-02-29T23:59:59.999"]
+        + ["2028-03-01T00:00:00", "2028-03-01T09", "2028-03-01T10", "2028-03-01T11"],
+        [8, 7, 6, 5, 4, 2, 1],  # 2 is the newest of the 3rd day; all from 2 on are of one week
+    ),
+    "the 31st day, and months that have none": (
+        ["2026-08-31T09", "2026-10-31T09", "2026-10-31T10", "2026-12-31T09", "2026-12-31T10", "2026-12-31T11"]
+        + ["2026-12-31T12"],
+        [7, 6, 5, 4, 3, 1],  # 1 is the newest of the 3rd day
+    ),
     "a clock that ran ahead": (
         ["2026-11-20T09", "2029-05-05T09"] + ["2026-11-21T09"] * 3 + ["2026-11-22T09"] * 2,
         [7, 6, 5, 4, 2],
@@ -159,6 +169,63 @@ def test_what_is_kept(start, moments, versions):
     assert kept(device.history, (4, 3, 2, 2)) == versions  # the model and the example agree
     assert device.listed() == versions
     device.assert_listed_is_fetchable_and_all_else_is_not()
+
+
+# The same day, week or month of another month or year is another one. Whatever is listed here is kept.
+OTHERS = {
+    "1,3,0,0": ["2025-11-24T09", "2026-10-24T09", "2026-11-24T09"],
+    "1,0,3,0": ["2024-11-19T09", "2025-11-18T09", "2026-11-17T09"],  # Tuesdays of W47
+    "1,0,0,3": ["2024-11-30T09", "2025-11-30T09", "2026-11-01T09"],
+}
+
+
+@pytest.mark.requirement("history.days", "history.weeks", "history.months")
+@pytest.mark.parametrize(("keep", "moments"), OTHERS.items(), ids=OTHERS)
+def test_the_same_number_in_another_year(start, keep, moments):
+    device = start(moments[0], KEEP_VERSIONS=keep)
+    for moment in moments:
+        device.store_at(unix(moment))
+    assert device.listed() == [3, 2, 1]
+
+
+# A zone far behind UTC, and one with summer time. All other tests have one ahead (target/process.py).
+ZONES = {"behind": "<-12>12", "summer time": "EST5EDT,M3.2.0,M11.1.0"}
+
+
+@pytest.mark.requirement("history.days", "history.weeks", "history.months", "version.time")
+@pytest.mark.parametrize("zone", ZONES.values(), ids=ZONES)
+def test_the_zone_of_the_server_does_not_matter(start_server, zone):
+    server = start_server(frozen=unix("2026-11-24T09"), TZ=zone, **MANY)
+    for moments, versions in HISTORIES.values():
+        server.move_clock(unix(moments[0]) - server.now())
+        device = Device(server)
+        for moment in moments:
+            device.store_at(unix(moment))
+        assert device.listed() == versions
+        device.assert_listed_is_fetchable_and_all_else_is_not()
+        created = device.client.register_user().json()["createdAt"]
+        assert created == datetime.fromtimestamp(unix(moments[0]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.requirement("version.time")
+@pytest.mark.parametrize("drift", [-299, 299])
+def test_a_version_has_the_time_of_the_server(start, drift):
+    device = start("2026-11-24T09")
+    phone = device.server.client(device.client.credentials, clock=lambda: device.server.now() + drift)
+    assert phone.store_backup(b"a backup").json()["updatedAt"] == "2026-11-24T09:00:00Z"
+    assert phone.list_backup_versions().json()["versions"][0]["updatedAt"] == "2026-11-24T09:00:00Z"
+
+
+@pytest.mark.requirement("storeBackup.201", "history.days", "history.months", "limits.day")
+def test_each_end_of_a_month_and_a_year(start):
+    """Before and after each midnight, an upload is as any other. The years have 365 and 366 days."""
+    device = start("2027-01-01T00", KEEP_VERSIONS="2,2,1,1")
+    for year in (2027, 2028):
+        for month in range(1, 13):
+            end = unix(f"{year + month // 12}-{month % 12 + 1:02}-01T00")
+            for moment in (end - DAY, end - 0.001, end):
+                device.store_at(moment)
+                assert device.listed() == kept(device.history, (2, 2, 1, 1))
 
 
 @pytest.mark.requirement("history.clock")

@@ -5,12 +5,14 @@ it, so each number is exact. A history of uploads is a list of the seconds at wh
 """
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from secrets import token_hex
 
 import pytest
 import requests
 
 from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.openapi import RESERVED
 from contract_tests.target.process import ServerProcess
 
 FROZEN = 1_795_510_800  # 2026-11-24T09:00:00Z, the start of an hour
@@ -317,6 +319,49 @@ def test_a_clock_that_ran_ahead_by_less_than_the_window(device):
     assert refused.status_code == 429
     assert device.upload(5 + int(refused.headers["Retry-After"]) - 1).status_code == 429
     assert device.upload(5 + int(refused.headers["Retry-After"])).status_code == 201
+
+
+@pytest.mark.requirement("limits.sliding", "limits.hour", "limits.day", "limits.retry-after")
+@pytest.mark.parametrize("begins", ["2026-11-01T05:30", "2026-03-08T06:30"])
+def test_the_windows_when_the_clocks_change(start_server, begins):
+    """In the zone of this server, the clocks are put back, or forward, half an hour later."""
+    at = int(datetime.fromisoformat(begins).replace(tzinfo=UTC).timestamp())
+    device = Device(start_server(frozen=at, TZ="EST5EDT,M3.2.0,M11.1.0"))
+    device.uploads([0] * 5)
+    assert limits(device.upload(1799)) == (429, '"hour";r=0;t=1801, "day";r=15;t=84601', "1801")
+    assert limits(device.upload(1800)) == (429, '"hour";r=0;t=1800, "day";r=15;t=84600', "1800")
+    assert limits(device.upload(HOUR - 1)) == (429, '"hour";r=0;t=1, "day";r=15;t=82801', "1")
+    device.uploads([HOUR] * 5)
+    device.uploads([2 * HOUR] * 5 + [3 * HOUR] * 5)
+    assert limits(device.upload(DAY - 1)) == (429, '"hour";r=5, "day";r=0;t=1', "1")
+    assert device.upload(DAY).status_code == 201
+
+
+@pytest.mark.requirement("limits.sliding", "limits.hour", "limits.remaining")
+def test_uploads_that_are_not_in_the_order_of_their_times(device):
+    """The clock was put back twice. What counts at a moment is what the window holds, in whatever order it came."""
+    device.uploads([100, 100, 50, 50])
+    assert limits(device.upload(10)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    assert limits(device.upload(60)) == (201, '"hour";r=1;t=3550, "day";r=16;t=86350', None)
+    assert limits(device.upload(99)) == (201, '"hour";r=0;t=3511, "day";r=15;t=86311', None)
+    assert limits(device.upload(100)) == (429, '"hour";r=0;t=3510, "day";r=13;t=86310', "3550")
+    assert limits(device.upload(HOUR + 60)) == (201, '"hour";r=1;t=39, "day";r=12;t=82750', None)
+
+
+@pytest.mark.requirement("limits.fresh", "limits.account", "delete.fresh")
+def test_a_new_account_of_a_name_counts_from_zero(device):
+    device.uploads([0] * 5)
+    for _ in range(3):
+        assert device.change_key(0).status_code == 200
+    assert device.client.delete_user().status_code == 204
+    device.server.move_clock(RESERVED)
+    assert device.client.register_user().status_code == 201
+    device.base = None
+    assert limits(device.change_key()) == (200, '"key-hour";r=2;t=3600, "key-day";r=5;t=86400', None)
+    assert limits(device.upload(RESERVED)) == (201, '"hour";r=4;t=3600, "day";r=19;t=86400', None)
+    device.server.restart()
+    device.uploads([RESERVED] * 4)
+    assert device.upload(RESERVED).status_code == 429
 
 
 # ---- A restart ---------------------------------------------------------------------------------------------

@@ -235,6 +235,27 @@ def test_a_deleted_user_may_register_after_901_seconds(start_server):
     assert outcome(client.fetch_backup_version(2)) == "404 no_such_version"
 
 
+@pytest.mark.requirement("delete.reserved", "header.Retry-After")
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+def test_a_reservation_counts_from_the_very_moment_of_the_last_deletion(start_server, fraction):
+    """Each attempt in between changes nothing. The second deletion of a name reserves it as long as the first did."""
+    server = start_server(frozen=1_800_000_000 + fraction)
+    client = server.client()
+    run(client, [("register_user", "201")])
+    for _ in range(2):
+        run(client, [("store_backup", A, "201"), ("delete_user", "204")])
+        for passed, left in [(0.4, RESERVED), (0.2, RESERVED), (0.399, RESERVED), (0.001, RESERVED - 1)]:
+            server.move_clock(passed)
+            refused = client.register_user()
+            assert (outcome(refused), refused.headers["Retry-After"]) == ("409 recently_deleted", str(left))
+        server.move_clock(RESERVED - 2.4)
+        assert client.register_user().headers["Retry-After"] == "2"
+        server.move_clock(1.399)
+        assert client.register_user().headers["Retry-After"] == "1"
+        server.move_clock(0.001)
+        run(client, [("register_user", "201"), ("fetch_backup", "404 no_backup")])
+
+
 @pytest.mark.requirement("isolation.read", "isolation.delete")
 def test_users_are_strangers_to_each_other(new_user):
     one, other = new_user(), new_user()

@@ -10,9 +10,11 @@ import contextlib
 import dbm.sqlite3
 import functools
 import os
+import random
 import shutil
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ def main() -> int:
     )
     parser.add_argument("--slow-reads", action="store_true", help="wait before each blob is read")
     parser.add_argument("--stall", type=Path, help="while this file exists, each read of the database waits")
+    parser.add_argument("--pause", type=Path, help="file that says at which point to wait")
     parser.add_argument("--volume", type=int, help="seem to be on a volume of so many bytes, with the files beside it")
     parser.add_argument("--slow-lock", type=float, help="how many seconds seem to pass until an account is held")
     parser.add_argument("--damage-account", type=Path, help="damage the record of the userId in this file, and exit")
@@ -65,6 +68,9 @@ def main() -> int:
         slow_reads_down()
     if arguments.stall:
         stall_reads(arguments.stall)
+    if arguments.pause:
+        replace(bounds, "READS", (4, bounds.READS[1]))  # so that others are served while one waits
+        put_in_pauses(arguments.pause)
     if arguments.clock:
         now, monotonic = settable_clocks(arguments.clock, arguments.frozen)
         replace(clock, "now", now)
@@ -142,6 +148,11 @@ def internal_error() -> None:
     raise ZeroDivisionError("a fault put in on purpose")
 
 
+def slow() -> None:
+    """Wait for up to 10 ms, so that whatever happens at once happens in many orders."""
+    time.sleep(random.random() / 100)
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens, and before which methods of a database connection. "handler" means every operation."""
@@ -157,6 +168,7 @@ FAULTS = {
     "internal_error": Fault(internal_error, (*ALL, "handler")),
     "full_from_the_start": Fault(storage_full, ("__setitem__",)),
     "uncountable": Fault(unavailable, ("__iter__",)),
+    "slow": Fault(slow, ALL),
 }
 
 
@@ -203,6 +215,49 @@ def stall_reads(file: Path) -> None:
         return read(self, key)
 
     replace(handle, "__getitem__", stalled)
+
+
+def put_in_pauses(file: Path) -> None:
+    """Wait before a write of an account's data, or before or after a read, as `file` says: "any 3 abc", or spaces."""
+    descriptor, waiting, lock = os.open(file, os.O_RDONLY), Path(f"{file}.waiting"), threading.Lock()
+    seen: dict[str, int] = {}  # at how many such points it was since `file` got this text
+    handle = dbm.sqlite3._Database
+
+    def text() -> str:
+        return os.pread(descriptor, LENGTH, 0).decode().strip()
+
+    def pause(key: bytes, is_write: bool = False) -> None:
+        if not isinstance(key, bytes) or not key.startswith((b"user/", b"blob/")):
+            return
+        if not (wanted := text()) or (wanted.startswith("write") and not is_write):
+            return
+        with lock:
+            seen[wanted] = seen.get(wanted, 0) + 1
+            is_there = seen[wanted] == int(wanted.split()[1])
+        if is_there:
+            waiting.touch()
+            while text() == wanted:
+                time.sleep(0.001)
+            waiting.unlink()
+
+    def read(self: Any, key: bytes) -> bytes:
+        pause(key)
+        try:
+            return get(self, key)
+        finally:
+            pause(key)
+
+    def writing(method: Callable[..., None]) -> Callable[..., None]:
+        def write(self: Any, key: bytes, *value: bytes) -> None:
+            pause(key, is_write=True)
+            method(self, key, *value)
+
+        return write
+
+    get: Callable[[Any, bytes], bytes] = handle.__getitem__
+    replace(handle, "__getitem__", read)
+    for name in ("__setitem__", "__delitem__"):
+        replace(handle, name, writing(getattr(handle, name)))
 
 
 def pretend_volume(size: int) -> None:

@@ -392,19 +392,32 @@ def copied(part: Any) -> Any:
 
 
 def after_some_order(
-    model: Model, exchanges: list[tuple[Call, Any]], fits: Callable[[Answer, Any], bool], now: int
+    model: Model,
+    exchanges: list[tuple[Call, Any]],
+    fits: Callable[[Answer, Any], bool],
+    now: int,
+    spans: list[tuple[float, float]] | None = None,
 ) -> Iterator[Model]:
     """Yield the model after each serial order of the calls in which every answer fits the model's answer.
 
-    If there is no such order, yield nothing. `fits(expected, answer)` compares two answers.
+    If there is no such order, yield nothing. `fits(expected, answer)` compares two answers. `spans` says when each call
+    began and ended, if that is known: a call comes after those that had ended before it began. This is the search of
+    Wing and Gong for a linearization. Without spans, all calls were made at once.
     """
     if not exchanges:
         yield model
     for index, (call, answer) in enumerate(exchanges):
-        if (call, answer) in exchanges[:index]:
-            continue
+        rest = exchanges[:index] + exchanges[index + 1 :]
+        if spans:
+            later = spans[:index] + spans[index + 1 :]
+            if any(ended < spans[index][0] for _, ended in later):
+                continue
+        else:
+            later = None
+            if (call, answer) in exchanges[:index]:
+                continue
         after: Model = copied(model)
         if fits(after.answer(call, now), answer):
-            yield from after_some_order(after, exchanges[:index] + exchanges[index + 1 :], fits, now)
+            yield from after_some_order(after, rest, fits, now, later)
             if after == model:  # a call that changes nothing may as well have been the first
                 return

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run(
         "TARGET_SECRET": target.secret,
         "TARGET_KEYID": target.keyid,
         "TARGET_ADMIN_KEY": target.admin_key or "",
+        "TARGET_AHEAD": str(target.now() - time.time()),
         "PYTHONPATH": str(REPOSITORY),
         "SCHEMATHESIS_HOOKS": "contract_tests.generated.schemathesis_hooks",
     }

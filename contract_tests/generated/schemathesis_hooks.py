@@ -14,6 +14,7 @@ which operation comes next. The hook before_call gives an upload its base, so th
 import atexit
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +31,14 @@ from clients.python.backup_client import BackupClient, SignatureAuth
 from contract_tests.target import exchanges, left_behind
 
 BASE_URL, KEYID, SECRET, ADMIN_KEY = (os.environ[f"TARGET_{name}"] for name in ("URL", "KEYID", "SECRET", "ADMIN_KEY"))
+AHEAD = float(os.environ["TARGET_AHEAD"])  # how many seconds the target's clock is ahead
 PARENT = os.getppid()
 KEPT = 4  # how many last versions the full profile needs the target to keep
+
+
+def clock() -> float:
+    """Return the time of the target, in Unix seconds."""
+    return time.time() + AHEAD
 
 
 @dataclass
@@ -47,12 +54,13 @@ class Account:
         self.latest, self.sha256 = receipt["version"], receipt["sha256"]
 
     def sign(self, request: requests.PreparedRequest) -> None:
-        SignatureAuth(self.user_id, self.storage_key, SECRET, KEYID)(request)
+        SignatureAuth(self.user_id, self.storage_key, SECRET, KEYID, clock)(request)
 
     def client(self) -> BackupClient:
         """Return a client for requests that are not part of the run."""
         session = left_behind.NotingSession()
-        return BackupClient(BASE_URL, SECRET, (self.user_id, self.storage_key), keyid=KEYID, session=session)
+        credentials = self.user_id, self.storage_key
+        return BackupClient(BASE_URL, SECRET, credentials, keyid=KEYID, clock=clock, session=session)
 
     def fits(self, request: requests.PreparedRequest) -> bool:
         """Return whether an upload may succeed.

@@ -9,7 +9,6 @@ number is exact. The other lives on any target, with the real time.
 """
 
 import itertools
-import json
 import random
 import re
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from typing import Any
@@ -37,7 +36,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from clients.python.backup_client import BackupClient, authorization, backup_bytes, content_digest, sign
+from clients.python.backup_client import BackupClient, authorization, content_digest, sign
+from contract_tests.generated.exchanges import OPERATIONS, Exchange, Preparing, of_contract, seen, timeless
 from contract_tests.generated.model import (
     SECOND,
     SKEW,
@@ -51,9 +51,8 @@ from contract_tests.generated.model import (
     copied,
 )
 from contract_tests.target import openapi
-from contract_tests.target.calls import FromAddress, at_once, eventually, outcome, sha256
+from contract_tests.target.calls import FromAddress, at_once, eventually, sha256
 from contract_tests.target.checked_client import CheckedSession
-from contract_tests.target.edge import own_etag
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import TargetSession
 
@@ -79,16 +78,6 @@ HOUR, DAY = 3600, 86_400
 waits = st.sampled_from([0.125, 1, 60, 299.875, 300, 301, 600, 900, 901, 901, 1800, 3599.875, HOUR, HOUR, 6 * HOUR])
 waits |= st.sampled_from([DAY - 1, DAY, DAY, 2 * DAY, 7 * DAY, 30 * DAY, 31 * DAY, 400 * DAY])
 STARTS = [1_795_510_800, 1_798_702_200, 1_801_353_600, 1_835_384_399]  # 2026-11-24T09, 12-31T06:50, 2027-01-31T00, …
-
-OPERATIONS: dict[str, Callable[[BackupClient, Call], Any]] = {
-    "registerUser": lambda client, call: client.register_user(),
-    "storeBackup": lambda client, call: client.store_backup(call.blob, call.base),
-    "changeStorageKey": lambda client, call: client.change_storage_key(str(call.new_key), call.blob, call.base),
-    "fetchBackup": lambda client, call: client.fetch_backup(call.if_none_match or None),
-    "fetchBackupVersion": lambda client, call: client.fetch_backup_version(call.version, call.if_none_match or None),
-    "listBackupVersions": lambda client, call: client.list_backup_versions(),
-    "deleteUser": lambda client, call: client.delete_user(),
-}
 
 # Requests that the user sends through the app, and that must be refused nevertheless.
 FLAWED: dict[str, tuple[str, str, bytes, str]] = {
@@ -129,60 +118,6 @@ FORGED: dict[str, dict[str, Any]] = {
     "for other credentials": {"authorization": authorization("5e" * 32, "5e" * 32)},
     "for another digest": {"body": b"{}"},
 }
-
-
-@dataclass
-class Exchange:
-    """A call for the model, its request, and its answer, or None if there was none."""
-
-    call: Call
-    request: requests.PreparedRequest = field(repr=False)
-    answer: Answer | None = None
-
-
-class Preparing(requests.Session):
-    """Sends nothing. The client gets the request that it would have sent as its answer."""
-
-    def send(self, request: requests.PreparedRequest, **options: Any) -> Any:
-        return request
-
-
-# What is compared besides status and code.
-RECEIPT = ("version", "updatedAt", "size", "sha256", "keyVersion")
-MEMBERS = ("createdAt", "currentVersion", "serverTime", *RECEIPT)
-HEADERS = ("ETag", "RateLimit", "RateLimit-Policy", "Retry-After")
-
-
-def seen(response: requests.Response) -> Answer:
-    """Return a response as an answer of the model."""
-    body = json.loads(response.content or b"{}")
-    facts: dict[str, Any] = {name: body[name] for name in MEMBERS if name in body}
-    facts |= {name: response.headers[name] for name in HEADERS if name in response.headers}
-    if etag := own_etag(response.headers):
-        facts["ETag"] = etag
-    if "Retry-After" in facts:
-        facts["Retry-After"] = int(facts["Retry-After"])
-    if "data" in body:
-        facts["data"] = sha256(backup_bytes(response))
-    if "versions" in body:
-        facts["versions"] = [{name: receipt[name] for name in RECEIPT} for receipt in body["versions"]]
-    return Answer(outcome(response), facts)
-
-
-def timeless(answer: Answer) -> Answer:
-    """Return an answer without everything that depends on a clock."""
-    times = ("createdAt", "updatedAt", "serverTime", "Retry-After")
-    facts = {name: value for name, value in answer.facts.items() if name not in times}
-    if "versions" in facts:
-        facts["versions"] = [{**receipt, "updatedAt": ""} for receipt in facts["versions"]]
-    if "RateLimit" in facts:
-        facts["RateLimit"] = re.sub(";t=[0-9]+", "", facts["RateLimit"])
-    return Answer(answer.outcome, facts)
-
-
-def of_contract(answer: Answer, expected: Answer) -> Answer:
-    """Return an answer with only the expected members. A server may send more members."""
-    return Answer(answer.outcome, {n: v for n, v in answer.facts.items() if n in expected.facts or n in HEADERS})
 
 
 @dataclass

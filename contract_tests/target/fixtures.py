@@ -19,7 +19,7 @@ import requests
 from clients.python.backup_client import BackupClient, Keys, app_secrets
 from contract_tests.suite.outcomes import ABOUT, not_run
 from contract_tests.suite.run import selected_stages
-from contract_tests.target import edge, left_behind, network
+from contract_tests.target import dates, edge, left_behind, network
 from contract_tests.target.calls import outcome
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import left_out
@@ -134,6 +134,13 @@ def no_user_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     target = request.getfixturevalue("target")
     yield
     target.delete_users()
+
+
+@pytest.fixture(autouse=True)
+def at_the_dates_of_the_run(request: pytest.FixtureRequest) -> None:
+    """Move the target's clock to shortly before midnight, if the run has dates."""
+    if "target" in request.fixturenames and (process := request.getfixturevalue("target").process):
+        dates.come_near(process)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@
 
 A command, COMMAND, starts the server. It is specific to one server, so it is not part of these tests. It has two forms:
 
-    COMMAND --clock FILE --fault FILE [--frozen SECONDS] [--volume BYTES]
+    COMMAND --clock FILE --fault FILE [--frozen SECONDS] [--volume BYTES] [--pause FILE]
         The environment has the server's settings. The command becomes the server. When it serves, it prints a line of
         JSON with "event": "serving" and "url". Everything that it prints is lines of JSON. SIGTERM stops it.
         FILE of --clock contains a number: how many seconds the server's clock is ahead of the real time. If --frozen is
@@ -14,14 +14,19 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
         whenever they matter.
         If --volume is given, the folder of DATABASE_PATH seems to be a volume of so many bytes.
+        FILE of --pause contains spaces, or where to wait. "write 3 abc" is right before the third write of what is
+        stored of an account. "any 3 def" is the third such point or one right before or after such a read. The points
+        are counted since FILE got this text. There the server creates FILE.waiting, waits until FILE has another text,
+        deletes FILE.waiting and goes on. A server that cannot do so may ignore the option; then the tests find less.
         If the environment has the settings of BEHIND_A_PROXY, the server takes a client's address from its header.
     COMMAND --damage FILE
-        The environment is the same, and the server is stopped. The command finds the stored backup that has the bytes
-        of FILE, flips the lowest bit of its last byte, and exits with 0.
+        The environment is the same. The server is stopped, or it runs. The command finds the stored backup that has the
+        bytes of FILE, flips the lowest bit of its last byte, and exits with 0.
     COMMAND --damage-account FILE
-        The same, but the command flips a bit of what is stored of the account whose userId is in FILE.
+        The server is stopped. The command flips a bit of what is stored of the account whose userId is in FILE.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -35,6 +40,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from clients.python.backup_client import BackupClient, Keys, app_secrets
+from contract_tests.target import dates
 from contract_tests.target.checked_client import checked_client
 from contract_tests.target.observer import Observer
 from contract_tests.target.openapi import REPOSITORY, SERVER
@@ -45,13 +51,15 @@ COMMAND = shlex.split(os.environ.get("CONTRACT_SERVER_COMMAND", "")) or [
 ]
 # What a test may break on purpose while the server runs. In this order: the disk is full, the file cannot be used,
 # something unforeseen happens. And, from the start on, the disk is full, or the server cannot count what is stored.
-FAULTS = ("storage_full", "unavailable", "internal_error", "full_from_the_start", "uncountable")
+# "slow": each read and write of the store takes a few milliseconds longer, which a server may ignore.
+FAULTS = ("storage_full", "unavailable", "internal_error", "full_from_the_start", "uncountable", "slow")
 FROM_THE_START = {"full_from_the_start", "uncountable"}  # the server must start in spite of it
 # How a server learns a client's address from its proxy, for tests that need addresses which this machine does not have.
 BEHIND_A_PROXY: dict[str, Any] = {"settings": {"FLY_APP_NAME": "a-name-that-fly-sets"}, "header": "Fly-Client-IP"}
 # Set if a run measures what it reaches.
 COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_FILE", "COVERAGE_BRANCH", "COVERAGE_CORE")
 INHERITED = ("PATH", "BACKUP_SERVER", *COVERAGE)
+ZONE = os.environ.get("TZ") or "<+1245>-12:45"  # of each server: another one than UTC, unless the run has one
 START_SECONDS = 30  # how long a start may take, on a busy machine
 STOP_SECONDS = 60  # how long a stop may take, while an upload is in progress
 WEEKS = 5 * 7 * 86_400  # seconds; after so long, nothing counts any more, and no address is known
@@ -66,7 +74,8 @@ class ServerProcess:
 
     If `frozen` (Unix seconds) is given, the server's clock stands still until `move_clock` moves it. `fault`, one of
     FAULTS, makes the server fail as soon as it serves. You can set the attribute, or clear it (None), at any time.
-    `command` starts the server. `volume` is the size of the volume that the server seems to be on, in bytes.
+    `command` starts the server. `volume` is the size of the volume that the server seems to be on, in bytes. If
+    `pauses`, the test may stop the server in the middle of an operation (`pause_at`).
 
     Entering the context starts the server, and leaving it stops the server. Each start picks another port.
     """
@@ -79,6 +88,7 @@ class ServerProcess:
         frozen: float | None = None,
         command: Sequence[str] = COMMAND,
         volume: int | None = None,
+        pauses: bool = False,
         **environ: Any,
     ) -> None:
         self.directory = Path(directory)
@@ -92,6 +102,7 @@ class ServerProcess:
             "HOST": "127.0.0.1",
             "PORT": 0,
             "DEBUG": 1,
+            "TZ": ZONE,
             **environ,
         }
         self.environ = {name: str(value) for name, value in settings.items() if value is not None}
@@ -105,8 +116,12 @@ class ServerProcess:
         self._mark: dict[Path, int] = {}
         self._clock = self.directory / "clock"
         self._fault_file = self.directory / "fault"
+        self._pause = self.directory / "pause" if pauses else None
+        self._pauses = itertools.count()
         self._periods = 0  # of WEEKS, see `some_weeks_later`
         self._set_offset(0.0)
+        if frozen is None:
+            dates.come_near(self)
         self.fault = fault
 
     @property
@@ -172,6 +187,23 @@ class ServerProcess:
         if name is None or self.running():
             overwrite(self._fault_file, name or "")
 
+    def pause_at(self, number: int, what: str = "any") -> None:
+        """Let the server wait at the n-th point from now, before or after a read or before a write of what is stored.
+
+        If `what` is "write", only those before a write count. See `is_waiting`.
+        """
+        assert self._pause
+        overwrite(self._pause, f"{what} {number} {next(self._pauses)}")
+
+    def is_waiting(self) -> bool:
+        """Return whether the server waits where `pause_at` said."""
+        return Path(f"{self._pause}.waiting").exists()
+
+    def go_on(self) -> None:
+        """Let the server wait no longer, and nowhere."""
+        assert self._pause
+        overwrite(self._pause, "")
+
     def start(self) -> Self:
         """Start the server and wait until it serves. Raise RuntimeError with its stderr if it does not."""
         overwrite(self._fault_file, self._fault or "" if self._fault in FROM_THE_START else "")
@@ -179,6 +211,10 @@ class ServerProcess:
         command += ["--frozen", repr(self.frozen)] if self.frozen is not None else []
         command += ["--volume", str(self.volume)] if self.volume is not None else []
         self.observer.allows_origins = bool(self.environ.get("ALLOWED_ORIGINS"))
+        if self._pause:
+            self.go_on()
+            Path(f"{self._pause}.waiting").unlink(missing_ok=True)
+            command += ["--pause", str(self._pause)]
         before = len(self.log())
         with open(self.stdout, "ab") as stdout, open(self.stderr, "ab") as stderr:
             self.process = subprocess.Popen(
@@ -190,6 +226,8 @@ class ServerProcess:
                 if line.get("event") == "serving":
                     self.base_url = line["url"]
                     self.fault = self.fault
+                    if self.frozen is None and not before:
+                        dates.come_near(self)
                     return self
             time.sleep(0.02)
         self.kill()
@@ -229,20 +267,25 @@ class ServerProcess:
         self.fault = fault
         return self.start()
 
-    def damage(self, blob: bytes) -> None:
-        """Stop the server, flip the lowest bit of a stored blob's last byte, and start the server again."""
-        self._damage("--damage", blob)
+    def damage(self, blob: bytes, *, is_running: bool = False) -> None:
+        """Flip the lowest bit of a stored blob's last byte.
+
+        Stop the server before and start it again, unless it is to run on.
+        """
+        self._damage("--damage", blob, is_running)
 
     def damage_account(self, user_id: str) -> None:
         """Stop the server, flip a bit of the record of an account, and start the server again."""
         self._damage("--damage-account", user_id.encode())
 
-    def _damage(self, option: str, what: bytes) -> None:
-        self.stop()
+    def _damage(self, option: str, what: bytes, is_running: bool = False) -> None:
+        if not is_running:
+            self.stop()
         file = self.directory / "damage"
         file.write_bytes(what)
         subprocess.run([*self.command, option, str(file)], env=self.environment(), check=True, timeout=START_SECONDS)
-        self.start()
+        if not is_running:
+            self.start()
 
     def running(self) -> bool:
         """Return whether the process is running."""

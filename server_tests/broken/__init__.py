@@ -33,6 +33,10 @@ CATEGORIES = {  # module: the requirements that its faults break
     "space": "space, and what is left of what was deleted",
     "bounds": "what is finite",
     "bucket": "the copy off the machine",
+    "clocks": "zones, calendars, fractions of a second, and from which moment something counts",
+    "races": "two things at once",
+    "crashes": "a crash between two writes",
+    "caches": "what goes wrong only at the second time",
 }
 
 for category in CATEGORIES:
