@@ -154,7 +154,7 @@ class Pair:
         with ThreadPoolExecutor(2) as pool:
             try:
                 begun = pool.submit(self.witness.send, first)
-                assert eventually(lambda: server.is_waiting() or begun.done(), pause=0.001)
+                assert eventually(lambda: server.is_waiting() or begun.done(), 60, pause=0.001)
                 if has_met := not begun.done():
                     started = time.monotonic()
                     is_blocked = bool(wait([pool.submit(send_the_second)], self.patience).not_done)

@@ -291,7 +291,7 @@ def test_killed_before_each_write(start_server, name):
         server.pause_at(number, "write")
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(witness.send, exchange)
-            eventually(lambda call=call: server.is_waiting() or call.done(), pause=0.001)
+            eventually(lambda call=call: server.is_waiting() or call.done(), 60, pause=0.001)
             if call.done():
                 eventually(server.is_waiting, QUIET, pause=0.01)
             was_waiting = server.is_waiting()
