@@ -950,7 +950,7 @@ def test_http_message_signatures_accepts_what_the_server_accepts(user, operation
     response = client.request(method, path, body=json.loads(body) if body else None)
     assert response.status_code == status
     verifier = oracle(HTTPMessageVerifier, user.client.keyid, user.client.secret)
-    verifier.max_clock_skew = timedelta(days=36_500)  # it has this machine's clock, not the server's
+    verifier.max_clock_skew = timedelta(days=700_000)  # it has this machine's clock, not the server's
     (verified,) = verifier.verify(
         response.request,
         max_age=None,
