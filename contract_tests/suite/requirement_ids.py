@@ -64,8 +64,8 @@ STAGES = {
     4: "base retry history limits address guessing space order http cors admin getAdminStats header key.same "
     "key.emergency delete.reserved isolation.block backup.largest backup.too-large backup.body registerUser.409 "
     "storeBackup.409 changeStorageKey.409",
-    5: "durability erase replay base.race register.race credentials.commit signature.arrival http.body-time "
-    "account.damaged backup.damaged retry.mends",
+    5: "durability erase replay health isolation.order base.race register.race credentials.commit signature.arrival "
+    "http.body-time account.damaged backup.damaged retry.mends",
 }
 STAGE_NAMES = {
     1: "health, documents, 404, 405, problems",
