@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,9 +102,15 @@ class Image:
         )
 
     def run(self, command: list[str], **options: Any) -> str:
-        """Run a command in the image. Return what it printed. Raise CalledProcessError, with what it said."""
+        """Run a command in the image. Return what it printed. Raise CalledProcessError, with what it said.
+
+        A command that does not end in time is ended.
+        """
         with self.process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+            timer = threading.Timer(RUN_SECONDS, process.kill)
+            timer.start()
             out, error = process.communicate()
+            timer.cancel()
         if process.returncode:
             failed = subprocess.CalledProcessError(process.returncode, command, out, error)
             failed.add_note(f"{out[-2000:]}{error[-2000:]}")
