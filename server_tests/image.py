@@ -25,6 +25,7 @@ from typing import Any
 from server_tests.dockerfile import ROOT, Instruction, Stage, ignore_patterns, seen_files, stages
 
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUN_SECONDS = 300  # for one command
 FROM_THIS_MACHINE = ("bin", "sbin", "lib", "lib64", "lib32", "libexec", "share")  # in /usr
 FOLDERS = ("dev", "etc", "home", "mnt", "proc", "root", "tmp", "usr/local/bin", "usr/local/lib", "var")
 DEVICES = ("null", "zero", "full", "random", "urandom")
