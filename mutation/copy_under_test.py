@@ -1,0 +1,208 @@
+"""A copy of the repository that a mutant is written to, with the contract tests loaded beside it."""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from mutation.mutants import ROOT, Mutant
+
+LEFT_OUT = shutil.ignore_patterns(".*", "node_modules", "__pycache__", "dist", "results")
+LOADING = 300  # seconds that the tests may take to be loaded, on a busy machine
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test that failed, and how."""
+
+    test: str
+    how: str
+
+
+class Broken(Exception):
+    """The tests did not run. The message says why."""
+
+
+class Copy:
+    """A copy of the repository. Entering the context makes it, and leaving it removes it."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="mutation-"))
+        self.root = self._folder / "copy"
+        self._writes = 0
+        self._tests: subprocess.Popen[bytes] | None = None
+        self._groups: set[int] = set()  # the process groups that run tests now
+
+    def __enter__(self) -> Self:
+        shutil.copytree(ROOT, self.root, ignore=LEFT_OUT)
+        (self.root / "server" / "__pycache__").mkdir()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.unload()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def changed(self, mutant: Mutant) -> Iterator[None]:
+        """Have this mutant in the copy during this block."""
+        healthy = (ROOT / mutant.module).read_bytes()
+        self._write(mutant.module, mutant.apply(healthy))
+        try:
+            yield
+        finally:
+            self._write(mutant.module, healthy)
+
+    def _write(self, module: str, source: bytes) -> None:
+        path = self.root / module
+        path.write_bytes(source)
+        # Python compares a module's time and size with those in its cache. So each write has a time of its own.
+        self._writes += 1
+        os.utime(path, (self._writes, self._writes))
+
+    # ---- The contract tests ----------------------------------------------------------------------------------------
+
+    def load(self) -> list[str]:
+        """Load the contract tests. Return their names."""
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        command = [sys.executable, "-m", "pytest", "contract_tests", "-q", "--capture=no", "-p", "no:cacheprovider"]
+        with (self._folder / "pytest.log").open("wb") as log:
+            self._tests = subprocess.Popen(
+                [*command, "-p", "mutation.worker"],
+                cwd=self.root,
+                env=environment(MUTATION_PIPES=f"{orders},{answers}"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(orders, answers),
+                start_new_session=True,  # Ctrl-C ends the driver, and the driver ends this
+            )
+        os.close(orders)
+        os.close(answers)
+        self._unread = b""
+        tests: list[str] = (self._next(LOADING) or self._fail())["tests"]
+        return tests
+
+    def stop(self) -> None:
+        """End the tests that run, from another thread. `run` and `pytest` then raise Broken."""
+        for group in [*self._groups, *([self._tests.pid] if self._tests else [])]:
+            kill_group(group)
+
+    def unload(self) -> None:
+        if self._tests:
+            os.close(self._orders)
+            kill_group(self._tests.pid)
+            self._tests.wait()
+            os.close(self._answers)
+            self._tests = None
+
+    def run(self, tests: Sequence[str], longest: Callable[[str], float]) -> Failure | None:
+        """Run contract tests until one fails. Return its failure, or None. Raise Broken if the tests did not run.
+
+        `longest` is how many seconds a test may take.
+        """
+        folder, test = tempfile.mkdtemp(dir=self._folder), ""
+        os.write(self._orders, json.dumps({"tests": tests, "folder": folder}).encode() + b"\n")
+        while "process" not in (answer := self._next(LOADING) or self._fail()):
+            pass  # a rest of the run before
+        process: int = answer["process"]
+        self._groups.add(process)
+        try:
+            while True:
+                answer = self._next(longest(test)) or {} if self._is_loaded else self._fail()
+                test = answer.get("test", test)
+                if not answer and self._is_loaded:
+                    return Failure(test, f"no end after {longest(test):.0f} s")
+                if "failed" in answer:
+                    return Failure(test, answer["how"])
+                if "passed" in answer:
+                    return None
+                if "broken" in answer or "ended" in answer:
+                    raise Broken(f"the tests ended in {test}: {answer.get('broken', 'without a word')}")
+        finally:
+            kill_group(process)  # with the servers that it has started
+            while not ((answer := self._next(60)) is None or "ended" in answer):
+                pass
+            self._groups.discard(process)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _fail(self) -> NoReturn:
+        code = self._tests and self._tests.poll()
+        said = (self._folder / "pytest.log").read_text(errors="replace")[-2000:]
+        raise Broken(f"the loaded tests do not answer (exit code {code}): {said}")
+
+    @property
+    def _is_loaded(self) -> bool:
+        return self._tests is not None and self._tests.poll() is None
+
+    def starts(self) -> bool:
+        """Return whether a server starts, with the settings that most tests give it."""
+        start = "import sys, pathlib; from contract_tests.target.process import ServerProcess as S\n"
+        start += "with S(pathlib.Path(sys.argv[1])): pass"
+        command = [sys.executable, "-c", start, tempfile.mkdtemp(dir=self._folder)]
+        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, timeout=LOADING)
+        return done.returncode == 0
+
+    def _next(self, seconds: float) -> dict[str, Any] | None:
+        """Return the next answer of the loaded tests, or None if there is none after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                return None
+            if not (part := os.read(self._answers, 65536)):
+                return None
+            self._unread += part
+        line, _, self._unread = self._unread.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    # ---- Other tests -----------------------------------------------------------------------------------------------
+
+    def pytest(self, *arguments: str, seconds: float, **environ: str) -> tuple[int, str]:
+        """Run pytest in the copy. Return its exit code, -1 if it takes too long, and its output."""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        process = subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=environment(**environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._groups.add(process.pid)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return -1, f"no end after {seconds:.0f} s"
+        finally:
+            kill_group(process.pid)
+            process.wait()
+            self._groups.discard(process.pid)
+        if process.returncode == -signal.SIGKILL:
+            raise Broken("the tests were killed")
+        return process.returncode, output
+
+
+def kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def environment(**environ: str) -> dict[str, str]:
+    """Return the environment of the tests: no server but the copy, and only the plugins of pytest that they need."""
+    inherited = {name: value for name, value in os.environ.items() if not re.match("CONTRACT_|BACKUP_|COVERAGE_", name)}
+    return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environ
