@@ -36,8 +36,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import coverage
-
 from mutation.copy_under_test import Broken, Copy
 from mutation.line_map import MODULES
 from mutation.mutants import ROOT, Mutant, mutants
@@ -46,12 +44,6 @@ from mutation.reached import EVERY_START
 KNOWN = Path(__file__).with_name("known.toml")
 SLOW = (0.2, 1.5, 5)  # seconds; a test that takes longer runs after those that do not
 AGAIN = 2  # how often a test that has failed runs again, until it fails again: a failure that comes once is none
-# What tests the server alone, in files that take minutes at most, on any machine.
-SERVER_TESTS = """
-    accounts bounds bucket damage deploy devices disks erased examples exchanges hardening health hostile
-    http_strictness interleavings interrupted kills maintenance metrics monitoring parts power_cuts process security
-    server space spec start store
-""".split()
 
 
 def main() -> int:
@@ -103,13 +95,7 @@ def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:
     found = [mutant for module in MODULES for mutant in mutants(module) if fnmatchcase(mutant.key, arguments.only)]
     if arguments.of != "all":
         found = [mutant for mutant in found if bool(known.hidden(mutant)) == (arguments.of == "hidden")]
-    chosen: list[Mutant] = []
-    for mutant in sorted(found, key=lambda each: each.rank(arguments.seed)):
-        if len(chosen) == arguments.mutants:
-            break
-        if mutant.is_valid:
-            chosen.append(mutant)
-    return chosen
+    return sorted(found, key=lambda mutant: mutant.rank(arguments.seed))[: arguments.mutants]
 
 
 # ---- What is known ---------------------------------------------------------------------------------------------------
@@ -119,7 +105,9 @@ class Known:
     """The entries of known.toml."""
 
     def __init__(self, file: Path) -> None:
-        self._entries: dict[str, list[dict[str, str]]] = tomllib.loads(file.read_text())
+        known = tomllib.loads(file.read_text())
+        self._entries: dict[str, list[dict[str, str]]] = known
+        self._server_tests: dict[str, str] = known["server_tests"]
 
     def hidden(self, mutant: Mutant) -> str | None:
         """Return why no client can see a mutant, or None if one can."""
@@ -128,6 +116,11 @@ class Known:
     def equivalent(self, mutant: Mutant) -> str | None:
         """Return why a mutant is no fault, or None if it is one."""
         return self._reason("equivalent", mutant)
+
+    def server_tests(self, module: str) -> list[str]:
+        """Return the files of tests of this server that are for a module."""
+        names = self._server_tests.get(module, self._server_tests["*"])
+        return [f"server_tests/test_{name}.py" for name in names.split()]
 
     def _reason(self, kind: str, mutant: Mutant) -> str | None:
         for entry in self._entries.get(kind, []):
@@ -177,11 +170,10 @@ class Results:
 class Reached:
     """Which test reaches which line, in how many seconds, in the state of the server that is recorded."""
 
-    def __init__(self, folder: Path, suite: str) -> None:
-        self._folder = folder / suite
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.lines: dict[str, dict[str, set[int]]] = {}
         self.seconds: dict[str, float] = {}
-        self.failing: set[str] = set()  # tests that fail with the healthy server, too
         digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in MODULES)).hexdigest()
         if self._folder.exists() and (self._folder / "digest").read_text() != digest:
             shutil.rmtree(self._folder)  # the lines have moved
@@ -196,7 +188,6 @@ class Reached:
                 entry = json.loads(line)
                 self.lines[entry["test"]] = {name: set(lines) for name, lines in entry["lines"].items()}
                 self.seconds[entry["test"]] = entry["seconds"]
-                self.failing |= set(entry.get("failing", []))
 
     @property
     def folder(self) -> Path:
@@ -219,13 +210,13 @@ def uses(name: str) -> dict[str, set[int]]:
     found = defaultdict(set)
     for module in MODULES:
         for node in ast.walk(ast.parse((ROOT / module).read_bytes())):
-            used = getattr(node, "id", None) or getattr(node, "attr", None)
-            if used == name and isinstance(getattr(node, "ctx", None), ast.Load):
-                found[module].add(node.lineno)
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                if name == (node.id if isinstance(node, ast.Name) else node.attr):
+                    found[module].add(node.lineno)
     return found
 
 
-def record_contract(reached: Reached, copy: Copy, tests: Iterable[str]) -> None:
+def record(reached: Reached, copy: Copy, tests: Iterable[str]) -> None:
     """Run contract tests with the healthy server, and write down which lines they reach. Raise Broken if one fails."""
     with tempfile.NamedTemporaryFile("w") as names:
         names.write("\n".join(tests))
@@ -240,56 +231,20 @@ def record_contract(reached: Reached, copy: Copy, tests: Iterable[str]) -> None:
     reached.read()
 
 
-def record_server(reached: Reached, copy: Copy, name: str) -> None:
-    """Run a file of server tests with the healthy server, and write down which lines it reaches, as a whole."""
-    print(f"recording which lines server_tests/test_{name}.py reaches", file=sys.stderr, flush=True)
-    test, started = f"server_tests/test_{name}.py", time.monotonic()
-    data = reached.folder / f"{name}.coverage"
-    settings = {"COVERAGE_PROCESS_START": str(copy.root / "pyproject.toml"), "COVERAGE_FILE": str(data)}
-    code, output = copy.pytest(test, "-rfE", seconds=1800, **settings)
-    entry = {
-        "test": test,
-        "seconds": round(time.monotonic() - started, 3),
-        "lines": covered(reached.folder.glob(f"{data.name}*")),
-        "failing": re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE),
-    }
-    (reached.folder / f"{name}.jsonl").write_text(json.dumps(entry) + "\n")
-    for rest in reached.folder.glob(f"{data.name}*"):
-        rest.unlink()
-    reached.read()
-
-
-def covered(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Return the lines of the server, by module, in files that coverage wrote."""
-    lines = defaultdict(set)
-    for file in files:
-        data = coverage.CoverageData(str(file))
-        data.read()
-        for path in data.measured_files():
-            module = next((name for name in MODULES if path.endswith(f"/{name}")), None)
-            if module:
-                lines[module] |= set(data.lines(path) or [])
-    return {module: sorted(numbers) for module, numbers in lines.items()}
-
-
 # ---- Judging ---------------------------------------------------------------------------------------------------------
 
 
 def judge_all(chosen: list[Mutant], known: Known, results: Results, arguments: argparse.Namespace) -> None:
     """Judge the mutants that were not judged yet, and keep the results."""
-    contract = Reached(arguments.state, "contract")
-    server = Reached(arguments.state, "server")
+    reached = Reached(arguments.state / "reached")
     with ExitStack() as stack:
         copies = [stack.enter_context(Copy()) for _ in range(arguments.jobs)]
         tests = copies[0].load()
-        if unknown := [test for test in tests if test not in contract.lines]:
-            record_contract(contract, copies[0], unknown)
-        for name in [] if arguments.contract_alone else SERVER_TESTS:
-            if f"server_tests/test_{name}.py" not in server.lines:
-                record_server(server, copies[0], name)
+        if unknown := [test for test in tests if test not in reached.lines]:
+            record(reached, copies[0], unknown)
         for copy in copies[1:]:
             copy.load()
-        judge = Judge(known, results, contract, server, tests, arguments)
+        judge = Judge(known, results, reached, tests, arguments)
         waiting = [mutant for mutant in chosen if judge.is_open(mutant)]
         print(f"{len(chosen)} mutants, {len(waiting)} of them not judged yet", file=sys.stderr, flush=True)
         free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
@@ -321,18 +276,13 @@ class Judge:
     """Judges one mutant at a time for each copy."""
 
     def __init__(
-        self,
-        known: Known,
-        results: Results,
-        contract: Reached,
-        server: Reached,
-        tests: list[str],
-        arguments: argparse.Namespace,
+        self, known: Known, results: Results, reached: Reached, tests: list[str], arguments: argparse.Namespace
     ) -> None:
-        self._known, self._results, self._contract, self._server = known, results, contract, server
+        self._known, self._results, self._reached = known, results, reached
         self._position = {test: position for position, test in enumerate(tests)}
         self._contract_alone, self._again = arguments.contract_alone, arguments.again
         self._seconds = arguments.seconds
+        self._failing: set[str] = set()  # tests of this server that fail here with the healthy server, too
 
     def is_open(self, mutant: Mutant) -> bool:
         """Return whether a suite has yet to judge a mutant."""
@@ -348,7 +298,8 @@ class Judge:
                 return
 
     def __call__(self, copy: Copy, mutant: Mutant) -> None:
-        with copy.changed(mutant):
+        copy.put(mutant)
+        try:
             for suite in self._open(mutant):
                 started = time.monotonic()
                 what = (self._by_contract if suite == "contract" else self._by_server)(copy, mutant)
@@ -358,11 +309,13 @@ class Judge:
                 print(f"{what['verdict']} ({suite}, {seconds} s){by}: {mutant.key}", flush=True)
                 if what["verdict"] != "survived":
                     break
+        finally:
+            copy.put_back(mutant)
 
     def _by_contract(self, copy: Copy, mutant: Mutant) -> dict[str, Any]:
         """Run the contract tests that reach a mutant until one fails, and does so again."""
         tests, flukes = self._ordered(mutant), []
-        numbers = {"reaching": len(self._contract.tests(mutant)), "chosen": len(tests)}
+        numbers = {"reaching": len(self._reached.tests(mutant)), "chosen": len(tests)}
         while tests and (failure := copy.run(tests, self._longest)):
             if "the server did not start" in failure.how and not copy.starts():
                 return {"verdict": "does not start"}
@@ -374,7 +327,7 @@ class Judge:
 
     def _longest(self, test: str) -> float:
         """Return how many seconds a test may take on a busy machine. A mutant may make it wait for ever."""
-        return 60 + 10 * self._contract.seconds.get(test, 60)
+        return 60 + 10 * self._reached.seconds.get(test, 60)
 
     def _ordered(self, mutant: Mutant) -> list[str]:
         """Return the contract tests that reach a mutant: first those that caught others in its function and module.
@@ -394,26 +347,28 @@ class Judge:
             variants[test.partition("[")[0]] += 1
 
         def order(test: str) -> tuple[Any, ...]:
-            slowness = bisect(SLOW, self._contract.seconds[test])
+            slowness = bisect(SLOW, self._reached.seconds[test])
             return (0 if near[test] else slowness + 1), -near[test], variant[test] > 0, self._position[test]
 
-        tests = sorted((test for test in self._contract.tests(mutant) if test in self._position), key=order)
-        ends = accumulate(self._contract.seconds[test] for test in tests)
+        tests = sorted((test for test in self._reached.tests(mutant) if test in self._position), key=order)
+        ends = accumulate(self._reached.seconds[test] for test in tests)
         return [test for test, end in zip(tests, ends, strict=True) if end <= self._seconds]
 
     def _by_server(self, copy: Copy, mutant: Mutant) -> dict[str, Any]:
-        """Run the files of server tests that reach a mutant until a test fails, and does so again."""
-        files = sorted(self._server.tests(mutant), key=lambda file: self._server.seconds[file])
-        for file in files:
-            left_out = [f"--deselect={test}" for test in self._server.failing]
-            code, output = copy.pytest(file, "-x", "-rfE", *left_out, seconds=120 + 5 * self._server.seconds[file])
+        """Run the tests of this server for a module until one fails that does so again, and not without the mutant."""
+        files = self._known.server_tests(mutant.module)
+        while True:
+            code, output = copy.pytest("-x", "-rfE", *files, *(f"--deselect={test}" for test in self._failing))
             found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
-            if code in (0, 5):  # passed, or all left out
-                continue
-            again = [found[1]] if found else [file, "-x", *left_out]
-            if any(copy.pytest(*again, seconds=120 + 5 * self._server.seconds[file])[0] for _ in range(AGAIN)):
-                return {"verdict": "caught", "by": again[0], "how": output[-1000:], "tests": len(files)}
-        return {"verdict": "survived", "tests": len(files)}
+            if code == 0 or not found:
+                return {"verdict": "survived" if code == 0 else "caught", "by": f"no end of {' '.join(files)}"}
+            fails_again = copy.pytest(found[1])[0]
+            copy.put_back(mutant)
+            fails_healthy = copy.pytest(found[1])[0]
+            copy.put(mutant)
+            if fails_again and not fails_healthy:
+                return {"verdict": "caught", "by": found[1], "how": output[-1000:]}
+            self._failing.add(found[1])
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------

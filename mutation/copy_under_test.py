@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -53,15 +53,12 @@ class Copy:
         self.unload()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @contextlib.contextmanager
-    def changed(self, mutant: Mutant) -> Iterator[None]:
-        """Have this mutant in the copy during this block."""
-        healthy = (ROOT / mutant.module).read_bytes()
-        self._write(mutant.module, mutant.apply(healthy))
-        try:
-            yield
-        finally:
-            self._write(mutant.module, healthy)
+    def put(self, mutant: Mutant) -> None:
+        """Let the copy have this mutant, until `put_back`."""
+        self._write(mutant.module, mutant.apply((ROOT / mutant.module).read_bytes()))
+
+    def put_back(self, mutant: Mutant) -> None:
+        self._write(mutant.module, (ROOT / mutant.module).read_bytes())
 
     def _write(self, module: str, source: bytes) -> None:
         path = self.root / module
@@ -114,16 +111,13 @@ class Copy:
         """
         folder, test = tempfile.mkdtemp(dir=self._folder), ""
         os.write(self._orders, json.dumps({"tests": tests, "folder": folder}).encode() + b"\n")
-        while "process" not in (answer := self._next(LOADING) or self._fail()):
-            pass  # a rest of the run before
-        process: int = answer["process"]
+        process: int = (self._next(LOADING) or self._fail())["process"]
         self._groups.add(process)
         try:
             while True:
-                answer = self._next(longest(test)) or {} if self._is_loaded else self._fail()
-                test = answer.get("test", test)
-                if not answer and self._is_loaded:
+                if not (answer := self._next(longest(test))):
                     return Failure(test, f"no end after {longest(test):.0f} s")
+                test = answer.get("test", test)
                 if "failed" in answer:
                     return Failure(test, answer["how"])
                 if "passed" in answer:
@@ -132,19 +126,15 @@ class Copy:
                     raise Broken(f"the tests ended in {test}: {answer.get('broken', 'without a word')}")
         finally:
             kill_group(process)  # with the servers that it has started
-            while not ((answer := self._next(60)) is None or "ended" in answer):
+            while (rest := self._next(LOADING)) and "ended" not in rest:
                 pass
             self._groups.discard(process)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _fail(self) -> NoReturn:
-        code = self._tests and self._tests.poll()
+        code = self._tests and self._tests.wait(LOADING)
         said = (self._folder / "pytest.log").read_text(errors="replace")[-2000:]
         raise Broken(f"the loaded tests do not answer (exit code {code}): {said}")
-
-    @property
-    def _is_loaded(self) -> bool:
-        return self._tests is not None and self._tests.poll() is None
 
     def starts(self) -> bool:
         """Return whether a server starts, with the settings that most tests give it."""
@@ -155,14 +145,17 @@ class Copy:
         return done.returncode == 0
 
     def _next(self, seconds: float) -> dict[str, Any] | None:
-        """Return the next answer of the loaded tests, or None if there is none after so many seconds."""
+        """Return the next answer of the loaded tests, or None if there is none after so many seconds.
+
+        Raise Broken if they have ended.
+        """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._answers], [], [], left)[0]:
                 return None
             if not (part := os.read(self._answers, 65536)):
-                return None
+                self._fail()
             self._unread += part
         line, _, self._unread = self._unread.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
@@ -170,7 +163,7 @@ class Copy:
 
     # ---- Other tests -----------------------------------------------------------------------------------------------
 
-    def pytest(self, *arguments: str, seconds: float, **environ: str) -> tuple[int, str]:
+    def pytest(self, *arguments: str, seconds: float = 1800, **environ: str) -> tuple[int, str]:
         """Run pytest in the copy. Return its exit code, -1 if it takes too long, and its output."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         process = subprocess.Popen(

@@ -89,15 +89,6 @@ class Mutant:
         """Return the mutant's place in the random order of this seed. Other changes of the code do not move it."""
         return hashlib.sha256(f"{seed} {self.key}".encode()).digest()
 
-    @property
-    def is_valid(self) -> bool:
-        """Return whether the module is valid Python with this change."""
-        try:
-            ast.parse(self.apply((ROOT / self.module).read_bytes()))
-        except SyntaxError:
-            return False
-        return True
-
     def apply(self, source: bytes) -> bytes:
         """Return the source of the module with this change."""
         return source[: self.start] + self.text.encode() + source[self.end :]
@@ -188,12 +179,13 @@ def places(tree: ast.Module) -> Iterator[Place]:
     yield from walk(tree, "", None, range(0), True)
 
 
-def own_lines(node: Any) -> range:
+def own_lines(node: ast.stmt | ast.ExceptHandler) -> range:
     """Return the lines of a statement, without those of the statements in it. Of a function, return its body."""
+    first, last = node.lineno, node.end_lineno or node.lineno
     if isinstance(node, ast.FunctionDef):
-        return range(node.body[0].lineno, node.end_lineno + 1)
+        return range(node.body[0].lineno, last + 1)
     body = getattr(node, "body", None)
-    return range(node.lineno, max(body[0].lineno, node.lineno + 1) if body else node.end_lineno + 1)
+    return range(first, max(body[0].lineno, first + 1) if body else last + 1)
 
 
 def is_docstring(node: ast.AST) -> bool:
@@ -215,7 +207,7 @@ class Change:
 
 
 def changes(node: Any, is_text: bool) -> Iterator[Change]:
-    """Yield what a node may become. A change that is no valid Python is dropped later (`is_valid`)."""
+    """Yield what a node may become. Each is valid Python."""
     for new in expressions(node, is_text):
         yield Change(node, node, f"({ast.unparse(new)})" if isinstance(new, OPEN) else ast.unparse(new))
     match node:

@@ -2,7 +2,7 @@
 
 Two pipes, whose numbers are in the environment variable MUTATION_PIPES, connect it with the program that started it. It
 reads lines of JSON: the names of the tests to run, in this order. For each line, it forks. The new process says by
-lines of JSON which test begins, which one failed and how, and when all have ended. It stops at the first failure.
+lines of JSON who it is, which test begins, and which one failed and how. It stops at the first failure.
 """
 
 import json
@@ -22,7 +22,6 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
         for line in orders:
             order = json.loads(line)
             if child := os.fork():
-                say(answers, process=child)
                 os.waitpid(child, 0)
                 say(answers, ended=True)
             else:
@@ -34,6 +33,7 @@ def run(items: list[pytest.Item], folder: Path, answers: IO[str]) -> None:
     """Run tests until one fails, and end this process. Whoever started it ends the servers that are left."""
     try:
         os.setsid()  # the tests' servers are in this group, too
+        say(answers, process=os.getpid())
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # so that nothing of one run is left for another
         failures = Failures()
         items[0].config.pluginmanager.register(failures)
