@@ -1,7 +1,7 @@
 """Make small faults in the server, one at a time, and see whether the tests find them: `tox run -e mutate`.
 
-For each fault (a mutant), run the contract tests that reach its line, until one fails, and then that one again. If none
-fails, run the tests of this server that reach it. Then print a table, and each mutant that survived. Mutants that are
+For each fault (a mutant), run the contract tests that reach its line, until one fails. It has to fail again, and to pass
+without the mutant. If none fails, run the tests of this server that are for the module. Then print a table, and each mutant that survived. Mutants that are
 no faults, and places that no client can see, are in mutation/known.toml with the reasons.
 
 Which mutants are judged is random, by a seed; --mutants N judges the first N of this order. What was found is kept in a
@@ -27,7 +27,7 @@ import time
 import tomllib
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
@@ -319,10 +319,12 @@ class Judge:
         while tests and (failure := copy.run(tests, self._longest)):
             if "the server did not start" in failure.how and not copy.starts():
                 return {"verdict": "does not start"}
-            if any(copy.run([failure.test], self._longest) for _ in range(AGAIN)):
-                return {"verdict": "caught", "by": failure.test, "how": failure.how[-1000:], **numbers}
-            flukes.append(failure.test)
-            tests = tests[tests.index(failure.test) + 1 :]
+            test = failure.test
+            fails_again = any(copy.run([test], self._longest) for _ in range(AGAIN))
+            if fails_again and without(copy, mutant, lambda: copy.run([test], self._longest) is None):
+                return {"verdict": "caught", "by": test, "how": failure.how[-1000:], **numbers}
+            flukes.append(test)
+            tests = tests[tests.index(test) + 1 :]
         return {"verdict": "survived", "flukes": flukes, **numbers}
 
     def _longest(self, test: str) -> float:
@@ -363,12 +365,18 @@ class Judge:
             if code == 0 or not found:
                 return {"verdict": "survived" if code == 0 else "caught", "by": f"no end of {' '.join(files)}"}
             fails_again = copy.pytest(found[1])[0]
-            copy.put_back(mutant)
-            fails_healthy = copy.pytest(found[1])[0]
-            copy.put(mutant)
-            if fails_again and not fails_healthy:
+            if fails_again and without(copy, mutant, lambda: copy.pytest(found[1])[0] == 0):
                 return {"verdict": "caught", "by": found[1], "how": output[-1000:]}
             self._failing.add(found[1])
+
+
+def without(copy: Copy, mutant: Mutant, passes: Callable[[], bool]) -> bool:
+    """Return whether a test passes without the mutant. It may not: a test may need a quiet machine."""
+    copy.put_back(mutant)
+    try:
+        return passes()
+    finally:
+        copy.put(mutant)
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------
