@@ -1,8 +1,10 @@
 """Make small faults in the server, one at a time, and see whether the tests find them: `tox run -e mutate`.
 
-For each fault (a mutant), run the contract tests that reach its line, until one fails. It has to fail again, and to pass
-without the mutant. If none fails, run the tests of this server that are for the module. Then print a table, and each mutant that survived. Mutants that are
-no faults, and places that no client can see, are in mutation/known.toml with the reasons.
+Each fault (a mutant) is first tried with the contract tests that are quick, reach its line, and are likely to catch it.
+The first one that fails ends it; it has to fail again, and to pass without the mutant. Few survive. They are tried
+with all other contract tests that reach them, many mutants at a time: if a test fails, it runs again with each. What
+still survives, and what no client can see, is tried with the tests of this server. Then a table is printed, and each
+mutant that survived. Mutants that are no faults, and places that no client can see, are in mutation/known.toml.
 
 Which mutants are judged is random, by a seed; --mutants N judges the first N of this order. What was found is kept in a
 folder: Ctrl-C ends the run, and the next run goes on. Before the first run, which test reaches which line is recorded.
@@ -15,7 +17,6 @@ import ast
 import contextlib
 import hashlib
 import json
-import math
 import queue
 import re
 import shutil
@@ -25,14 +26,12 @@ import tempfile
 import threading
 import time
 import tomllib
-from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,9 @@ from mutation.mutants import ROOT, Mutant, mutants
 from mutation.reached import EVERY_START
 
 KNOWN = Path(__file__).with_name("known.toml")
-SLOW = (0.2, 1.5, 5)  # seconds; a test that takes longer runs after those that do not
+SCREEN, CONTRACT, SERVER = SUITES = "screening", "contract tests", "server tests"  # in this order
+QUICK = 0.2  # seconds; tests that take longer run after those that do not
+MOST_SHOWN = 20  # tests that reach a survivor are kept
 AGAIN = 2  # how often a test that has failed runs again, until it fails again: a failure that comes once is none
 
 
@@ -59,7 +60,7 @@ def main() -> int:
         "--again", action="store_true", help="judge those again that survived; new tests may catch them"
     )
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="contract tests for one mutant take no longer (no limit)"
+        "--together", type=int, default=20, metavar="N", help="try so many likely survivors at once (20)"
     )
     parser.add_argument("--contract-alone", action="store_true", help="leave the tests of this server out for now")
     parser.add_argument("--goal", type=float, default=95, help="percent of the visible mutants to catch (95)")
@@ -122,14 +123,18 @@ class Known:
         names = self._server_tests.get(module, self._server_tests["*"])
         return [f"server_tests/test_{name}.py" for name in names.split()]
 
+    def entries(self) -> list[dict[str, str]]:
+        return [entry for kind in ("hidden", "equivalent") for entry in self._entries.get(kind, [])]
+
+    def matches(self, entry: dict[str, str], mutant: Mutant) -> bool:
+        parts = {name: text for name, text in entry.items() if name not in ("reason", "function")}
+        function = entry.get("function", "*")
+        is_same = all(getattr(mutant, name) == text for name, text in parts.items())
+        return is_same and fnmatchcase(mutant.function, function)
+
     def _reason(self, kind: str, mutant: Mutant) -> str | None:
-        for entry in self._entries.get(kind, []):
-            parts = {name: pattern for name, pattern in entry.items() if name not in ("reason", "function")}
-            if fnmatchcase(mutant.function, entry.get("function", "*")) and all(
-                getattr(mutant, name) == text for name, text in parts.items()
-            ):
-                return entry["reason"]
-        return None
+        found = (entry["reason"] for entry in self._entries.get(kind, []) if self.matches(entry, mutant))
+        return next(found, None)
 
 
 class Results:
@@ -147,7 +152,7 @@ class Results:
         return self._found.get((mutant.key, suite))
 
     def add(self, mutant: Mutant, suite: str, **what: Any) -> dict[str, Any]:
-        result = {"mutant": mutant.key, "suite": suite, **what}
+        result = {"mutant": mutant.key, "suite": suite, "at": round(time.time()), **what}
         with self._lock:
             self._found[mutant.key, suite] = result
             with self._file.open("a") as file:
@@ -244,139 +249,173 @@ def judge_all(chosen: list[Mutant], known: Known, results: Results, arguments: a
             record(reached, copies[0], unknown)
         for copy in copies[1:]:
             copy.load()
-        judge = Judge(known, results, reached, tests, arguments)
-        waiting = [mutant for mutant in chosen if judge.is_open(mutant)]
-        print(f"{len(chosen)} mutants, {len(waiting)} of them not judged yet", file=sys.stderr, flush=True)
-        free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        for copy in copies:
+        judge = Judge(known, results, reached, tests)
+        faults = [mutant for mutant in chosen if not known.equivalent(mutant)]
+        visible = [mutant for mutant in faults if not known.hidden(mutant)]
+
+        def is_open(mutant: Mutant, suite: str) -> bool:
+            """Return whether a mutant has survived the suites before this one, but is not judged by it yet."""
+            survived = [results.get(mutant, each) for each in SUITES[: SUITES.index(suite)]]
+            if any(result and result["verdict"] != "survived" for result in survived):
+                return False
+            result = results.get(mutant, suite)
+            return result is None or (arguments.again and result["at"] < begun and result["verdict"] == "survived")
+
+        begun = time.time()
+        screened = [[mutant] for mutant in visible if is_open(mutant, SCREEN)]
+        work(copies, screened, judge.screen, "mutants are screened")
+        left = [mutant for mutant in visible if is_open(mutant, CONTRACT)]
+        work(copies, groups(left, arguments.together), judge.together, "groups of those that are left")
+        if not arguments.contract_alone:
+            left = [mutant for mutant in faults if is_open(mutant, SERVER)]
+            work(copies, [[mutant] for mutant in left], judge.by_server, "mutants are left to the server's own tests")
+
+
+def work(copies: list[Copy], tasks: list[list[Mutant]], do: Callable[[Copy, list[Mutant]], None], what: str) -> None:
+    """Do something with each task, one at a time for each copy."""
+    print(f"{len(tasks)} {what}", file=sys.stderr, flush=True)
+    free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+    started = time.monotonic()
+
+    def run(task: list[Mutant]) -> None:
+        copy = free.get()
+        try:
+            do(copy, task)
+        finally:
+            copy.put([])
             free.put(copy)
-        started = time.monotonic()
 
-        def run(mutant: Mutant) -> None:
-            copy = free.get()
-            try:
-                judge(copy, mutant)
-            finally:
-                free.put(copy)
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            for count, future in enumerate(as_completed(pool.submit(run, task) for task in tasks), 1):
+                future.result()
+                left = (time.monotonic() - started) / count * (len(tasks) - count)
+                print(f"{count}/{len(tasks)}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+        except BaseException:  # the threads end when their tests have ended
+            pool.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                copy.stop()
+            raise
 
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            try:
-                for count, future in enumerate(as_completed(pool.submit(run, mutant) for mutant in waiting), 1):
-                    future.result()
-                    left = (time.monotonic() - started) / count * (len(waiting) - count)
-                    print(f"{count}/{len(waiting)}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
-            except BaseException:  # the threads end when their tests have ended
-                pool.shutdown(wait=False, cancel_futures=True)
-                for copy in copies:
-                    copy.stop()
-                raise
+
+def groups(mutants: list[Mutant], most: int) -> list[list[Mutant]]:
+    """Return groups of at most so many mutants, no two of the same function, so that none hides another."""
+    found: list[list[Mutant]] = []
+    for mutant in mutants:
+        place = (mutant.module, mutant.function)
+        for group in found:
+            if len(group) < most and place not in [(each.module, each.function) for each in group]:
+                group.append(mutant)
+                break
+        else:
+            found.append([mutant])
+    return found
 
 
 class Judge:
-    """Judges one mutant at a time for each copy."""
+    """Judges mutants."""
 
-    def __init__(
-        self, known: Known, results: Results, reached: Reached, tests: list[str], arguments: argparse.Namespace
-    ) -> None:
+    def __init__(self, known: Known, results: Results, reached: Reached, tests: list[str]) -> None:
         self._known, self._results, self._reached = known, results, reached
         self._position = {test: position for position, test in enumerate(tests)}
-        self._contract_alone, self._again = arguments.contract_alone, arguments.again
-        self._seconds = arguments.seconds
         self._failing: set[str] = set()  # tests of this server that fail here with the healthy server, too
+        functions: set[str] = set()
+        self._firsts: set[str] = set()  # the quick tests that are the first of their functions
+        for test in tests:
+            function = test.partition("[")[0]
+            if function not in functions and reached.seconds[test] <= QUICK:
+                self._firsts.add(test)
+            functions.add(function)
 
-    def is_open(self, mutant: Mutant) -> bool:
-        """Return whether a suite has yet to judge a mutant."""
-        return not self._known.equivalent(mutant) and next(self._open(mutant), None) is not None
-
-    def _open(self, mutant: Mutant) -> Iterator[str]:
-        suites = [] if self._known.hidden(mutant) else ["contract"]
-        for suite in suites + ([] if self._contract_alone else ["server"]):
-            result = self._results.get(mutant, suite)
-            if result is None or (self._again and result["verdict"] == "survived"):
-                yield suite
-            elif result["verdict"] != "survived":
-                return
-
-    def __call__(self, copy: Copy, mutant: Mutant) -> None:
-        copy.put(mutant)
-        try:
-            for suite in self._open(mutant):
-                started = time.monotonic()
-                what = (self._by_contract if suite == "contract" else self._by_server)(copy, mutant)
-                seconds = round(time.monotonic() - started, 1)
-                self._results.add(mutant, suite, **what, seconds=seconds)
-                by = f" by {what['by']}" if what.get("by") else ""
-                print(f"{what['verdict']} ({suite}, {seconds} s){by}: {mutant.key}", flush=True)
-                if what["verdict"] != "survived":
-                    break
-        finally:
-            copy.put_back(mutant)
-
-    def _by_contract(self, copy: Copy, mutant: Mutant) -> dict[str, Any]:
-        """Run the contract tests that reach a mutant until one fails, and does so again."""
-        tests, flukes = self._ordered(mutant), []
-        numbers = {"reaching": len(self._reached.tests(mutant)), "chosen": len(tests)}
+    def screen(self, copy: Copy, mutants: list[Mutant]) -> None:
+        """Run the quick tests that are likely to catch a mutant. Most do not survive this."""
+        (mutant,) = mutants
+        tests = self._screening(mutant)
+        copy.put([mutant])
         while tests and (failure := copy.run(tests, self._longest)):
             if "the server did not start" in failure.how and not copy.starts():
-                return {"verdict": "does not start"}
-            test = failure.test
-            fails_again = any(copy.run([test], self._longest) for _ in range(AGAIN))
-            if fails_again and without(copy, mutant, lambda: copy.run([test], self._longest) is None):
-                return {"verdict": "caught", "by": test, "how": failure.how[-1000:], **numbers}
-            flukes.append(test)
-            tests = tests[tests.index(test) + 1 :]
-        return {"verdict": "survived", "flukes": flukes, **numbers}
+                self._found(mutant, SCREEN, verdict="does not start")
+                return
+            if self._catches(copy, failure.test, mutant):
+                self._found(mutant, SCREEN, verdict="caught", by=failure.test, how=failure.how[-1000:])
+                return
+            copy.put([mutant])
+            tests = tests[tests.index(failure.test) + 1 :]
+        self._found(mutant, SCREEN, verdict="survived")
+
+    def together(self, copy: Copy, mutants: list[Mutant]) -> None:
+        """Run the other tests with several mutants at once, which are likely to survive. If one fails, find out why."""
+        reaching = {mutant: set(self._reached.tests(mutant)) - set(self._screening(mutant)) for mutant in mutants}
+        tests = sorted(set().union(*reaching.values()) & self._position.keys(), key=self._slowness)
+        copy.put(mutants)
+        while mutants and tests and (failure := copy.run(tests, self._longest)):
+            print(f"{failure.test} fails with one of {len(mutants)} mutants, or by chance", file=sys.stderr, flush=True)
+            caught = [mutant for mutant in mutants if self._catches(copy, failure.test, mutant)]
+            for mutant in caught:
+                self._found(mutant, CONTRACT, verdict="caught", by=failure.test, how=failure.how[-1000:])
+            mutants = [mutant for mutant in mutants if mutant not in caught]
+            copy.put(mutants)
+            tests = tests[tests.index(failure.test) + 1 :]
+        for mutant in mutants:
+            self._found(mutant, CONTRACT, verdict="survived", reaching=sorted(self._reached.tests(mutant))[:MOST_SHOWN])
+
+    def _catches(self, copy: Copy, test: str, mutant: Mutant) -> bool:
+        """Return whether a test fails with a mutant, and passes without it. It may need a quiet machine."""
+        copy.put([mutant])
+        if not any(copy.run([test], self._longest) for _ in range(AGAIN)):
+            return False
+        copy.put([])
+        return copy.run([test], self._longest) is None
+
+    def by_server(self, copy: Copy, mutants: list[Mutant]) -> None:
+        """Run the tests of this server for a module until one fails that does so again, and not without the mutant."""
+        (mutant,) = mutants
+        files = self._known.server_tests(mutant.module)
+        copy.put([mutant])
+        while True:
+            code, output = copy.pytest("-x", "-rfE", *files, *(f"--deselect={test}" for test in self._failing))
+            found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
+            if code == 0:
+                self._found(mutant, SERVER, verdict="survived", reaching=files)
+                return
+            if not found:
+                self._found(mutant, SERVER, verdict="caught", by=f"no end of {' '.join(files)}", how=output[-1000:])
+                return
+            is_sure = copy.fails(found[1])
+            copy.put([])
+            if is_sure and not copy.fails(found[1]):
+                self._found(mutant, SERVER, verdict="caught", by=found[1], how=output[-1000:])
+                return
+            self._failing.add(found[1])
+            copy.put([mutant])
+
+    def _found(self, mutant: Mutant, suite: str, **what: Any) -> None:
+        self._results.add(mutant, suite, **what)
+        by = f" by {what['by']}" if what.get("by") else ""
+        print(f"{suite}: {what['verdict']}{by}: {mutant.key}", flush=True)
 
     def _longest(self, test: str) -> float:
         """Return how many seconds a test may take on a busy machine. A mutant may make it wait for ever."""
         return 60 + 10 * self._reached.seconds.get(test, 60)
 
-    def _ordered(self, mutant: Mutant) -> list[str]:
-        """Return the contract tests that reach a mutant: first those that caught others in its function and module.
+    def _slowness(self, test: str) -> tuple[bool, int]:
+        return self._reached.seconds[test] > QUICK, self._position[test]
 
-        Then the quick ones, one of each function of tests first, and the slow ones last. All together take no more
-        seconds than a mutant may have, on a machine that has nothing else to do.
-        """
+    def _screening(self, mutant: Mutant) -> list[str]:
+        """Return the tests that reach a mutant and have caught others near it, and one of each function of tests."""
         near: Counter[str] = Counter()
         for test, keys in self._results.catchers().items():
             for key in keys:
                 module, function, *_ = key.split(" | ")
                 near[test] += (module == mutant.module) * (1 + 100 * (function == mutant.function))
-        variants: Counter[str] = Counter()
-        variant = {}
-        for test in self._position:
-            variant[test] = variants[test.partition("[")[0]]
-            variants[test.partition("[")[0]] += 1
-
-        def order(test: str) -> tuple[Any, ...]:
-            slowness = bisect(SLOW, self._reached.seconds[test])
-            return (0 if near[test] else slowness + 1), -near[test], variant[test] > 0, self._position[test]
-
-        tests = sorted((test for test in self._reached.tests(mutant) if test in self._position), key=order)
-        ends = accumulate(self._reached.seconds[test] for test in tests)
-        return [test for test, end in zip(tests, ends, strict=True) if end <= self._seconds]
-
-    def _by_server(self, copy: Copy, mutant: Mutant) -> dict[str, Any]:
-        """Run the tests of this server for a module until one fails that does so again, and not without the mutant."""
-        files = self._known.server_tests(mutant.module)
-        while True:
-            code, output = copy.pytest("-x", "-rfE", *files, *(f"--deselect={test}" for test in self._failing))
-            found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
-            if code == 0 or not found:
-                return {"verdict": "survived" if code == 0 else "caught", "by": f"no end of {' '.join(files)}"}
-            fails_again = copy.pytest(found[1])[0]
-            if fails_again and without(copy, mutant, lambda: copy.pytest(found[1])[0] == 0):
-                return {"verdict": "caught", "by": found[1], "how": output[-1000:]}
-            self._failing.add(found[1])
-
-
-def without(copy: Copy, mutant: Mutant, passes: Callable[[], bool]) -> bool:
-    """Return whether a test passes without the mutant. It may not: a test may need a quiet machine."""
-    copy.put_back(mutant)
-    try:
-        return passes()
-    finally:
-        copy.put(mutant)
+        tests = [
+            test
+            for test in self._reached.tests(mutant)
+            if test in self._firsts or (near[test] and test in self._position)
+        ]
+        return sorted(tests, key=lambda test: (-near[test], self._slowness(test)))
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------
@@ -398,27 +437,27 @@ def report(chosen: list[Mutant], known: Known, results: Results, goal: float) ->
         cells = "".join(f"{row[name] or '·':>{max(12, len(name) + 2)}}" for name in COLUMNS)
         print(f"{module:24}{row.total():>9}{cells}")
     for verdict, mutant in survivors:
-        result = results.get(mutant, "contract") or {}
         print(f"\n{verdict}: {mutant.key}\n{mutant.diff()}")
-        server = results.get(mutant, "server") or {}
-        if server.get("by"):
-            print(f"caught by {server['by']}")
-        print(f"{result.get('chosen', 0)} of {result.get('reaching', 0)} contract tests that reach it ran")
+        for result in filter(None, (results.get(mutant, suite) for suite in (CONTRACT, SERVER))):
+            if result["verdict"] == "caught":
+                print(f"caught by {result['by']}")
+            else:
+                print(f"reached by {', '.join(result['reaching'][:5])} …")
     row = rows["all"]
-    visible = row[CONTRACT] + row[ONLY_SERVER] + row[SURVIVED]
+    visible = row[BY_CONTRACT] + row[ONLY_SERVER] + row[SURVIVED]
     hidden = row[HIDDEN] + row[SURVIVED_HIDDEN]
-    rate = 100 * row[CONTRACT] / visible if visible else 0
+    rate = 100 * row[BY_CONTRACT] / visible if visible else 0
     print(
-        f"\nof {visible} mutants that a client can see, the contract suite alone catches {row[CONTRACT]}: {rate:.1f} %"
+        f"\nof {visible} mutants that a client can see, the contract tests alone catch {row[BY_CONTRACT]}: {rate:.1f} %"
     )
     print(f"of {hidden} others, the tests of this server catch {row[HIDDEN]}")
     return int(rate < goal or bool(row[SURVIVED] or row[SURVIVED_HIDDEN] or row[OPEN]))
 
 
-CONTRACT, ONLY_SERVER, SURVIVED = "by contract", "only by server", "survived"
+BY_CONTRACT, ONLY_SERVER, SURVIVED = "by contract", "only by server", "survived"
 HIDDEN, SURVIVED_HIDDEN = "hidden, caught", "hidden, survived"
 EQUIVALENT, NO_START, OPEN = "equivalent", "does not start", "not judged"
-COLUMNS = (CONTRACT, ONLY_SERVER, SURVIVED, HIDDEN, SURVIVED_HIDDEN, EQUIVALENT, NO_START, OPEN)
+COLUMNS = (BY_CONTRACT, ONLY_SERVER, SURVIVED, HIDDEN, SURVIVED_HIDDEN, EQUIVALENT, NO_START, OPEN)
 
 
 def verdict_of(mutant: Mutant, known: Known, results: Results) -> str:
@@ -426,14 +465,15 @@ def verdict_of(mutant: Mutant, known: Known, results: Results) -> str:
     if known.equivalent(mutant):
         return EQUIVALENT
     is_hidden = known.hidden(mutant) is not None
-    contract, server = (results.get(mutant, suite) for suite in ("contract", "server"))
-    if contract and contract["verdict"] != "survived":
-        return {"caught": HIDDEN if is_hidden else CONTRACT, "does not start": NO_START}[contract["verdict"]]
-    if server and server["verdict"] == "caught":
-        return HIDDEN if is_hidden else ONLY_SERVER
+    for suite in SUITES:
+        result = results.get(mutant, suite)
+        if result and result["verdict"] == "does not start":
+            return NO_START
+        if result and result["verdict"] == "caught":
+            return HIDDEN if is_hidden else ONLY_SERVER if suite == SERVER else BY_CONTRACT
     if is_hidden:
-        return SURVIVED_HIDDEN if server else OPEN
-    return SURVIVED if contract else OPEN
+        return SURVIVED_HIDDEN if results.get(mutant, SERVER) else OPEN
+    return SURVIVED if results.get(mutant, CONTRACT) else OPEN
 
 
 if __name__ == "__main__":

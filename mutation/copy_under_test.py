@@ -41,6 +41,7 @@ class Copy:
         self._folder = Path(tempfile.mkdtemp(prefix="mutation-"))
         self.root = self._folder / "copy"
         self._writes = 0
+        self._changed: set[str] = set()  # the modules that are not healthy
         self._tests: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()  # the process groups that run tests now
 
@@ -53,12 +54,16 @@ class Copy:
         self.unload()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def put(self, mutant: Mutant) -> None:
-        """Let the copy have this mutant, until `put_back`."""
-        self._write(mutant.module, mutant.apply((ROOT / mutant.module).read_bytes()))
-
-    def put_back(self, mutant: Mutant) -> None:
-        self._write(mutant.module, (ROOT / mutant.module).read_bytes())
+    def put(self, mutants: Sequence[Mutant]) -> None:
+        """Let the copy have these mutants, and no others. None of them may change what another one changes."""
+        modules = {mutant.module: (ROOT / mutant.module).read_bytes() for mutant in mutants}
+        for mutant in sorted(mutants, key=lambda each: -each.start):
+            modules[mutant.module] = mutant.apply(modules[mutant.module])
+        for module in self._changed - modules.keys():
+            self._write(module, (ROOT / module).read_bytes())
+        for module, source in modules.items():
+            self._write(module, source)
+        self._changed = set(modules)
 
     def _write(self, module: str, source: bytes) -> None:
         path = self.root / module
@@ -188,6 +193,10 @@ class Copy:
         if process.returncode == -signal.SIGKILL:
             raise Broken("the tests were killed")
         return process.returncode, output
+
+    def fails(self, test: str) -> bool:
+        """Return whether a test of this server fails."""
+        return self.pytest(test)[0] != 0
 
 
 def kill_group(group: int) -> None:

@@ -99,9 +99,9 @@ class Mutant:
         return "\n".join(list(unified_diff(before, after, self.module, self.module, lineterm="", n=1))[2:])
 
 
-def mutants(module: str) -> list[Mutant]:
-    """Return the mutants of a module, in the order of its lines."""
-    source = (ROOT / module).read_bytes()
+def mutants(module: str, source: bytes | None = None) -> list[Mutant]:
+    """Return the mutants of a module, in the order of its lines. `source` is what it contains, if not the file."""
+    source = (ROOT / module).read_bytes() if source is None else source
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
