@@ -447,9 +447,7 @@ def report(chosen: list[Mutant], known: Known, results: Results, goal: float) ->
     visible = row[BY_CONTRACT] + row[ONLY_SERVER] + row[SURVIVED]
     hidden = row[HIDDEN] + row[SURVIVED_HIDDEN]
     rate = 100 * row[BY_CONTRACT] / visible if visible else 0
-    print(
-        f"\nof {visible} mutants that a client can see, the contract tests alone catch {row[BY_CONTRACT]}: {rate:.1f} %"
-    )
+    print(f"\nof {visible} mutants that a client can see, the contract tests catch {row[BY_CONTRACT]} ({rate:.1f} %)")
     print(f"of {hidden} others, the tests of this server catch {row[HIDDEN]}")
     return int(rate < goal or bool(row[SURVIVED] or row[SURVIVED_HIDDEN] or row[OPEN]))
 

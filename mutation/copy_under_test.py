@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from mutation.line_map import MODULES
 from mutation.mutants import ROOT, Mutant
 
 LEFT_OUT = shutil.ignore_patterns(".*", "node_modules", "__pycache__", "dist", "results")
@@ -47,7 +48,7 @@ class Copy:
 
     def __enter__(self) -> Self:
         shutil.copytree(ROOT, self.root, ignore=LEFT_OUT)
-        (self.root / "server" / "__pycache__").mkdir()
+        self._healthy = {name: (self.root / name).read_bytes() for name in MODULES}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -56,11 +57,11 @@ class Copy:
 
     def put(self, mutants: Sequence[Mutant]) -> None:
         """Let the copy have these mutants, and no others. None of them may change what another one changes."""
-        modules = {mutant.module: (ROOT / mutant.module).read_bytes() for mutant in mutants}
+        modules = {mutant.module: self._healthy[mutant.module] for mutant in mutants}
         for mutant in sorted(mutants, key=lambda each: -each.start):
             modules[mutant.module] = mutant.apply(modules[mutant.module])
         for module in self._changed - modules.keys():
-            self._write(module, (ROOT / module).read_bytes())
+            self._write(module, self._healthy[module])
         for module, source in modules.items():
             self._write(module, source)
         self._changed = set(modules)
