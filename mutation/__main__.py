@@ -338,7 +338,7 @@ class Judge:
             if "the server did not start" in failure.how and not copy.starts():
                 self._found(mutant, SCREEN, verdict="does not start")
                 return
-            if self._catches(copy, failure.test, mutant):
+            if self._is_sure(copy, failure.test, [mutant]):
                 self._found(mutant, SCREEN, verdict="caught", by=failure.test, how=failure.how[-1000:])
                 return
             copy.put([mutant])
@@ -351,8 +351,10 @@ class Judge:
         tests = sorted(set().union(*reaching.values()) & self._position.keys(), key=self._slowness)
         copy.put(mutants)
         while mutants and tests and (failure := copy.run(tests, self._longest)):
-            print(f"{failure.test} fails with one of {len(mutants)} mutants, or by chance", file=sys.stderr, flush=True)
-            caught = [mutant for mutant in mutants if self._catches(copy, failure.test, mutant)]
+            caught = []
+            if self._is_sure(copy, failure.test, mutants):
+                caught = [mutant for mutant in mutants if self._fails(copy, failure.test, [mutant])]
+            print(f"{failure.test} fails with {len(caught)} of {len(mutants)} mutants", file=sys.stderr, flush=True)
             for mutant in caught:
                 self._found(mutant, CONTRACT, verdict="caught", by=failure.test, how=failure.how[-1000:])
             mutants = [mutant for mutant in mutants if mutant not in caught]
@@ -361,13 +363,13 @@ class Judge:
         for mutant in mutants:
             self._found(mutant, CONTRACT, verdict="survived", reaching=sorted(self._reached.tests(mutant))[:MOST_SHOWN])
 
-    def _catches(self, copy: Copy, test: str, mutant: Mutant) -> bool:
-        """Return whether a test fails with a mutant, and passes without it. It may need a quiet machine."""
-        copy.put([mutant])
-        if not any(copy.run([test], self._longest) for _ in range(AGAIN)):
-            return False
-        copy.put([])
-        return copy.run([test], self._longest) is None
+    def _is_sure(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
+        """Return whether a test that failed fails again, and passes without the mutants. It may need a quiet machine."""
+        return self._fails(copy, test, mutants) and not self._fails(copy, test, [])
+
+    def _fails(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
+        copy.put(mutants)
+        return any(copy.run([test], self._longest) for _ in range(AGAIN if mutants else 1))
 
     def by_server(self, copy: Copy, mutants: list[Mutant]) -> None:
         """Run the tests of this server for a module until one fails that does so again, and not without the mutant."""
