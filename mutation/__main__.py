@@ -364,7 +364,7 @@ class Judge:
             self._found(mutant, CONTRACT, verdict="survived", reaching=sorted(self._reached.tests(mutant))[:MOST_SHOWN])
 
     def _is_sure(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
-        """Return whether a test that failed fails again, and passes without the mutants. It may need a quiet machine."""
+        """Return whether a test that failed fails again, and passes without the mutants: it may be by chance."""
         return self._fails(copy, test, mutants) and not self._fails(copy, test, [])
 
     def _fails(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
