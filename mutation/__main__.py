@@ -19,7 +19,6 @@ import hashlib
 import json
 import queue
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -176,14 +175,11 @@ class Reached:
     """Which test reaches which line, in how many seconds, in the state of the server that is recorded."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self.lines: dict[str, dict[str, set[int]]] = {}
         self.seconds: dict[str, float] = {}
         digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in MODULES)).hexdigest()
-        if self._folder.exists() and (self._folder / "digest").read_text() != digest:
-            shutil.rmtree(self._folder)  # the lines have moved
-        self._folder.mkdir(exist_ok=True)
-        (self._folder / "digest").write_text(digest)
+        self._folder = folder / digest[:16]  # in another state of the server, the lines are others
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.read()
 
     def read(self) -> None:

@@ -9,6 +9,7 @@ import mmap
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ class Reader:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         from contract_tests.target.process import ServerProcess  # only here, because it reads the command
 
-        with ServerProcess(self._folder / f"{os.getpid()}.server"):
+        with tempfile.TemporaryDirectory() as folder, ServerProcess(folder):
             pass
         self.read(EVERY_START, 0)
 
