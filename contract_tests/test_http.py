@@ -387,6 +387,29 @@ def test_malformed_framing(target, lines):
     assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
 
 
+TWO_LENGTHS = {
+    "both": ("HTTP/1.1", "Content-Length: 1", "Transfer-Encoding: chunked"),
+    "both, in the other order": ("HTTP/1.1", "Transfer-Encoding: chunked", "Content-Length: 1"),
+    "the length of the chunks": ("HTTP/1.1", "Content-Length: 11", "Transfer-Encoding: chunked"),
+    "chunked twice in a line": ("HTTP/1.1", "Transfer-Encoding: chunked, chunked"),
+    "chunked in two lines": ("HTTP/1.1", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+    "chunks in HTTP/1.0": ("HTTP/1.0", "Transfer-Encoding: chunked"),
+    "the same length twice": ("HTTP/1.1", "Content-Length: 11", "Content-Length: 11"),
+    "a list of lengths": ("HTTP/1.1", "Content-Length: 11, 11"),
+}
+
+
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.one-length", "http.framing")
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/backup"), ("GET", "/health"), ("GET", "/nothing")])
+@pytest.mark.parametrize("lines", TWO_LENGTHS.values(), ids=TWO_LENGTHS)
+def test_a_request_has_one_length(target, lines, method, path):
+    """Otherwise, a proxy may see another end of it than the server, and take the rest for another request."""
+    version, *headers = lines
+    request_bytes = raw.request(method, path, headers=tuple(headers), version=version) + b"1\r\nx\r\n0\r\n\r\n"
+    assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"
+
+
 @pytest.mark.edge_may_change
 @pytest.mark.requirement("http.framing")
 def test_a_content_length_of_5000_digits(target):

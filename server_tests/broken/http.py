@@ -579,6 +579,17 @@ def http_is_read_as_the_library_does() -> None:
         HTTPRequestParser.parse_header(parser, header_plus)
 
 
+@breaks("http.one-length")
+def chunks_go_before_a_length() -> None:
+    """A length beside chunks is ignored, as RFC 9112 allows. A proxy may go by the length."""
+
+    @instead_of(http_parser.RequestParser, "parse_header")
+    def parse_header(real: Any, parser: Any, header_plus: bytes) -> None:
+        if b"transfer-encoding" in header_plus.lower():
+            header_plus = re.sub(rb"\r\ncontent-length:[^\r]*", b"", header_plus, flags=re.IGNORECASE)
+        real(parser, header_plus)
+
+
 @breaks("http.host")
 def any_host_is_valid() -> None:
     """A proxy may route a request by another host than the one that a cache stores it under."""
