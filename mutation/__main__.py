@@ -297,12 +297,12 @@ def work(copies: list[Copy], tasks: list[list[Mutant]], do: Callable[[Copy, list
 
 
 def groups(mutants: list[Mutant], most: int) -> list[list[Mutant]]:
-    """Return groups of at most so many mutants, no two of the same function, so that none hides another."""
+    """Return groups of at most so many mutants, no two of the same line."""
     found: list[list[Mutant]] = []
     for mutant in mutants:
-        place = (mutant.module, mutant.function)
+        place = (mutant.module, mutant.number)
         for group in found:
-            if len(group) < most and place not in [(each.module, each.function) for each in group]:
+            if len(group) < most and place not in [(each.module, each.number) for each in group]:
                 group.append(mutant)
                 break
         else:
