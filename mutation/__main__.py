@@ -237,29 +237,28 @@ def record(reached: Reached, copy: Copy, tests: Iterable[str]) -> None:
 
 def judge_all(chosen: list[Mutant], known: Known, results: Results, arguments: argparse.Namespace) -> None:
     """Judge the mutants that were not judged yet, and keep the results."""
-    reached = Reached(arguments.state / "reached")
+    faults = [mutant for mutant in chosen if not known.equivalent(mutant)]
+    visible = [mutant for mutant in faults if not known.hidden(mutant)]
+    begun = time.time()
+
+    def is_open(mutant: Mutant, suite: str) -> bool:
+        """Return whether a mutant has survived the suites before this one, but is not judged by it yet."""
+        before = [results.get(mutant, each) for each in SUITES[: SUITES.index(suite)]]
+        if any(result and result["verdict"] != "survived" for result in before):
+            return False
+        result = results.get(mutant, suite)
+        return result is None or (arguments.again and result["at"] < begun and result["verdict"] == "survived")
+
     with ExitStack() as stack:
         copies = [stack.enter_context(Copy()) for _ in range(arguments.jobs)]
-        tests = copies[0].load()
-        if unknown := [test for test in tests if test not in reached.lines]:
-            record(reached, copies[0], unknown)
-        for copy in copies[1:]:
-            copy.load()
+        reached, tests = Reached(arguments.state / "reached"), []
+        if any(is_open(mutant, SCREEN) or is_open(mutant, CONTRACT) for mutant in visible):
+            tests = [copy.load() for copy in copies][0]
+            if unknown := [test for test in tests if test not in reached.lines]:
+                record(reached, copies[0], unknown)
         judge = Judge(known, results, reached, tests)
-        faults = [mutant for mutant in chosen if not known.equivalent(mutant)]
-        visible = [mutant for mutant in faults if not known.hidden(mutant)]
-
-        def is_open(mutant: Mutant, suite: str) -> bool:
-            """Return whether a mutant has survived the suites before this one, but is not judged by it yet."""
-            survived = [results.get(mutant, each) for each in SUITES[: SUITES.index(suite)]]
-            if any(result and result["verdict"] != "survived" for result in survived):
-                return False
-            result = results.get(mutant, suite)
-            return result is None or (arguments.again and result["at"] < begun and result["verdict"] == "survived")
-
-        begun = time.time()
-        screened = [[mutant] for mutant in visible if is_open(mutant, SCREEN)]
-        work(copies, screened, judge.screen, "mutants are screened")
+        left = [mutant for mutant in visible if is_open(mutant, SCREEN)]
+        work(copies, [[mutant] for mutant in left], judge.screen, "mutants are screened")
         left = [mutant for mutant in visible if is_open(mutant, CONTRACT)]
         work(copies, groups(left, arguments.together), judge.together, "groups of those that are left")
         if not arguments.contract_alone:
@@ -444,7 +443,7 @@ def report(chosen: list[Mutant], known: Known, results: Results, goal: float) ->
     row = rows["all"]
     visible = row[BY_CONTRACT] + row[ONLY_SERVER] + row[SURVIVED]
     hidden = row[HIDDEN] + row[SURVIVED_HIDDEN]
-    rate = 100 * row[BY_CONTRACT] / visible if visible else 0
+    rate = 100 * row[BY_CONTRACT] / visible if visible else 100
     print(f"\nof {visible} mutants that a client can see, the contract tests catch {row[BY_CONTRACT]} ({rate:.1f} %)")
     print(f"of {hidden} others, the tests of this server catch {row[HIDDEN]}")
     return int(rate < goal or bool(row[SURVIVED] or row[SURVIVED_HIDDEN] or row[OPEN]))
