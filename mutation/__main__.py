@@ -348,7 +348,7 @@ class Judge:
         while mutants and tests and (failure := copy.run(tests, self._longest)):
             caught = []
             if self._is_sure(copy, failure.test, mutants):
-                caught = [mutant for mutant in mutants if self._fails(copy, failure.test, [mutant])]
+                caught = self._culprits(copy, failure.test, mutants)
             print(f"{failure.test} fails with {len(caught)} of {len(mutants)} mutants", file=sys.stderr, flush=True)
             for mutant in caught:
                 self._found(mutant, CONTRACT, verdict="caught", by=failure.test, how=failure.how[-1000:])
@@ -361,6 +361,13 @@ class Judge:
     def _is_sure(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
         """Return whether a test that failed fails again, and passes without the mutants: it may be by chance."""
         return self._fails(copy, test, mutants) and not self._fails(copy, test, [])
+
+    def _culprits(self, copy: Copy, test: str, mutants: list[Mutant]) -> list[Mutant]:
+        """Return those of these mutants with which a test fails. It fails with all of them together."""
+        if len(mutants) == 1:
+            return mutants
+        halves = mutants[::2], mutants[1::2]
+        return [each for half in halves if self._fails(copy, test, half) for each in self._culprits(copy, test, half)]
 
     def _fails(self, copy: Copy, test: str, mutants: list[Mutant]) -> bool:
         copy.put(mutants)
