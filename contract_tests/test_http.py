@@ -481,6 +481,18 @@ def test_expect_100_continue(target, user):
     assert backup_bytes(user.client.fetch_backup()) == b"asked for"
 
 
+@pytest.mark.edge_may_change
+@pytest.mark.requirement("http.continue", "storeBackup.201")
+def test_nobody_is_asked_for_a_body_who_does_not_wait_for_that(target, user):
+    body = upload(b"sent in two parts")
+    head = user.request("POST", "/api/backup", body).removesuffix(body)
+    with raw.connected(target) as connection:
+        connection.sendall(head.replace(HOST, raw.host(target)))
+        time.sleep(0.3)  # time enough to ask
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 201 ")
+
+
 @pytest.mark.requirement("http.continue")
 def test_expect_100_continue_without_a_body(target):
     head = raw.request("GET", "/health", headers=("Expect: 100-continue",))

@@ -342,6 +342,18 @@ def test_2005_names_tried_past_the_limit_tell_nothing(start_server):
     assert '"code":"rate_limited"' in answers.pop()
 
 
+@pytest.mark.requirement("address.registrations")
+def test_a_registration_without_space_changes_nothing_of_the_limit(start_server):
+    """It is not counted itself, and those that were accepted before it stay counted."""
+    server = start_server(frozen=FROZEN, REGISTRATIONS_PER_HOUR=3)
+    assert outcome(server.client().register_user()) == "201"
+    server.fault = "storage_full"
+    assert outcome(server.client().register_user()) == "507 storage_full"
+    server.fault = None
+    outcomes = [outcome(server.client().register_user()) for _ in range(3)]
+    assert outcomes == ["201", "201", "429 rate_limited"]
+
+
 @pytest.mark.requirement("address.silent", "address.registrations", "address.failures")
 def test_names_of_any_kind_count_alike(start_server):
     """The same name is tried until its address is limited, and longer. Each kind of name gets the same answers."""
