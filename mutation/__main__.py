@@ -2,7 +2,7 @@
 
 Each fault (a mutant) is first tried with the contract tests that are quick, reach its line, and are likely to catch it.
 The first one that fails ends it; it has to fail again, and to pass without the mutant. Few survive. They are tried
-with all other contract tests that reach them, many mutants at a time: if a test fails, it runs again with each. What
+with all other contract tests that reach them, many mutants at a time: if a test fails, halves tell with which. What
 still survives, and what no client can see, is tried with the tests of this server. Then a table is printed, and each
 mutant that survived. Mutants that are no faults, and places that no client can see, are in mutation/known.toml.
 
