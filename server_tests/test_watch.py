@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from clients.python.backup_client import derive_keys, encrypt
-from contract_tests.target.calls import outcome
+from contract_tests.target.calls import eventually, outcome, stats
 from contract_tests.target.network import CA_BUNDLE
 from contract_tests.target.openapi import REPOSITORY
 from monitoring import watch as monitoring_watch
@@ -149,6 +149,7 @@ def test_an_old_copy_in_the_place_of_the_store(server, tmp_path):
     server.move_clock(24 * 3600)
     account.store()
     server.move_clock(24 * 3600)
+    assert eventually(lambda: "degraded" not in server.client().get_health().json())  # by `clock`, which was set back
     code, _, text = watch(server, "--state", state)
     assert (code, "version 2, 24.0 hours old, decrypted; version 3 stored" in text) == (0, True), text
     seen = state.read_text()
@@ -197,6 +198,7 @@ def test_a_copy_that_is_missing_or_behind(start_server):
     code, results, text = watch(server, "--first", has_copy=True)
     assert (code, results["copy"]) == (0, "ok") and re.search(r"copy +\d+ s behind", text)
     server.move_clock(301)
+    assert eventually(lambda: stats(server)["copyLagSeconds"] > 300)  # the server looks once a second
     code, results, text = watch(server, has_copy=True)
     assert (code, results["copy"], re.search(r"copy +30\d s behind", text) is not None) == (1, "WRONG", True)
 
