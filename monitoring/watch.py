@@ -106,7 +106,7 @@ def passes(name: str, check: Check) -> bool:
     except (WrongError, ProblemError, DecryptionError, AppOutdatedError) as error:
         found, is_right = str(error), False
     except requests.RequestException as error:
-        found, is_right = f"no answer ({type(error).__name__})", False
+        found, is_right = f"no answer ({network.reason(error)})", False
     except (ValueError, LookupError, TypeError) as error:
         found, is_right = f"the answer is not of this contract ({type(error).__name__})", False
     else:
@@ -182,7 +182,7 @@ class Watched:
     def check_statistics(self) -> str:
         """Return what is stored. Raise WrongError if something is damaged, or little is free."""
         stats = self._stats()
-        found = f"{stats['users']} users, {stats['freeBytes'] / 1e6:,.0f} MB free"
+        found = f"accounts: {stats['users']}, {stats['freeBytes'] / 1e6:,.0f} MB free"
         if stats["damaged"]:
             raise WrongError(f"{stats['damaged']} accounts, versions or keys are damaged")
         if stats["freeBytes"] < LEAST_FREE * (stats["freeBytes"] + stats["databaseBytes"]):

@@ -44,6 +44,13 @@ def set_up(ca_bundle: str | None) -> None:
             os.environ[name] = others if LOOPBACK in others else ",".join(filter(None, [others, LOOPBACK]))
 
 
+def reason(error: BaseException) -> str:
+    """Return why a request got no answer: the first error of the chain, which names no URL and no header."""
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__
+
+
 def connect(base_url: str, timeout: float) -> socket.socket:
     """Return a connection to a server, with TLS if its URL is https, and through the environment's proxy if it has one.
 

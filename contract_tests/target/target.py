@@ -17,7 +17,7 @@ import requests
 
 from clients.python.backup_client import BackupClient, Keys, app_secrets
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target import exchanges, findings, left_behind, openapi
+from contract_tests.target import exchanges, findings, left_behind, network, openapi
 from contract_tests.target.calls import sha256
 from contract_tests.target.checked_client import CheckedSession, checked_client
 from contract_tests.target.observer import Observer
@@ -183,7 +183,7 @@ def check_target(base_url: str, profile: str, *, last_stage: int | None = None) 
         if profile == "full" and not {"registerUser", "deleteUser"} & target.observer.lacking:
             check_raised_limits(target)
     except requests.RequestException as error:
-        raise pytest.UsageError(f"the target cannot be reached at {base_url}: {type(error).__name__}") from None
+        raise pytest.UsageError(f"the target cannot be reached at {base_url}: {network.reason(error)}") from None
     except (ValueError, LookupError, TypeError):
         raise pytest.UsageError("the target's answers do not fit openapi.yaml: is it a backup server?") from None
 
