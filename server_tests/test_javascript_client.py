@@ -43,7 +43,7 @@ def test_an_honest_server_raises_no_alarm(start_server: Callable[..., ServerProc
     """As the test of this name for the Python device: ten lives, in which two devices do and suffer everything."""
     server = start_server(**NO_LIMITS)
     lived = json.loads(node(PACKAGE / "test/random_lives.mjs", server.base_url, 0, 10, APP_SECRET_KEY=server.secret))
-    assert min(lived[event] for event in ("changes", "restores", "junk")) > 3  # the lives were lively
+    assert min(lived[event] for event in ("changes", "restores", "junk")) > 1  # the lives were lively
 
 
 # ---- The README and its examples ---------------------------------------------------------------------------

@@ -510,6 +510,8 @@ def accepts(server):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_is_in_flight_is_finished(start_server, number):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("not run: this signal is ignored, as under nohup, and so a server that is started here ignores it")
     server = start_server()
     credentials = secrets.token_hex(32), secrets.token_hex(32)
     user = server.client(credentials)
