@@ -90,3 +90,8 @@ def test_one_class_knows_bottle():
         is_app = isinstance(node, ast.ClassDef) and node.name == "App"
         names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
         assert is_app == ("bottle" in names), ast.unparse(node)[:100]
+
+
+def test_the_readme_of_these_tests_names_each_module():
+    text = (ROOT / "server_tests/README.md").read_text()
+    assert [file.name for file in (ROOT / "server_tests").glob("test_*.py") if f"`{file.name}`" not in text] == []
