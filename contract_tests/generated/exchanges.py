@@ -1,18 +1,22 @@
-"""Calls as requests, and answers as the model gives them."""
+"""Calls as signed requests, sent alone or at once, and answers as the model gives them."""
 
 import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from clients.python.backup_client import BackupClient, backup_bytes
 from contract_tests.generated.model import Answer, Call
-from contract_tests.target.calls import outcome, sha256
+from contract_tests.target.calls import at_once, outcome, sha256
 from contract_tests.target.edge import own_etag
+from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import Target
 
 OPERATIONS: dict[str, Callable[[BackupClient, Call], Any]] = {
     "registerUser": lambda client, call: client.register_user(),
@@ -44,6 +48,35 @@ class Preparing(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> Any:
         return request
+
+
+def signed(server: ServerProcess | Target, call: Call, make: Callable[[BackupClient, Call], Any]) -> Exchange:
+    """Return a call as a signed request that is not sent yet. `make` lets a client send it, as in OPERATIONS."""
+    client = BackupClient(
+        server.base_url,
+        server.secret,
+        (call.user_id, call.key),
+        keyid=server.keyid,
+        clock=lambda: call.created,
+        session=Preparing(),
+    )
+    request = make(client, call)
+    return Exchange(replace(call, signature=request.headers["Signature"]), request)
+
+
+def request_to(server: ServerProcess | Target, exchange: Exchange) -> requests.PreparedRequest:
+    """Return a copy of a request. Since it was prepared, its server may have moved to another port."""
+    request = exchange.request.copy()
+    request.url = server.base_url + urlsplit(request.url or "").path
+    return request
+
+
+def send_all(send: Callable[[Exchange], Any], exchanges: tuple[Exchange, ...]) -> None:
+    """Send requests, at once if there are several."""
+    if len(exchanges) == 1:
+        send(exchanges[0])
+    else:
+        at_once([partial(send, exchange) for exchange in exchanges])
 
 
 # What is compared besides status and code.

@@ -17,10 +17,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from secrets import token_hex
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -36,8 +34,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from clients.python.backup_client import BackupClient, authorization, content_digest, sign
-from contract_tests.generated.exchanges import OPERATIONS, Exchange, Preparing, of_contract, seen, timeless
+from clients.python.backup_client import authorization, content_digest, sign
+from contract_tests.generated.exchanges import (
+    OPERATIONS,
+    Exchange,
+    of_contract,
+    request_to,
+    seen,
+    send_all,
+    signed,
+    timeless,
+)
 from contract_tests.generated.model import (
     SECOND,
     SKEW,
@@ -51,7 +58,7 @@ from contract_tests.generated.model import (
     copied,
 )
 from contract_tests.target import openapi
-from contract_tests.target.calls import FromAddress, at_once, eventually, sha256
+from contract_tests.target.calls import FromAddress, eventually, sha256
 from contract_tests.target.checked_client import CheckedSession
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import TargetSession
@@ -259,34 +266,17 @@ class Life(RuleBasedStateMachine):
         """Return a signed request that is not sent yet."""
         address = address if isinstance(address, str) else self.addresses[address]
         call = Call(operation, self.users[user], self.key_of(user, key), self.created(drift), "", address, **arguments)
-        return self.signed(call, OPERATIONS[operation])
-
-    def signed(self, call: Call, make: Callable[[BackupClient, Call], Any]) -> Exchange:
-        client = BackupClient(
-            self.target.base_url,
-            self.target.secret,
-            (call.user_id, call.key),
-            keyid=self.target.keyid,
-            clock=lambda: call.created,
-            session=Preparing(),
-        )
-        request = make(client, call)
-        return Exchange(replace(call, signature=request.headers["Signature"]), request)
+        return signed(self.target, call, OPERATIONS[operation])
 
     def send(self, exchange: Exchange) -> requests.Response:
-        """Send a request. Since it was prepared, its server may have moved to another port."""
-        request = exchange.request.copy()
-        request.url = self.target.base_url + urlsplit(request.url or "").path
+        request = request_to(self.target, exchange)
         response = self.session(exchange.call.address).send(request, timeout=60, allow_redirects=False)
         exchange.answer = seen(response)
         return response
 
     def do(self, *exchanges: Exchange) -> Answer:
         """Send requests, at once if there are several. Compare the answers with the model's. Return the last answer."""
-        if len(exchanges) == 1:
-            self.send(exchanges[0])
-        else:
-            at_once([partial(self.send, exchange) for exchange in exchanges])
+        send_all(self.send, exchanges)
         self.settle(*exchanges)
         answer = exchanges[-1].answer
         assert answer
@@ -421,7 +411,7 @@ class Life(RuleBasedStateMachine):
         call = Call(operation_id, self.users[user], self.key_of(user, key), self.created(0), "", address, flaw=flaw)
         headers = {"Content-Type": "application/json"}
         make = lambda client, call: client.request(operation.method, path, body=body, headers=headers)  # noqa: E731
-        self.do(self.signed(call, make))
+        self.do(signed(self.target, call, make))
 
     @rule(user=users, name=st.sampled_from(list(FORGED)))
     def send_forged(self, user: int, name: str) -> None:
@@ -541,7 +531,7 @@ class LifeOfAServer(Life):
             self.pass_time(told.answer.facts["Retry-After"] - early)
             call = replace(told.call, created=self.created(0), signature="")
             self.told = None
-            self.do_and_keep(self.signed(call, OPERATIONS[call.operation]))
+            self.do_and_keep(signed(self.target, call, OPERATIONS[call.operation]))
 
     @rule(user=users, days=st.sampled_from([3, 40, 1000]))
     def run_ahead(self, user: int, days: int) -> None:

@@ -7,16 +7,21 @@ answers do not tell which it was. If no order explains the answers, `settle` rai
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 
-from clients.python.backup_client import BackupClient
-from contract_tests.generated.exchanges import OPERATIONS, Exchange, Preparing, of_contract, seen, timeless
+from contract_tests.generated.exchanges import (
+    OPERATIONS,
+    Exchange,
+    of_contract,
+    request_to,
+    seen,
+    send_all,
+    signed,
+    timeless,
+)
 from contract_tests.generated.model import SECOND, Account, Answer, Call, Model, Settings, after_some_order, copied
-from contract_tests.target.calls import at_once
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import Target
 
@@ -48,21 +53,11 @@ class Witness:
     def prepare(self, operation: str, user_id: str, key: str, **arguments: Any) -> Exchange:
         """Return a signed call that is not sent yet. The arguments are those of `Call`."""
         call = Call(operation, user_id, key, self.now() // SECOND, "", "", **arguments)
-        client = BackupClient(
-            self.server.base_url,
-            self.server.secret,
-            (user_id, key),
-            keyid=self.server.keyid,
-            clock=lambda: call.created,
-            session=Preparing(),
-        )
-        request = OPERATIONS[operation](client, call)
-        return Exchange(replace(call, signature=request.headers["Signature"]), request)
+        return signed(self.server, call, OPERATIONS[operation])
 
     def send(self, exchange: Exchange) -> None:
         """Send a request, and keep its answer and when that was."""
-        request = exchange.request.copy()
-        request.url = self.server.base_url + urlsplit(request.url or "").path
+        request = request_to(self.server, exchange)
         if not hasattr(self._local, "session"):
             self._local.session = self.server.client().session
         exchange.began = time.monotonic()
@@ -111,10 +106,7 @@ class Witness:
 
     def do(self, *exchanges: Exchange) -> Answer:
         """Send calls, at once if there are several, and settle them. Return the last answer."""
-        if len(exchanges) == 1:
-            self.send(exchanges[0])
-        else:
-            at_once([partial(self.send, exchange) for exchange in exchanges])
+        send_all(self.send, exchanges)
         self.settle(*exchanges)
         answer = exchanges[-1].answer
         assert answer, "the server gave no answer"
