@@ -228,6 +228,21 @@ def test_a_log_that_grows_is_stored_every_day(start_server):
     assert len(old.versions()) >= before // 65_000
 
 
+@pytest.mark.requirement("space.own")
+def test_what_an_account_gave_up_is_reserved_only_until_it_may_grow_again(start_server):
+    server = start_server(frozen=FROZEN, volume=GB, KEEP_VERSIONS="2,0,0,0", **MANY)
+    old = established(server, 50_000)
+    fill(server, GB // 10 - 20_000_000)
+    assert old.store(40_000) == "201"
+    assert old.store(50_000) == "201"  # it has given up 10,000 bytes, and now it has less again
+    fill(server, GB // 2)
+    assert [old.store(1000), old.store(1000)] == ["201", "201"]  # these are all that it keeps
+    fill(server, GB // 10 - 20_000_000)
+    assert old.store(50_000) == "507 storage_full"
+    server.move_clock(1)  # or the signature would be that of a refused upload
+    assert old.store(1000) == "201"
+
+
 @pytest.mark.requirement("space.own", "changeStorageKey.507")
 def test_a_key_change_makes_room_too(start_server):
     server = start_server(frozen=FROZEN, volume=GB, **MANY)

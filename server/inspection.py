@@ -55,12 +55,18 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(connect(path, "ro")) as connection:
             was_frozen = was_frozen or is_frozen(path)
+
+            def check_that_it_stayed() -> None:
+                if was_frozen and not (is_frozen(path) and is_same(path, status)):
+                    raise Unusable(f"{path}: a server has begun to use it meanwhile, so look again") from None
+
             try:
                 check_format(connection, path)
                 yield connection
-            finally:
-                if was_frozen and not (is_frozen(path) and is_same(path, status)):
-                    raise Unusable(f"{path}: a server has begun to use it meanwhile, so look again")
+            except Exception:  # what has changed may be the cause
+                check_that_it_stayed()
+                raise
+            check_that_it_stayed()
     except sqlite3.Error as error:
         if is_corrupt(error):
             raise Broken(f"{path}: it cannot be read as a store: {error}") from None
@@ -69,7 +75,10 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 def is_same(path: Path, before: os.stat_result) -> bool:
     """Return whether a file is the same, with the same content, as when `before` was its status."""
-    now = path.stat()
+    try:
+        now = path.stat()
+    except OSError:  # it is gone
+        return False
     return os.path.samestat(now, before) and (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
 
 

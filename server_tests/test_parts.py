@@ -636,6 +636,17 @@ def test_a_connection_can_be_asked_while_it_is_being_made():
     assert (connection.current, connection.address, connection.total_outbufs_len) == (None, "", 0)
 
 
+@pytest.mark.parametrize("state", ["will_close", "close_when_flushed"])
+def test_what_arrives_after_the_last_answer_is_no_request(state):
+    """A worker may end a connection after the main thread has heard that there is something to read."""
+    connection = Channel.__new__(Channel)
+    connection.requests_lock, connection.requests, connection.request = threading.Lock(), [], None
+    connection.will_close = connection.close_when_flushed = False
+    setattr(connection, state, True)
+    assert not connection.received(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (connection.requests, connection.request) == ([], None)
+
+
 # ---- The head of a request -----------------------------------------------------------------------------------------
 
 SIXTEEN_KB = {  # what takes long if something looks at it again for each of its characters

@@ -213,10 +213,24 @@ def test_what_was_deleted_in_an_older_file_is_room_for_others(start_server):
     server.stop()
     server.database.unlink()
     file_with_free_pages(server.database)
-    server.volume = server.database.stat().st_size + dbm_writer.RESERVE_BYTES + 3_000_000
+    server.volume = server.database.stat().st_size + 35_000_000  # what is free is hardly more than the reserve
     user = server.start().client()
     assert user.register_user().status_code == 201
     assert user.store_backup(bytes(5_000_000), None).status_code == 201
+
+
+def test_the_reserve_is_not_for_uploads(start_server):
+    """A deletion needs room in the write-ahead log, also if there was none left for anything else."""
+    server = start_server(volume=10**9)
+    user = server.client()
+    assert user.register_user().status_code == 201
+    assert user.store_backup(b"one", None).status_code == 201
+    server.stop()
+    # A small volume, of which much is free: only the reserve is in the way.
+    server.volume = sum(path.stat().st_size for path in server.directory.iterdir()) + 30_000_000
+    user.base_url = server.start().base_url
+    assert user.store_backup(b"two", hashlib.sha256(b"one").hexdigest()).status_code == 507
+    assert user.delete_user().status_code == 204
 
 
 def test_the_file_becomes_smaller(start_server):

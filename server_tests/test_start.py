@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from clients.python.backup_client import backup_bytes
 from contract_tests.suite.outcomes import not_run
 from contract_tests.target.calls import eventually, outcome, sha256
 from contract_tests.target.openapi import REPOSITORY
+from server import store_file
 from server.accounts import Account, StorageUnavailable
 from server.dbm_store import DbmStore
 from worst_day.disks import full
@@ -145,6 +148,7 @@ def test_what_a_start_that_was_killed_has_left_is_removed(tmp_path):
 AS_ANOTHER_USER = """
 import os, sys, urllib.request
 from pathlib import Path
+from server import store_file
 from server.accounts import Account, StorageUnavailable
 from server.dbm_store import DbmStore
 from server.log import log
@@ -278,6 +282,24 @@ def test_starts_reads_and_deletions_go_on_without_a_free_byte(start_server, tmp_
             server.stop()
     except NotRun as error:
         not_run(str(error))
+
+
+def test_the_ballast_is_kept_only_while_there_is_plenty(tmp_path, monkeypatch):
+    usage, file = namedtuple("usage", "total free"), tmp_path / "backup.db-ballast"
+    for total, free, size in (
+        (10**9, 4 * 16 * 2**20 - 1, None),
+        (10**9, 4 * 16 * 2**20, 16 * 2**20),
+        (50_000_000, 3_999_999, None),
+        (50_000_000, 4_000_000, 1_000_000),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, total=total, free=free: usage(total, free))
+        store_file.load_ballast(tmp_path / "backup.db")
+        assert (file.stat().st_size if file.exists() else None) == size
+        file.unlink(missing_ok=True)
+        file.write_bytes(b"it is there already")
+        store_file.load_ballast(tmp_path / "backup.db")
+        assert file.read_bytes() == b"it is there already"
+        file.unlink()
 
 
 def test_a_volume_that_others_have_filled_to_the_last_byte_is_named(tmp_path):
