@@ -55,6 +55,7 @@ from server.accounts import (
     Version,
     nothing,
 )
+from server.address_limit import AddressLimit
 from server.bucket import Address, Bucket
 from server.clock import rfc3339
 from server.dbm_store import DbmStore
@@ -63,7 +64,7 @@ from server.health import Watch
 from server.http_parser import ABSOLUTE_FORM
 from server.http_server import ARRIVAL, Arrival, HttpOptions, HttpServer, Refusal, RequestLimits
 from server.json_schema import Errors, ObjectValidator, UnknownKeyword, check_keywords
-from server.limits import AddressLimit, Limit, wait_seconds
+from server.limits import Limit, wait_seconds
 from server.log import log
 from server.reference_page import Page
 from server.refused import RefusedUploads
@@ -799,7 +800,8 @@ class Server:
             for operation_id, limits in ACCOUNT_LIMITS.items()
         }
         self.registrations = AddressLimit(
-            Limit("registrations from this address", settings.registrations_per_hour, 3600)
+            Limit("registrations from this address", settings.registrations_per_hour, 3600),
+            store.tables("registrations"),
         )
         self.guessing = Guessing(
             settings.failed_credentials_per_5_minutes,
@@ -807,11 +809,12 @@ class Server:
             spec.limits["newAddressAttempts"],
             spec.limits["knownAddressDays"],
             spec.limits["knownAddresses"],
+            store.tables("guessing"),
         )
         # When a request arrives, its signature may be dated ahead. It acts until the body had its time.
         # Its last second counts as well.
         life = 2 * spec.limits["signatureSkewSeconds"] + spec.limits["requestBodySeconds"] + 1
-        self.refused = RefusedUploads(life)
+        self.refused = RefusedUploads(life, store.tables("refused"))
 
     def check_time(self, request: Request) -> None:
         """Raise Problem request_timeout if more time has passed since the request's head than a request may take.
@@ -1338,7 +1341,8 @@ class App:
             if not (proven and operation.body):
                 proven.update({proof.gives: proof.check(server, request) for proof in operation.proofs})
             values = {**proven, "value": read_body(server, request)}
-            response = operation.handler(server, request, **{name: values[name] for name in operation.arguments})
+            handle = functools.partial(operation.handler, server, request)
+            response = server.store.run(lambda: handle(**{name: values[name] for name in operation.arguments}))
         except Exception as error:
             response = problem_of(error).response
         if operation.has_account_limits and response.status in (200, 201, 429):

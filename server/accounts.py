@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from server.tables import MemoryTables, Tables
+
 # --- Records ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +224,17 @@ class Store(StoreReader):
         The block looks at `account.record` to decide what to do. If it raises an error before the change, nothing has
         changed. Do not nest such blocks: a store may hold all accounts at once. Raise StorageUnavailable or Damaged.
         """
+
+    def tables(self, group: str) -> Tables:
+        """Return the tables in which limits of this group count. If several servers use a store, they share them."""
+        return MemoryTables()
+
+    def run[Result](self, work: Callable[[], Result]) -> Result:
+        """Do some work that holds an account, and return its result. A store may call it again if others were faster.
+
+        Then nothing of it has happened.
+        """
+        return work()
 
     @abstractmethod
     def degraded(self) -> list[str]:

@@ -28,6 +28,7 @@ import waitress.parser
 import backup_server
 from server import clock, dbm_reader, dbm_writer, i_json, records
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
+from server.address_limit import AddressLimit
 from server.dbm_reader import DbmReader
 from server.dbm_store import DbmStore
 from server.guessing import Guessing
@@ -35,10 +36,11 @@ from server.housekeeping import Housekeeper
 from server.http_parser import RequestParser
 from server.http_server import Channel, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
-from server.limits import AddressLimit, Events, Limit, keyed_hash
+from server.limits import Limit
 from server.log import Log, log
 from server.recent import Recent
 from server.refused import RefusedUploads
+from server.tables import Events, keyed_hash
 from server_tests.memory_store import MemoryStore
 
 USER = "a" * 64

@@ -9,8 +9,8 @@ from backup_server import Request, Response, Server, User
 from server import clock, guessing
 from server.accounts import Account
 from server.dbm_store import HeldRow
-from server.guessing import Guessing, Source, Wait
-from server.limits import Events
+from server.guessing import Guessing, Source, Wait, is_reached
+from server.tables import EventsTable
 from server_tests.broken.fault import breaks, change, change_guessing, instead_of, instead_of_handler
 
 # --- The limit of an account ------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def neighbour_stops_the_owner() -> None:
 
     @instead_of(Guessing, "wait")
     def wait(real: Any, self: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
-        is_limited = self._addresses.is_reached(Source.of(None, address).address, clock.now())
+        is_limited = is_reached(self._addresses, Source.of(None, address).address, clock.now())
         return Wait(300, self._addresses.limit) if is_limited else real(self, user_id, address, may_be_known)
 
 
@@ -153,7 +153,7 @@ def failures_at_a_known_address_count_for_the_address() -> None:
     """A user who mistypes a password thirty times stops everybody behind the same router."""
 
     @instead_of(Guessing, "_counting")
-    def counting(real: Any, self: Guessing, source: Source, moment: int) -> Iterator[tuple[Events, bytes]]:
+    def counting(real: Any, self: Guessing, source: Source, moment: int) -> Iterator[tuple[EventsTable, bytes]]:
         yield from real(self, source, moment)
         if self._is_known(source, moment):
             yield self._addresses, source.address

@@ -13,8 +13,9 @@ import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock
 from server.accounts import Account, Deleted, StorageFull, Upload
+from server.address_limit import AddressLimit
 from server.guessing import Guessing
-from server.limits import AddressLimit, Events, Limit, wait_seconds
+from server.limits import Limit, wait_seconds
 from server_tests.broken.fault import (
     breaks,
     change,
@@ -423,7 +424,8 @@ def known_address_has_the_contracts_number() -> None:
     @instead_of(Guessing, "__init__")
     def make(real: Any, guessing: Guessing, *arguments: Any, **options: Any) -> None:
         real(guessing, *arguments, **options)
-        guessing._pairs = Events(dataclasses.replace(guessing._pairs.limit, quota=30))
+        limit = dataclasses.replace(guessing._pairs.limit, quota=30)
+        guessing._pairs = guessing._tables.events("pairs", limit)
 
 
 # --- Which address it is ----------------------------------------------------------------------------------------------
