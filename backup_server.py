@@ -27,6 +27,7 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,9 @@ environment variables:
                     the header in which a proxy sends the client's address; on Fly it is Fly-Client-IP. Set it only if
                     every request comes through a proxy that replaces the header, or anybody can write any address
   DATABASE_PATH     database file (./data/backup.db)
+  DATABASE_URL      a PostgreSQL database in place of the file, which several servers may share:
+                    postgresql://user:password@host/name (requirements/postgres.txt; docs/scaling.md)
+  DATABASE_BYTES    how large that database may become (10000000000)
   NEW_STORE         1: the store is a new one; 0: it has to be there already (if it is not set, a missing one is made)
   HOST, PORT        address to listen on (127.0.0.1, 8080); port 0 picks a free port and prints it
   METRICS_PORT      a port for Prometheus (/metrics), at the same address; if it is not set, there are no metrics
@@ -129,6 +133,8 @@ class Settings:
     admin_key: str | None = field(repr=False)
     allowed_origins: frozenset[str]
     database_path: Path
+    database_url: str | None = field(repr=False)  # None: the store is a file
+    database_bytes: int  # of that database
     is_new_store: bool | None  # None: a missing store is made
     host: str
     port: int
@@ -160,7 +166,7 @@ class Settings:
 
         def whole_number(name: str, default: str = "", least: int = 1, most: int = 1_000_000) -> int:
             text = read(name, default)
-            if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            if not re.fullmatch(r"[0-9]{1,15}", text) or not least <= int(text) <= most:
                 raise StartupError(f"{name} must be a whole number from {least} to {most}.")
             return int(text)
 
@@ -219,6 +225,8 @@ class Settings:
             admin_key=strong("ADMIN_SECRET_KEY", environ["ADMIN_SECRET_KEY"]) if read("ADMIN_SECRET_KEY") else None,
             allowed_origins=allowed_origins,
             database_path=Path(read("DATABASE_PATH", "data/backup.db")),
+            database_url=read("DATABASE_URL") or None,
+            database_bytes=whole_number("DATABASE_BYTES", str(10**10), least=10**7, most=10**15),
             is_new_store=bool(whole_number("NEW_STORE", least=0, most=1)) if read("NEW_STORE") else None,
             host=read("HOST", "127.0.0.1"),
             port=whole_number("PORT", "8080", least=0, most=65535),
@@ -1409,11 +1417,7 @@ def address_in(text: str) -> str | None:
 def serve(settings: Settings, spec: Spec) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. Raise StartupError if the database file or the address cannot be used."""
     memory.give_back()
-    try:
-        store = DbmStore(settings.database_path, spec.limits["deletedUserSeconds"], settings.is_new_store)
-    except StorageUnavailable as error:
-        raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
-    with contextlib.closing(store), replicated(settings, store), contextlib.closing(Watch(store)) as health:
+    with opened(settings, spec) as store, contextlib.closing(Watch(store)) as health:
         server = Server(settings, spec, store, health)
         app = App(server, reference_page.read(ROOT / "reference" / "dist"))
         limits = RequestLimits(
@@ -1424,7 +1428,7 @@ def serve(settings: Settings, spec: Spec) -> None:
             address_of=functools.partial(client_address, header=settings.address_header),
             is_proxied=settings.address_header is not None,
             at_once={"/health"},
-            body_directory=settings.database_path.parent,
+            body_directory=Path(tempfile.gettempdir()) if settings.database_url else settings.database_path.parent,
         )
         try:
             http = HttpServer(app, settings.host, settings.port, limits, options)
@@ -1435,8 +1439,43 @@ def serve(settings: Settings, spec: Spec) -> None:
         serving = server.identity | {name: True for name, is_so in notes.items() if is_so}
         if settings.metrics_port is not None:
             serving["metrics"] = serve_metrics(settings, spec, store, health, http)
-        with contextlib.closing(operator.Operator(settings.database_path, functools.partial(remove, server))):
+        with contextlib.ExitStack() as stack:
+            if not settings.database_url:  # there, whoever removes an account goes to the database
+                orders = operator.Operator(settings.database_path, functools.partial(remove, server))
+                stack.enter_context(contextlib.closing(orders))
             http.run(operations=len(spec.operations), **serving)
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, spec: Spec) -> Iterator[Store]:
+    """Open the store that the settings name, with its copy in a bucket, if there is to be one. Raise StartupError."""
+    reserved_seconds = spec.limits["deletedUserSeconds"]
+    if settings.database_url:
+        with contextlib.closing(opened_database(settings, settings.database_url, reserved_seconds)) as database:
+            yield database
+        return
+    try:
+        store = DbmStore(settings.database_path, reserved_seconds, settings.is_new_store)
+    except StorageUnavailable as error:
+        raise StartupError(f"DATABASE_PATH {settings.database_path}: {error}.") from None
+    with contextlib.closing(store), replicated(settings, store):
+        yield store
+
+
+def opened_database(settings: Settings, url: str, reserved_seconds: int) -> Store:
+    """Open the store in the database that several servers share. Raise StartupError. Nothing names the URL."""
+    if settings.bucket is not None:
+        raise StartupError("BUCKET_NAME is for a store in a file. A database has copies of its own (docs/scaling.md).")
+    try:
+        from server.postgres.store import PostgresStore  # only here: who has a file needs no driver
+    except ImportError:
+        raise StartupError("DATABASE_URL needs a driver: pip install -r requirements/postgres.txt.") from None
+    # What all servers know, and neither the database nor a client does.
+    hash_key = f"{settings.admin_key or ''} {url}".encode()
+    try:
+        return PostgresStore(url, settings.database_bytes, reserved_seconds, hash_key, settings.is_new_store)
+    except StorageUnavailable as error:
+        raise StartupError(f"DATABASE_URL: {error}.") from None
 
 
 @contextlib.contextmanager

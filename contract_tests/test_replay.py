@@ -93,7 +93,9 @@ def replay_changes_nothing(user: User, captured: requests.Response, answer: str)
 
 @pytest.fixture(scope="module")
 def shared(start_shared_server) -> ServerProcess:
-    return start_shared_server(frozen=FROZEN, FAILED_CREDENTIALS_PER_5_MINUTES=1000)
+    return start_shared_server(
+        frozen=FROZEN, FAILED_CREDENTIALS_PER_5_MINUTES=1000, FAILED_CREDENTIALS_PER_ACCOUNT_PER_DAY=1000
+    )
 
 
 @pytest.fixture

@@ -137,8 +137,8 @@ class HeldAccount(ABC):
     store commits as the block ends and this fails, the block raises StorageUnavailable.
 
     If the disk stalls, a change raises StorageUnavailable after a while, and may still happen later. Nobody else gets
-    the account before that. `on_commit` is called when the change is on disk, even if that is later. It is quick,
-    raises nothing, and may run in another thread.
+    the account before that. `on_commit` is called when the change is on disk, even if that is later, and perhaps right
+    before that, too. It is quick, raises nothing, and may run in another thread.
     """
 
     record: Record | None
@@ -210,8 +210,11 @@ class StoreReader(ABC):
 class Store(StoreReader):
     """Accounts by userId.
 
-    A store may forget a deleted account when its userId is no longer reserved.
+    A store may forget a deleted account when its userId is no longer reserved. `is_made` says that there was none
+    before, and `erases` that no bytes of what is deleted stay in its file.
     """
+
+    is_made, erases = False, True
 
     @abstractmethod
     def account(self, user_id: str) -> AbstractContextManager[HeldAccount]:

@@ -89,3 +89,13 @@ FETCHED_AT_ONCE = 16  # by a restoration: a request takes 30 ms, and brings 5 Mi
 LOG_BYTES = 2_500_000  # of lines that nobody has read yet: about 10,000 requests
 STOP_LOG_SECONDS = 1  # how long a stop waits for whoever reads the last lines
 ABORT_LOG_SECONDS = 0.2  # the same, after a second signal, which ends the server at once
+
+# --- The database, if DATABASE_URL is set -----------------------------------------------------------------------------
+# Beyond a bound, the answer is 503 `unavailable` with Retry-After. A change that was being committed may have happened.
+
+DATABASE_CONNECTIONS = 12  # of a server: each thread of the lanes holds one, and may need a second for a moment
+DATABASE_CONNECT_SECONDS = 3  # for a new connection, and before a connection without an answer is given up
+DATABASE_STATEMENT_SECONDS = 8  # for a statement; 5 MiB take less than one
+DATABASE_LOCK_SECONDS = 5  # until somebody else has finished with an account
+DATABASE_IDLE_SECONDS = 6  # of a transaction whose server is silent: then the database gives others what it held
+DATABASE_ATTEMPTS = 6  # of a change that others were faster with

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from server.accounts import StorageError
 from server.limits import Limit, wait_until
 from server.tables import Events, EventsTable, MemoryTables, Tables, keyed_hash
 
@@ -92,7 +93,7 @@ class Guessing:
         self._attempts = tables.events("attempts", Limit("attempts of a new address", new_address_attempts, DAY))
         self._guarded_attempts = tables.events("guarded", self._attempts.limit, keeps_fullest=False)
         # Addresses, with the times when they were used last.
-        self._known = tables.recent("known", most_known, Events.MOST_KEYS)
+        self._known = tables.recent("known", most_known, Events.MOST_KEYS, known_days * DAY)
         self._known_milliseconds = known_days * DAY * 1000
 
     def wait(self, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
@@ -130,7 +131,10 @@ class Guessing:
             self._known.add(source.account, source.address, moment)
             return is_new
 
-        return self._tables.run(remember, source.keys, changes=[source.account])
+        try:
+            return self._tables.run(remember, source.keys, changes=[source.account])
+        except StorageError:  # it is logged. Whoever has the right credentials is served all the same
+            return False
 
     def forget(self, user_id: str, address: str | None = None) -> None:
         """Forget that this address is known to the account, or that any is."""

@@ -68,8 +68,8 @@ class Tables(ABC):
         """Return the table of this name. `keeps_fullest` says which keys stay if there are too many: see Events."""
 
     @abstractmethod
-    def recent(self, name: str, most_of_an_account: int, most: int) -> RecentTable:
-        """Return the table of this name. It holds so many things: see Recent."""
+    def recent(self, name: str, most_of_an_account: int, most: int, seconds: int) -> RecentTable:
+        """Return the table of this name. It holds so many things: see Recent. After so many seconds, none is of use."""
 
     @abstractmethod
     def run[Result](
@@ -158,7 +158,7 @@ class MemoryTables(Tables):
     def events(self, name: str, limit: Limit, keeps_fullest: bool = True) -> Events:
         return Events(limit, keeps_fullest)
 
-    def recent(self, name: str, most_of_an_account: int, most: int) -> Recent:
+    def recent(self, name: str, most_of_an_account: int, most: int, seconds: int) -> Recent:
         return Recent(most_of_an_account, most)
 
     def run[Result](

@@ -81,7 +81,9 @@ def main() -> int:
     if arguments.volume:
         pretend_volume(arguments.volume)
     if arguments.slow_lock is not None:
-        slow_lock_down(arguments.slow_lock)
+        from server.dbm_store import DbmStore
+
+        slow_lock_down(arguments.slow_lock, DbmStore)
     if arguments.fault:
         put_in_faults(arguments.fault, backup_server.HANDLERS)
     return backup_server.main([])
@@ -274,20 +276,19 @@ def pretend_volume(size: int) -> None:
     replace(shutil, "disk_usage", disk_usage)
 
 
-def slow_lock_down(seconds: float) -> None:
+def slow_lock_down(seconds: float, store: Any) -> None:
     """Let so many seconds of the monotonic clock pass whenever the server waits until it holds an account."""
     from server import clock
-    from server.dbm_store import DbmStore
 
-    hold, monotonic, waited = DbmStore.account, clock.monotonic, [0.0]
+    hold, monotonic, waited = store.account, clock.monotonic, [0.0]
 
     @contextlib.contextmanager
-    def held(self: DbmStore, user_id: str) -> Any:
+    def held(self: Any, user_id: str) -> Any:
         waited[0] += seconds
         with hold(self, user_id) as account:
             yield account
 
-    replace(DbmStore, "account", held)
+    replace(store, "account", held)
     replace(clock, "monotonic", lambda: monotonic() + int(waited[0] * 1000))
 
 

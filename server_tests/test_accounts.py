@@ -38,9 +38,15 @@ KEY = "c" * 64
 ACCOUNT = Account(created_at=1_795_510_800_000, key_sha256=KEY)
 
 
-@pytest.fixture(params=["dbm", "memory"])
+STORES: dict[str, Callable[[Path], Store]] = {
+    "dbm": lambda folder: DbmStore(folder / "backup.db", 601),
+    "memory": lambda folder: MemoryStore(),
+}
+
+
+@pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    store: Store = DbmStore(tmp_path / "backup.db", 601) if request.param == "dbm" else MemoryStore()
+    store = STORES[request.param](tmp_path)
     yield store
     store.close()
 
@@ -112,9 +118,10 @@ def test_a_change_tells_that_it_is_committed(store):
     version = version_of(b"data", 1)
     with store.account(USER) as account:
         account.append(Account(1, KEY, versions=(version,)), b"data", on_commit=lambda: seen.append(store.find(USER)))
+    assert isinstance(seen[-1], Account) and seen[-1].versions == (version,)
     with store.account(USER) as account:
         account.delete(clock.now(), on_commit=lambda: seen.append(store.find(USER)))
-    assert [type(record) for record in seen] == [Account, Deleted]
+    assert isinstance(seen[-1], Deleted)
 
 
 def test_an_account_is_held_by_one(store):

