@@ -152,7 +152,7 @@ def test_a_bucket_is_for_a_file(url):
 
 def test_one_of_two_servers_wins(start):
     """Two servers race with one base: exactly one of the uploads is stored."""
-    one, other = (start(BACKUPS_PER_HOUR=1000) for _ in range(2))
+    one, other = (start(BACKUPS_PER_HOUR=1000, BACKUPS_PER_DAY=1000) for _ in range(2))
     user = one.client()
     same = other.client(user.credentials)
     assert outcome(user.register_user()) == "201"
