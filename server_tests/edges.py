@@ -25,8 +25,9 @@ from cryptography.x509.oid import NameOID
 START_SECONDS = 30
 STOP_SECONDS = 30
 
-# {port} is the edge's own port, {server} is the address of the server, {folder} is the edge's own. Apart from names and
-# places, this is what their documentation recommends for a server that takes bodies of a few megabytes.
+# {port} is the edge's own port, {server} is the address of the server, {folder} is the edge's own. HAProxy may have
+# {servers}, which take turns. Apart from names and places, this is what their documentation recommends for a server that
+# takes bodies of a few megabytes.
 CADDYFILE = """
 {{
     admin off
@@ -54,7 +55,8 @@ frontend outside
     bind 127.0.0.1:{port} ssl crt {folder}/both.pem alpn h2,http/1.1
     default_backend inside
 backend inside
-    server backup {server}
+    balance roundrobin
+    {servers}
 """
 NGINX = """
 {user}
@@ -104,8 +106,11 @@ class Edge:
 
 
 @contextmanager
-def running(name: str, server: str, folder: Path) -> Iterator[Edge]:
-    """Run an edge in front of a server (its base URL) in a folder of its own. Skip the test if the machine lacks it."""
+def running(name: str, server: str, folder: Path, *others: str) -> Iterator[Edge]:
+    """Run an edge in front of a server (its base URL) in a folder of its own. Skip the test if the machine lacks it.
+
+    HAProxy can have others, too, which take turns with it.
+    """
     program = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if not program:
         pytest.skip(f"not run: needs {name} (Debian: apt-get install {name})")
@@ -113,7 +118,9 @@ def running(name: str, server: str, folder: Path) -> Iterator[Edge]:
     ca_bundle, port = certificates(folder), free_port()
     user = "user root;" if os.getuid() == 0 else ""
     file = folder / name
-    file.write_text(config.format(port=port, server=server.removeprefix("http://"), folder=folder, user=user))
+    addresses = [each.removeprefix("http://") for each in (server, *others)]
+    servers = "\n    ".join(f"server server{number} {address}" for number, address in enumerate(addresses))
+    file.write_text(config.format(port=port, server=addresses[0], servers=servers, folder=folder, user=user))
     environ = os.environ | {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     command = [program, *arguments.split(), str(file)]
     with open(folder / "log", "wb") as log:

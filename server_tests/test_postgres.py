@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psycopg
 import pytest
@@ -15,11 +16,13 @@ import pytest
 from contract_tests.target.calls import at_once, eventually, outcome, sha256
 from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import ServerProcess
+from contract_tests.target.target import RAISED_LIMITS
 from server.accounts import Account, StorageUnavailable
 from server.postgres import database
 from server.postgres.store import PostgresStore
-from server_tests import test_accounts
+from server_tests import edges, test_accounts
 from server_tests.postgres_cluster import Cluster
+from server_tests.test_edges import contract
 
 USER = "a" * 64
 GB = 10**9
@@ -208,3 +211,46 @@ def test_a_database_that_is_gone_and_comes_back(tmp_path):
         assert eventually(lambda: user.get_health().status_code == 200, 20)
         assert outcome(user.store_backup(b"2", sha256(b"1"))) == "201"
     assert "the database cannot be reached" in (tmp_path / "stdout.log").read_text()
+
+
+# ---- The contract ---------------------------------------------------------------------------------------------------
+
+
+def rows(junit: Path) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Return the outcome of each test, and the requirements that it is for."""
+    found = {}
+    for case in ElementTree.parse(junit).iter("testcase"):
+        outcomes = [(child.tag, child.get("message")) for child in case if child.tag in ("failure", "error", "skipped")]
+        properties = [(each.get("name"), each.get("value")) for each in case.iter("property")]
+        found[case.attrib["classname"], case.attrib["name"]] = (outcomes, properties)
+    return found
+
+
+def test_the_contract_tests_cannot_tell_three_servers_from_a_file(start, tmp_path):
+    """All rows of their JUnit files are equal. HAProxy lets three servers on one database take turns."""
+    settings = {
+        "APP_SECRET_KEY": f"app:{'1' * 40},next:{'2' * 40}",
+        "ALLOWED_ORIGINS": "https://app.example",
+        "CLIENT_ADDRESS_HEADER": "X-Forwarded-For",
+    } | RAISED_LIMITS
+    found = []
+    for name, servers in (
+        ("file", [start(**settings | {"DATABASE_URL": None})]),
+        ("database", [start(**settings) for _ in range(3)]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        with edges.running("haproxy", servers[0].base_url, folder, *(each.base_url for each in servers[1:])) as edge:
+            done = contract(
+                servers[0],
+                edge.base_url,
+                *("contract_tests", "-n", "2", "--ca-bundle", edge.ca_bundle, f"--junitxml={folder / 'rows.xml'}"),
+            )
+        assert done.returncode == 0, done.stdout
+        counts = [len(server.log()) for server in servers]
+        assert min(counts) > 0.5 * max(counts)
+        found.append(rows(folder / "rows.xml"))
+    file, database = found
+    assert len(file) > 1000
+    assert {name: row for name, row in database.items() if row != file.get(name)} == {}
+    assert file.keys() == database.keys()
