@@ -26,8 +26,8 @@ START_SECONDS = 30
 STOP_SECONDS = 30
 
 # {port} is the edge's own port, {server} is the address of the server, {folder} is the edge's own. HAProxy may have
-# {servers}, which take turns. Apart from names and places, this is what their documentation recommends for a server that
-# takes bodies of a few megabytes.
+# {servers}, which take turns. Apart from names and places, this is what their documentation recommends for a server
+# that takes bodies of a few megabytes.
 CADDYFILE = """
 {{
     admin off
