@@ -338,7 +338,7 @@ def problem_of(error: Exception) -> Problem:
         case StorageFull():
             return Problem("storage_full", "There is no space left for this. Nothing was changed: repeat later.")
         case StorageUnavailable():
-            detail = "The database cannot be read or written now: repeat after Retry-After seconds."
+            detail = f"The database {error.what}: repeat after Retry-After seconds."
             return Problem("unavailable", detail, error.retry_after)
     log.error(error)
     if isinstance(error, Damaged):

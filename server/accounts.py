@@ -79,9 +79,23 @@ class StorageFull(StorageError):
 class StorageUnavailable(StorageError):
     """The store cannot be read or written now. A change may have happened, or not. `retry_after` is in seconds."""
 
+    what = "cannot be read or written now"  # what a client is told of the database
+
     def __init__(self, message: str = "", retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Unreachable(StorageUnavailable):
+    """The store is elsewhere, and is not to be reached."""
+
+    what = "cannot be reached now"
+
+
+class TooSlow(StorageUnavailable):
+    """The store does not answer in time."""
+
+    what = "takes too long now"
 
 
 class Damaged(StorageError):
@@ -238,6 +252,10 @@ class Store(StoreReader):
         Then nothing of it has happened.
         """
         return work()
+
+    def connections(self) -> dict[str, float]:
+        """Return figures of the connections to a database, for the metrics. A file has none."""
+        return {}
 
     @abstractmethod
     def degraded(self) -> list[str]:

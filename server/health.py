@@ -8,7 +8,7 @@ import time
 from typing import NamedTuple
 
 from server import bounds, clock
-from server.accounts import StorageUnavailable, StoreReader
+from server.accounts import StorageUnavailable, StoreReader, TooSlow
 from server.log import log
 
 PARTS = ("writes", "space", "scrub", "clock", "copies")  # of a server: what may be degraded
@@ -20,7 +20,7 @@ class Look(NamedTuple):
     """What a look at the store found, and when it ended, by the monotonic clock."""
 
     ended: float
-    problem: str | None
+    problem: StorageUnavailable | None
 
 
 class Watch:
@@ -29,7 +29,7 @@ class Watch:
     def __init__(self, store: StoreReader) -> None:
         """Begin. Wait for the first look, but no longer than HEALTH_SECONDS."""
         self._store = store
-        self._last = Look(time.monotonic(), "nobody has looked yet")
+        self._last = Look(time.monotonic(), StorageUnavailable("nobody has looked yet"))
         self._has_looked, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
@@ -40,9 +40,9 @@ class Watch:
         last = self._last
         if time.monotonic() - last.ended > bounds.HEALTH_SECONDS:
             log(event="storage_error", reason="a read takes too long")
-            raise StorageUnavailable("a read takes too long")
+            raise TooSlow("a read takes too long")
         if last.problem is not None:
-            raise StorageUnavailable(last.problem)
+            raise type(last.problem)(str(last.problem))
 
     def close(self) -> None:
         """Look no more. A look that does not end is left behind."""
@@ -56,14 +56,14 @@ class Watch:
             self._has_looked.set()
             self._stopping.wait(LOOK_SECONDS)
 
-    def _look(self) -> str | None:
+    def _look(self) -> StorageUnavailable | None:
         try:
             self._store.check()
         except StorageUnavailable as error:
-            return str(error)
+            return error
         except Exception as error:  # the next look may succeed
             log.error(error)
-            return "the look failed"
+            return StorageUnavailable("the look failed")
         return None
 
 

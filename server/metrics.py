@@ -158,6 +158,8 @@ class States(Collector):
         yield gauge("connections", "Open connections", load.connections)
         yield gauge("waiting_requests", "Requests that wait for a thread, by lane", load.waiting, "lane")
         yield gauge("body_bytes", "Bytes of the bodies in flight, by place", load.body_bytes, "place")
+        if connections := self._store.connections():
+            yield gauge("database_connections", "Connections to the database, by state", connections, "state")
         # While nobody reads the log, no event says how much is lost.
         yield CounterMetricFamily(f"{PREFIX}_log_lines_lost", "Lines of the log that are lost", log.lines_lost)
         try:

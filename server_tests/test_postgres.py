@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import psycopg
 import pytest
+import requests
 
 from contract_tests.target.calls import at_once, eventually, outcome, sha256
 from contract_tests.target.openapi import REPOSITORY
@@ -207,10 +209,36 @@ def test_a_database_that_is_gone_and_comes_back(tmp_path):
         answer = user.store_backup(b"2", sha256(b"1"))
         assert outcome(answer) == "503 unavailable" and int(answer.headers["Retry-After"]) <= 5
         assert eventually(lambda: user.get_health().status_code == 503, 10)
+        assert "cannot be reached" in user.get_health().json()["detail"]
         own.start()
         assert eventually(lambda: user.get_health().status_code == 200, 20)
         assert outcome(user.store_backup(b"2", sha256(b"1"))) == "201"
     assert "the database cannot be reached" in (tmp_path / "stdout.log").read_text()
+
+
+def test_a_database_that_is_slow(start, url):
+    server = start()
+    user = server.client()
+    assert outcome(user.register_user()) == "201"
+    with psycopg.connect(url) as connection:
+        connection.execute("LOCK TABLE account, tally, counted IN ACCESS EXCLUSIVE MODE")
+        answer = user.fetch_backup()
+        assert outcome(answer) == "503 unavailable" and "takes too long" in answer.json()["detail"]
+    assert outcome(user.fetch_backup()) == "404 no_backup"
+
+
+def test_the_metrics_tell_of_the_connections(start):
+    server = start(METRICS_PORT=0)
+    assert outcome(server.client().register_user()) == "201"
+    (serving,) = [line for line in server.log() if line["event"] == "serving"]
+    found = dict(
+        re.findall(
+            r'^backup_server_database_connections\{state="(\w+)"\} ([\d.]+)$',
+            requests.get(serving["metrics"], timeout=5).text,
+            re.MULTILINE,
+        )
+    )
+    assert found.keys() == {"open", "free", "waited_for"} and float(found["open"]) >= 1
 
 
 # ---- The contract ---------------------------------------------------------------------------------------------------

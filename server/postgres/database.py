@@ -17,7 +17,7 @@ from psycopg import errors
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from server import bounds
-from server.accounts import Damaged, StorageFull, StorageUnavailable
+from server.accounts import Damaged, StorageFull, StorageUnavailable, TooSlow, Unreachable
 from server.log import log
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -95,10 +95,11 @@ class Database:
         """Close all connections."""
         self._pool.close(bounds.DATABASE_CONNECT_SECONDS)
 
-    @property
-    def waiting(self) -> dict[str, int]:
-        """The pool's figures, as psycopg_pool names them."""
-        return self._pool.get_stats()
+    def connections(self) -> dict[str, float]:
+        """Return how many connections are open, how many of them are free, and how many requests wait for one."""
+        stats = self._pool.get_stats()
+        open_ones, free, waiting = (stats.get(name, 0) for name in ("pool_size", "pool_available", "requests_waiting"))
+        return {"open": open_ones, "free": free, "waited_for": waiting}
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -120,11 +121,11 @@ class Database:
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
             raise self._translated(error, is_ended) from None
 
-    def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of one query. Raise StorageUnavailable or Damaged."""
+    def read(self, query: str, values: Sequence[Any] = (), seconds: float | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows of one query. Wait so long for a connection. Raise StorageUnavailable or Damaged."""
 
         def read() -> list[tuple[Any, ...]]:
-            with self.translated(), self._pool.connection() as connection:
+            with self.translated(), self._pool.connection(seconds) as connection:
                 connection.autocommit = True
                 try:
                     return connection.execute(query, values).fetchall()
@@ -140,7 +141,8 @@ class Database:
         What the way takes may be the error, so the way back and the way there are taken for equally long.
         """
         began, moment = time.monotonic(), time.time()
-        ((at,),) = self.read("SELECT CAST(1000 * extract(epoch FROM clock_timestamp()) AS bigint)")
+        query = "SELECT CAST(1000 * extract(epoch FROM clock_timestamp()) AS bigint)"
+        ((at,),) = self.read(query, seconds=bounds.DATABASE_LOOK_SECONDS)
         took = time.monotonic() - began
         self.milliseconds, self._known_failures = 1000 * took, self._failures()
         ahead: int = round(at - 1000 * (moment + took / 2))
@@ -171,7 +173,7 @@ class Database:
             case _:
                 reason = "the database refuses a statement"
         self._log(error, reason)
-        return StorageUnavailable(reason)
+        return {GONE: Unreachable, SLOW: TooSlow}.get(reason, StorageUnavailable)(reason)
 
     def _log(self, error: Exception, reason: str) -> None:
         # Not the message: it may repeat values, or the address of the database.

@@ -96,6 +96,9 @@ class PostgresStore(PostgresReader, Store):
         used = size + RECORD_BYTES * users
         return Volume(self._bytes, int(max(0, self._bytes - used - given_up)), int(new_bytes), int(grown))
 
+    def connections(self) -> dict[str, float]:
+        return self.database.connections()
+
     def degraded(self) -> list[str]:
         house = self.housekeeper
         parts = {
