@@ -903,6 +903,16 @@ def basic(user_id: str, key: str) -> str:
 
 @pytest.mark.requirement("credentials.form", "registerUser.401", "credentials.challenge", "header.WWW-Authenticate")
 @pytest.mark.parametrize("value", NO_CREDENTIALS.values(), ids=NO_CREDENTIALS)
+def test_what_are_no_credentials_of_nobody(target, value):
+    """A server without accounts passes this."""
+    user = User(target.client())
+    for method, path, body, _ in REQUESTS.values():
+        headers = user.proof(method, path, body, authorization=value(*user.client.credentials))
+        assert_refused(user.send(headers, method, path, body), "credentials_invalid")
+
+
+@pytest.mark.requirement("credentials.form", "registerUser.201")
+@pytest.mark.parametrize("value", NO_CREDENTIALS.values(), ids=NO_CREDENTIALS)
 def test_what_are_no_credentials(target, value):
     user = registered(target)
     for method, path, body, _ in REQUESTS.values():

@@ -316,20 +316,38 @@ class Run:
             return []
         lines = []
         for number in self.stages:
-            tests = [test for test in self.tests.values() if test.stage == number and not test.answers]
+            of_stage = [test for test in self.tests.values() if test.stage == number]
+            tests = [test for test in of_stage if not test.answers or test.outcome == "failed"]
             counts = Counter(test.outcome for test in tests)
             shown = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
             if shown:
                 lines.append(f"stage {number} ({STAGE_NAMES[number]}): {shown}")
+        reasons = [test.reason for test in self.tests.values() if test.outcome == "failed"]
+        for sign, hint in HINTS.items():
+            count = sum(sign in reason for reason in reasons)
+            if count >= FOR_A_HINT and count > len(reasons) / 3:
+                lines.append(f"first: {count} tests failed because {hint}")
         if failed:
             first = failed[0]
             number = min(test.stage for test in self.failed_tests(first))
             command = f"--stage {number} --requirement {first} -x"
             return [*lines, f"next: {first}: {REQUIREMENTS[first]}", f"run it alone: {command}"]
         following = self.stages[-1] + 1
+        lacking = {test.reason for test in self.tests.values() if LACKS in test.reason and test.outcome == "skipped"}
+        if lacking:
+            lines.append(f"next: what is left out: {', '.join(sorted(each.rpartition(' ')[2] for each in lacking))}")
         if following in STAGE_NAMES and not self.faults:
             lines.append(f"next: stage {following} ({STAGE_NAMES[following]}): --stage {following}")
         return lines
+
+
+# What many tests fail for although the server may be right, by what the failures say.
+HINTS = {
+    "limits are too low": "the target's limits are too low: give it those of --profile full (contract_tests/README.md)",
+    "signature_invalid": "signatures were refused: does the target have the secret of APP_SECRET_KEY?",
+}
+FOR_A_HINT = 5  # so many failures, or more
+LACKS = "declares that it does not have"
 
 
 def is_named(name: str, test: Test) -> bool:
