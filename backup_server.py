@@ -1435,7 +1435,11 @@ def serve(settings: Settings, spec: Spec) -> None:
         except (OSError, UnicodeError) as error:
             where = f"HOST {settings.host}, PORT {settings.port}"
             raise StartupError(f"{where}: the server cannot listen on this address: {error}.") from None
-        notes = {"newStore": store.is_made, "leavesDeletedBytes": not store.erases}
+        notes = {
+            "newStore": store.is_made,
+            "leavesDeletedBytes": not store.erases,
+            "keepsCounts": store.keeps_counts,
+        }
         serving = server.identity | {name: True for name, is_so in notes.items() if is_so}
         if settings.metrics_port is not None:
             serving["metrics"] = serve_metrics(settings, spec, store, health, http)

@@ -225,10 +225,11 @@ class Store(StoreReader):
     """Accounts by userId.
 
     A store may forget a deleted account when its userId is no longer reserved. `is_made` says that there was none
-    before, and `erases` that no bytes of what is deleted stay in its file.
+    before, `erases` that no bytes of what is deleted stay in its file, and `keeps_counts` that no restart forgets what
+    limits have counted.
     """
 
-    is_made, erases = False, True
+    is_made, erases, keeps_counts = False, True, False
 
     @abstractmethod
     def account(self, user_id: str) -> AbstractContextManager[HeldAccount]:

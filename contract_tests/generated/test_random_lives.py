@@ -608,8 +608,9 @@ class LifeOfAServer(Life):
 
     def forget(self) -> None:
         """Forget what a restart makes the server forget."""
-        for model in self.models:
-            model.restart()
+        if not self.target.keeps_counts:
+            for model in self.models:
+                model.restart()
         self.move()
 
 

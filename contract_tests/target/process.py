@@ -8,7 +8,8 @@ A command, COMMAND, starts the server. It is specific to one server, so it is no
 
     COMMAND --clock FILE --fault FILE [--frozen SECONDS] [--volume BYTES] [--pause FILE]
         The environment has the server's settings. The command becomes the server. When it serves, it prints a line of
-        JSON with "event": "serving" and "url". Everything that it prints is lines of JSON. SIGTERM stops it.
+        JSON with "event": "serving" and "url". It may have "keepsCounts": true, if a restart does not forget what the
+        limits on addresses and guessing have counted. Everything that it prints is lines of JSON. SIGTERM stops it.
         FILE of --clock contains a number: how many seconds the server's clock is ahead of the real time. If --frozen is
         given, the server's clock stands still at SECONDS (Unix seconds) plus this number. FILE of --fault contains the
         name of a fault (FAULTS), or spaces. Both files change while the server runs. The server must read them
@@ -108,7 +109,7 @@ class ServerProcess:
         self.environ = {name: str(value) for name, value in settings.items() if value is not None}
         self._settings = self.environ.copy()
         self.database = Path(self.environ["DATABASE_PATH"])
-        self.base_url = ""
+        self.base_url, self.keeps_counts = "", False
         self.observer = Observer()
         self.process: subprocess.Popen[bytes] | None = None
         self.stdout = self.directory / "stdout.log"
@@ -224,7 +225,7 @@ class ServerProcess:
         while time.monotonic() < deadline and self.process.poll() is None:
             for line in self.log()[before:]:
                 if line.get("event") == "serving":
-                    self.base_url = line["url"]
+                    self.base_url, self.keeps_counts = line["url"], line.get("keepsCounts", False)
                     self.fault = self.fault
                     if self.frozen is None and not before:
                         dates.come_near(self)

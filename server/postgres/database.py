@@ -6,6 +6,7 @@ failures, SQLSTATE class 40) may do so, because each transaction can be repeated
 """
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -19,6 +20,10 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from server import bounds
 from server.accounts import Damaged, StorageFull, StorageUnavailable, TooSlow, Unreachable
 from server.log import log
+
+# The pool would write to standard error what went wrong, and the address of the database with it.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
+logging.getLogger("psycopg").propagate = False
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -83,7 +88,7 @@ class Database:
             min_size=1,
             max_size=bounds.DATABASE_CONNECTIONS,
             timeout=bounds.DATABASE_LOCK_SECONDS,
-            reconnect_timeout=bounds.DATABASE_LOCK_SECONDS,
+            reconnect_timeout=0.5,  # then whoever needs a connection tries again, at once
             max_idle=60,
             configure=configure,
             open=True,

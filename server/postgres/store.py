@@ -53,6 +53,8 @@ SPACE = (
 class PostgresStore(PostgresReader, Store):
     """Accounts in a database."""
 
+    keeps_counts = True
+
     def __init__(
         self, url: str, database_bytes: int, reserved_seconds: int, hash_key: bytes, is_new: bool | None = None
     ) -> None:

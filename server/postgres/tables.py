@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from server import clock
+from server.accounts import StorageFull
 from server.limits import Limit
 from server.postgres.database import Connection, Database, again
 from server.tables import Tables
@@ -53,9 +54,13 @@ class Rows:
 class PostgresTables(Tables):
     """A group of tables. They go by the Unix time of the database."""
 
+    MOST_UNWRITTEN = 10_000
+
     def __init__(self, database: Database, group: str) -> None:
         self._database, self._group = database, group
         self._local = threading.local()
+        # Rows that a full disk did not take. Until it takes them, this server alone knows them.
+        self._unwritten: dict[bytes, dict[str, Any]] = {}
 
     @property
     def rows(self) -> Rows:
@@ -74,12 +79,21 @@ class PostgresTables(Tables):
     ) -> Result:
         keys = list(keys)
         self._local.rows = rows = Rows(self._database.read(READ, (self._group, keys)))
+        rows.values.update(self._unwritten_of(keys))
         result = work(clock.now())
-        return again(lambda: self._change(work, keys, changes)) if rows.until else result
+        if not rows.until:
+            return result
+        try:
+            return again(lambda: self._change(work, keys, changes))
+        except StorageFull:  # it is logged
+            for key in list(rows.until)[: max(0, self.MOST_UNWRITTEN - len(self._unwritten))]:
+                self._unwritten[key] = rows.values[key]
+            return result
 
     def _change[Result](self, work: Callable[[int], Result], keys: list[bytes], changes: Sequence[bytes]) -> Result:
         with self._database.transaction() as connection:
             self._local.rows = rows = Rows(self._locked(connection, keys, set(changes)))
+            rows.values.update(self._unwritten_of(keys))
             # What another server has just counted is not in the future.
             time.sleep(max(0, rows.newest(clock.now()) - clock.now()) / 1000)
             result = work(clock.now())
@@ -87,7 +101,12 @@ class PostgresTables(Tables):
                 for key, until in rows.until.items():
                     value = {table: value for table, value in rows.values[key].items() if value}
                     connection.execute(WRITE, (self._group, key, json.dumps(value), until))
+        for key in rows.until:
+            self._unwritten.pop(key, None)
         return result
+
+    def _unwritten_of(self, keys: list[bytes]) -> dict[bytes, dict[str, Any]]:
+        return {key: dict(self._unwritten[key]) for key in keys if key in self._unwritten}
 
     def _locked(self, connection: Connection, keys: list[bytes], locked: set[bytes]) -> list[tuple[bytes, str]]:
         until = clock.now() + clock.DAY
