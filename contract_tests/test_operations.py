@@ -3,6 +3,7 @@
 import base64
 import json
 import secrets
+import time
 from datetime import datetime
 from typing import Any
 
@@ -148,6 +149,15 @@ def test_sequences(target, steps):
 def test_registration_tells_when(target, new_user):
     created = new_user().register_user().json()["createdAt"]
     assert abs(seconds(created) - target.now()) <= 300
+
+
+@pytest.mark.requirement("registerUser.200", "register.retry")
+def test_a_repeated_registration_tells_when_the_first_was(new_user):
+    client = new_user()
+    created = client.register_user().json()["createdAt"]
+    time.sleep(1.1)  # createdAt has whole seconds
+    again = client.register_user()
+    assert (outcome(again), again.json()["createdAt"]) == ("200", created)
 
 
 @pytest.mark.requirement("registerUser.409", "isolation.read", "problem.unchanged")

@@ -282,6 +282,8 @@ class Run:
             write(f"{sent:,} generated requests")
         line = ", ".join(f"{len(ids[verdict])} {verdict}" for verdict in reversed(VERDICTS) if ids[verdict])
         colour = "red" if ids["failed"] or self.faults else "green"
+        if self.stages[-1] < len(STAGE_NAMES):
+            line += " (so far: later stages have more tests of some)"
         write(f"{len(verdicts)} of {len(REQUIREMENTS)} requirements: {line}", bold=True, **{colour: True})
         for line in self.what_next(sorted(ids["failed"], key=self.urgency)):
             write(line, bold=True)
@@ -294,13 +296,13 @@ class Run:
 
         First come those that answers break, whatever a test asks for, and of these those that each answer breaks. Then
         come those of the first stage, and of these those that no test has passed: if only some tests failed, they may
-        have failed at something else.
+        have failed at something else. A requirement of few tests says more of what is wrong than one of many.
         """
         failed = self.failed_tests(identifier)
         at_answers = [test for test in failed if test.answers]
         is_everywhere = any(test.broken == test.answers for test in at_answers)
         passed = any(test.outcome == "passed" for test in self.of(identifier))
-        return not at_answers, not is_everywhere, min(test.stage for test in failed), passed
+        return not at_answers, not is_everywhere, min(test.stage for test in failed), passed, len(self.of(identifier))
 
     def share(self, identifier: str) -> str:
         """Return how many of the answers, or of the tests, failed a requirement."""
@@ -331,7 +333,8 @@ class Run:
             first = failed[0]
             number = min(test.stage for test in self.failed_tests(first))
             command = f"--stage {number} --requirement {first} -x"
-            return [*lines, f"next: {first}: {REQUIREMENTS[first]}", f"run it alone: {command}"]
+            test = next(test.name for test in self.failed_tests(first))
+            return [*lines, f"next: {first}: {REQUIREMENTS[first]}", f"it failed in {test}", f"run it alone: {command}"]
         following = self.stages[-1] + 1
         lacking = {test.reason for test in self.tests.values() if LACKS in test.reason and test.outcome == "skipped"}
         if lacking:
