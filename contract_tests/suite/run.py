@@ -295,14 +295,14 @@ class Run:
         """Return the key by which failed requirements are sorted.
 
         First come those that answers break, whatever a test asks for, and of these those that each answer breaks. Then
-        come those of the first stage, and of these those that no test has passed: if only some tests failed, they may
-        have failed at something else. A requirement of few tests says more of what is wrong than one of many.
+        come those of the first stage, and of these those that few tests have passed: the others may have failed at
+        something else.
         """
         failed = self.failed_tests(identifier)
         at_answers = [test for test in failed if test.answers]
         is_everywhere = any(test.broken == test.answers for test in at_answers)
-        passed = any(test.outcome == "passed" for test in self.of(identifier))
-        return not at_answers, not is_everywhere, min(test.stage for test in failed), passed, len(self.of(identifier))
+        passed = sum(test.outcome == "passed" for test in self.of(identifier))
+        return not at_answers, not is_everywhere, min(test.stage for test in failed), passed
 
     def share(self, identifier: str) -> str:
         """Return how many of the answers, or of the tests, failed a requirement."""
