@@ -122,7 +122,7 @@ class ServerProcess:
         self._periods = 0  # of WEEKS, see `some_weeks_later`
         self._set_offset(0.0)
         if frozen is None:
-            dates.come_near(self)
+            dates.come_near(self, START_SECONDS)  # and closer when it runs
         self.fault = fault
 
     @property
