@@ -29,7 +29,7 @@ _leads = itertools.cycle(LEADS)
 
 
 def come_near(server: Server, lead: float | None = None) -> None:
-    """Move a server's clock ahead, to `lead` seconds before the next date begins, or shortly before, if the run has dates.
+    """Move a server's clock ahead, to `lead` seconds before the next date, or shortly before, if the run has dates.
 
     A server that runs should not move far: it would find that nothing was looked after for months.
     """
