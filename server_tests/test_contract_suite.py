@@ -426,9 +426,7 @@ def test_a_server_of_60_lines_passes_stage_1_and_learns_what_is_next(first_serve
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert re.search(r"stage 1 \(health, .*\): 12 not run, \d+ passed\n", done.stdout)
     assert re.search(r"stage 2 \(proofs\): \d+ failed, \d+ passed\n", done.stdout)
-    ending = (
-        r"\nnext: signature\.twice: If .*\nit failed in .*\nrun it alone: --stage 2 --requirement signature\.twice"
-    )
+    ending = r"\nnext: signature\.twice: If .*\nit failed in .*\nrun it alone: --stage 2 --requirement signature\.twice"
     assert re.search(ending, done.stdout)
 
 
