@@ -26,11 +26,12 @@ def other_digit(text: str, place: int) -> str:
 
 @pytest.mark.requirement("isolation.whole", "isolation.read", "isolation.delete", "registerUser.201")
 @pytest.mark.parametrize("beginning", ["", "0" * 40, "1e" + "0" * 38], ids=["any", "zeros", "an exponent"])
-def test_users_of_similar_ids_are_different(new_user, beginning):
+def test_users_of_similar_ids_are_different(target, beginning):
     """Each has another digit in one place. They have the same key, so that nothing else keeps them apart."""
     user_id, key = beginning + token_hex(32)[len(beginning) :], token_hex(32)
     ids = [user_id, *(other_digit(user_id, place) for place in SOME)]
-    clients = [new_user((each, key)) for each in ids]
+    clients = [target.client((each, key)) for each in ids]
+    assert [outcome(client.register_user()) for client in clients] == ["201"] * len(ids)
     for number, client in enumerate(clients):
         assert outcome(client.fetch_backup()) == "404 no_backup"
         assert outcome(client.store_backup(b"of user %d" % number)) == "201"
