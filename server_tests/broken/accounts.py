@@ -264,8 +264,8 @@ def refused_upload_comes_back_after_300_seconds() -> None:
     """The server forgets that the device's clock may have been ahead."""
 
     @instead_of(RefusedUploads, "__init__")
-    def make(real: Any, refused: RefusedUploads, seconds: int) -> None:
-        real(refused, 300)
+    def make(real: Any, refused: RefusedUploads, seconds: int, *tables: Any) -> None:
+        real(refused, 300, *tables)
 
 
 @breaks("replay.refused")
