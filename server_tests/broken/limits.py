@@ -544,8 +544,8 @@ def one_more_registration_an_hour() -> None:
     """Twenty-one accounts are created from one address."""
 
     @instead_of(AddressLimit, "__init__")
-    def make(real: Any, address_limit: AddressLimit, limit: Limit) -> None:
-        real(address_limit, dataclasses.replace(limit, quota=limit.quota + 1))
+    def make(real: Any, address_limit: AddressLimit, limit: Limit, *tables: Any) -> None:
+        real(address_limit, dataclasses.replace(limit, quota=limit.quota + 1), *tables)
 
 
 @breaks("address.registrations", "address.silent")
