@@ -99,6 +99,7 @@ DATABASE_LOOK_SECONDS = (
     2  # for a connection for the look of each second: less than HEALTH_SECONDS, so that it tells why
 )
 DATABASE_STATEMENT_SECONDS = 8  # for a statement; 5 MiB take less than one
+DATABASE_ANSWER_SECONDS = 9  # for any answer, if the database does not bound it: a commit that waits for a replica
 DATABASE_LOCK_SECONDS = 5  # until somebody else has finished with an account
 DATABASE_IDLE_SECONDS = 6  # of a transaction whose server is silent: then the database gives others what it held
 DATABASE_ATTEMPTS = 6  # of a change that others were faster with

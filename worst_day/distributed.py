@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from bench.honest import exchange
+from bench.honest import connect, exchange
 from bench.process import ROOT, Measured, new_secret, server_environ
 from bench.wire import AnswerHead, Prepared, Signer, User
 from worst_day import kills
@@ -36,7 +36,7 @@ from worst_day.progress import Progress, counted
 
 SERVERS = 3
 BLOB_BYTES = 500
-FETCHES = 0.1  # of all requests are looks at the whole account
+FETCHES = 0.04  # of all requests are looks at the whole account
 PATIENCE = 40  # seconds: until a request counts as hung
 RECOVERED_WITHIN = 90  # seconds, after a fault has ended
 NEEDED = ("ip", "nsenter", "setpriv")
@@ -229,7 +229,7 @@ class Wire:
         """Send a request once. Return its answer, or None if there was none, or a 503."""
         server, record, began = self._random.choice(self._servers), self.record, time.monotonic()
         fault, silences, answer, what = record.fault, server.silences, None, "no answer"
-        with contextlib.suppress(OSError, ValueError), kills.connect(server.address, "0.0.0.0", 3) as connection:  # noqa: S104
+        with contextlib.suppress(OSError, ValueError), connect(server.address, "0.0.0.0", 3) as connection:  # noqa: S104
             answer = exchange(connection, request, PATIENCE)
             what = str(answer[0].status)
         took = time.monotonic() - began
@@ -383,7 +383,7 @@ def kill_database(world: World, chance: random.Random) -> list[Server]:
 def freeze_database(world: World, chance: random.Random) -> list[Server]:
     """Its machine answers, and nobody in it does anything."""
     world.primary.signal(signal.SIGSTOP)
-    time.sleep(chance.uniform(5, 20))
+    time.sleep(chance.uniform(5, 15))
     world.primary.signal(signal.SIGCONT)
     return world.servers
 
@@ -391,14 +391,14 @@ def freeze_database(world: World, chance: random.Random) -> list[Server]:
 def cut_server(world: World, chance: random.Random) -> list[Server]:
     server = chance.choice(world.servers)
     world.network.cut(server.namespace)
-    time.sleep(chance.uniform(1, 20))
+    time.sleep(chance.uniform(1, 15))
     world.network.join(server.namespace)
     return [server]
 
 
 def cut_database(world: World, chance: random.Random) -> list[Server]:
     world.network.cut(world.primary.namespace)
-    time.sleep(chance.uniform(1, 20))
+    time.sleep(chance.uniform(1, 15))
     world.network.join(world.primary.namespace)
     return world.servers
 
@@ -406,7 +406,7 @@ def cut_database(world: World, chance: random.Random) -> list[Server]:
 def cut_replica(world: World, chance: random.Random) -> list[Server]:
     """Commits wait for it: nothing can be acknowledged."""
     world.network.cut(world.standby.namespace)
-    time.sleep(chance.uniform(5, 20))
+    time.sleep(chance.uniform(5, 15))
     world.network.join(world.standby.namespace)
     return world.servers
 
@@ -510,7 +510,7 @@ def live_through(
                     break
                 time.sleep(1)
             todo = todo or chance.sample(faults, len(faults))
-            time.sleep(chance.uniform(1, 5))
+            time.sleep(chance.uniform(2, 10))
             fault = todo.pop()
             say(
                 f"{time.monotonic() - started:.0f} s: {outcome.faults.total()} faults, "
@@ -616,9 +616,9 @@ def main() -> int:
     )
     names = [fault.__name__ for fault in FAULTS]
     parser.add_argument("--acknowledged", type=int, default=20_000, help="at least so many writes (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="each fault happens at least so often (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="each fault happens at least so often (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1800, help="then it ends in any case (%(default)s)")
-    parser.add_argument("--phones", type=int, default=12, help="how many write at once (%(default)s)")
+    parser.add_argument("--phones", type=int, default=24, help="how many write at once (%(default)s)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="repeat a run")
     parser.add_argument("--only", choices=names, nargs="+", default=names, help="only these faults")
     parser.add_argument(

@@ -7,6 +7,7 @@ failures, SQLSTATE class 40) may do so, because each transaction can be repeated
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -77,6 +78,25 @@ class Conflict(StorageUnavailable):
         super().__init__(message, retry_after=1)
 
 
+class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait forever.
+
+    The database bounds a statement, but neither a commit that waits for a replica, nor what a machine takes that hangs.
+    """
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Wait for an answer. If there is none in time, close the connection and raise Unanswered."""
+        try:
+            return super().wait(gen, interval, timeout or bounds.DATABASE_ANSWER_SECONDS)
+        except errors._WaitTimeout:
+            self.close()
+            raise Unanswered from None
+
+
+class Unanswered(psycopg.OperationalError):
+    """There was no answer in time. What was asked for may still happen."""
+
+
 class Database:
     """A database, and a pool of connections to it."""
 
@@ -84,6 +104,7 @@ class Database:
         """Connect as soon as somebody needs it. `url` is a connection URI or string of libpq."""
         self._pool = ConnectionPool(
             url,
+            connection_class=BoundedConnection,
             kwargs=CONNECTING | known_options(url),
             min_size=1,
             max_size=bounds.DATABASE_CONNECTIONS,
@@ -95,6 +116,7 @@ class Database:
         )
         self.milliseconds = 0.0  # how long the last look took
         self._known_failures = 0  # to connect, before the last look that succeeded
+        self._drained_at = -math.inf
 
     def close(self) -> None:
         """Close all connections."""
@@ -164,21 +186,32 @@ class Database:
                 return StorageFull("the database's disk is full")
             case errors.DataCorrupted() | errors.IndexCorrupted():
                 return Damaged(f"the database says {error.sqlstate}")
+            case errors.StatementCompletionUnknown():
+                reason = GONE
             case psycopg.Error() if (error.sqlstate or "").startswith("40"):
                 return Conflict("others were faster")
-            case errors.QueryCanceled() | errors.LockNotAvailable():
+            case errors.IdleInTransactionSessionTimeout():
+                return Conflict("the database did not wait any longer for this server")
+            case errors.QueryCanceled() | errors.LockNotAvailable() | Unanswered():
                 reason = SLOW
             case PoolTimeout() if self._failures() == self._known_failures:
                 reason = SLOW
-            case psycopg.OperationalError() | psycopg.InterfaceError() | PoolClosed():
+            # A database that has become a replica, or the next one that has not yet ceased to be one, is the wrong one.
+            case psycopg.OperationalError() | psycopg.InterfaceError() | PoolClosed() | errors.ReadOnlySqlTransaction():
                 reason = GONE
                 if not is_ended and not isinstance(error, PoolTimeout):  # the connection was an old one, perhaps
-                    self._pool.check()
+                    self._reconnect()
                     return Conflict(GONE)
             case _:
                 reason = "the database refuses a statement"
         self._log(error, reason)
         return {GONE: Unreachable, SLOW: TooSlow}.get(reason, StorageUnavailable)(reason)
+
+    def _reconnect(self) -> None:
+        """Connect anew. The other connections are as old as the one that broke, and to test them may take long."""
+        if time.monotonic() - self._drained_at > 1:
+            self._drained_at = time.monotonic()
+            self._pool.drain()
 
     def _log(self, error: Exception, reason: str) -> None:
         # Not the message: it may repeat values, or the address of the database.
@@ -207,10 +240,13 @@ def configure(connection: Connection) -> None:
 
 def again[Result](work: Callable[[], Result]) -> Result:
     """Do some work, again and again while there are conflicts, but not forever. Raise what it raises."""
+    until = time.monotonic() + bounds.DATABASE_LOCK_SECONDS
     for attempt in range(bounds.DATABASE_ATTEMPTS):
         try:
             return work()
         except Conflict:
+            if time.monotonic() > until:
+                raise
             time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - nobody need not guess it
     return work()
 
