@@ -12,7 +12,7 @@ import pytest
 from psycopg import errors
 
 from contract_tests.suite.outcomes import not_run
-from contract_tests.target.calls import eventually, outcome, sha256
+from contract_tests.target.calls import at_once, eventually, outcome, sha256
 from contract_tests.target.process import ServerProcess
 from server.accounts import Account, StorageUnavailable
 from server.postgres.database import Conflict, Database
@@ -79,6 +79,22 @@ def test_a_commit_that_waits_for_a_replica_that_is_gone(cluster, server):
     refused_soon(user)
     configure(cluster, "synchronous_standby_names = ''")
     assert eventually(lambda: outcome(user.store_backup(b"2", sha256(b"1"))) in ("200", "201"), 20)
+
+
+def test_a_commit_that_somebody_has_ended_while_it_waited_for_a_replica(cluster, server):
+    """PostgreSQL says that it has succeeded, and warns that the replica may not have it."""
+    user = with_backup(server)
+    configure(cluster, "synchronous_standby_names = 'gone'")
+
+    def end() -> None:
+        """End each such wait: the housekeeper's, too."""
+        for _ in range(20):
+            with psycopg.connect(cluster.url(), autocommit=True) as connection:
+                connection.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            time.sleep(0.1)
+
+    answers = at_once([lambda: outcome(user.store_backup(b"2", sha256(b"1"))), end])
+    assert answers == ["503 unavailable", None]
 
 
 def test_a_database_that_has_become_read_only(cluster, server, tmp_path):

@@ -92,6 +92,24 @@ class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
             self.close()
             raise Unanswered from None
 
+    def commit(self) -> None:
+        """Commit. Raise Unanswered if replicas may not have it: somebody has ended the wait for them.
+
+        That is no error to PostgreSQL, just a warning.
+        """
+        severities: list[str | None] = []
+
+        def note(notice: errors.Diagnostic) -> None:  # it can be read only now
+            severities.append(notice.severity_nonlocalized)
+
+        self.add_notice_handler(note)
+        try:
+            super().commit()
+        finally:
+            self.remove_notice_handler(note)
+        if "WARNING" in severities:
+            raise Unanswered
+
 
 class Unanswered(psycopg.OperationalError):
     """There was no answer in time. What was asked for may still happen."""
