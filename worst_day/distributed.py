@@ -156,7 +156,7 @@ def node_type() -> Any:
 
         def copy(self, primary: "Node") -> None:
             """Become a replica."""
-            self.stop("immediate")
+            self.kill()
             shutil.rmtree(self.data, ignore_errors=True)
             address = f"host={primary.host} user=postgres"
             self.run("pg_basebackup", "-D", self.data, "-d", address, "-R", "-c", "fast", "-X", "stream", "--no-sync")
@@ -423,14 +423,15 @@ def pause_server(world: World, chance: random.Random) -> list[Server]:
     for _ in range(500):
         server.signal(signal.SIGSTOP)
         time.sleep(0.005)
-        if pids := world.primary.ask(held):
+        if world.primary.ask(held):
             break
         server.signal(signal.SIGCONT)
         time.sleep(chance.uniform(0.005, 0.03))
     else:
         raise RuntimeError("a server is never in a transaction")
     time.sleep(bounds.DATABASE_IDLE_SECONDS + 1 + chance.uniform(0, 3))
-    left = set(pids) & set(world.primary.ask(held))
+    # Not longer than that, since it was last heard of: what it has asked for may have waited for others first.
+    left = world.primary.ask(f"{held} AND state_change < now() - interval '{bounds.DATABASE_IDLE_SECONDS + 3} seconds'")
     server.signal(signal.SIGCONT)
     if left:
         raise RuntimeError("the database waits for a paused server for too long")
@@ -517,7 +518,11 @@ def live_through(
                 f"{ledger.acknowledged.total():,} acknowledged, {len(ledger.lost)} lost; {fault.__name__}"
             )
             record.fault = fault.__name__
-            touched = fault(world, chance)
+            try:
+                touched = fault(world, chance)
+            except RuntimeError as error:
+                record.wrong.append(f"{error} ({record.fault})")
+                touched = world.servers
             outcome.faults[fault.__name__] += 1
             outcome.recoveries[fault.__name__].append(recovery(record, touched))
             record.fault = "calm"
