@@ -511,7 +511,7 @@ def live_through(
                     break
                 time.sleep(1)
             todo = todo or chance.sample(faults, len(faults))
-            time.sleep(chance.uniform(2, 10))
+            time.sleep(chance.uniform(5, 20))
             fault = todo.pop()
             say(
                 f"{time.monotonic() - started:.0f} s: {outcome.faults.total()} faults, "
