@@ -633,6 +633,7 @@ def main() -> int:
     if what := lacking():
         print(f"not run: this machine lacks {what}")
         return NOT_RUN
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing stays behind
     print(f"seed {arguments.seed}", flush=True)
     faults = tuple(fault for fault in FAULTS if fault.__name__ in arguments.only)
     outcome = live_through(
