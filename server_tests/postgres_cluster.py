@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 
@@ -31,7 +31,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self.data, self.log = self.folder / "data", self.folder / "log"
         self._bin = binaries()
-        self._owner = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._owner: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         self._settings = {"listen_addresses": "", "unix_socket_directories": str(self.folder)} | settings
         self._count = 0
         if self._owner:

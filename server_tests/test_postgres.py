@@ -108,6 +108,25 @@ def test_an_older_schema_is_brought_up_to_date(url, monkeypatch):
         assert connection.execute("SELECT version FROM store_schema").fetchall() == [(len(database.MIGRATIONS),)]
 
 
+def test_what_an_engine_may_refuse_is_left_out(url, monkeypatch):
+    (first, *others) = database.MIGRATIONS
+    refused = database.IfPossible("ALTER TABLE backup SET (no_such_setting = 1)")
+    monkeypatch.setattr(database, "MIGRATIONS", ((*first[:3], refused, *first[3:]), *others))
+    with opened(url) as store, store.account(USER) as held:
+        held.create(Account(1, "c" * 64))
+
+
+def test_versions_are_not_compressed(url):
+    """They are ciphertext. What replaces and deletes them lets a vacuum come early."""
+    with opened(url), psycopg.connect(url) as connection:
+        query = "SELECT attstorage::text FROM pg_attribute WHERE attrelid = 'backup'::regclass AND attname = 'data'"
+        assert connection.execute(query).fetchall() == [("e",)]
+        query = (
+            "SELECT t.reloptions FROM pg_class b JOIN pg_class t ON t.oid = b.reltoastrelid WHERE b.relname = 'backup'"
+        )
+        assert connection.execute(query).fetchall() == [(["autovacuum_vacuum_scale_factor=0.05"],)]
+
+
 def test_a_store_that_has_to_be_there_is_not_made(url):
     with pytest.raises(StorageUnavailable, match="NEW_STORE"):
         opened(url, is_new=False)
