@@ -31,13 +31,13 @@ from bench.__main__ import machine
 from bench.generator import drive
 from bench.measure import Bench, Say
 from bench.process import ROOT, Address, Measured, measured, new_secret, server
-from bench.rows import ROWS
+from bench.rows import ROWS, Plans
 from server_tests.postgres_cluster import Cluster
 
 WANTED = ("register", "store 3 kB", "store 300 kB", "fetch 3 kB", "fetch 300 kB")
 SERVERS = (1, 2, 3)
-ROUNDS = {True: 1, False: 3}
-SECONDS = {True: 1.0, False: 3.0}  # for each row and round
+ROUNDS = {True: 1, False: 7}
+SECONDS = {True: 0.7, False: 1.0}  # for each row and turn
 CONFIG = """
 global
     maxconn 200
@@ -71,7 +71,7 @@ sys.exit(process.wait())
 
 @dataclass
 class Setting:
-    """A store, and how many servers it has. `per_second` has what each round of each row has shown."""
+    """A store, and how many servers it has. `per_second` has what each turn of each row has shown."""
 
     name: str
     per_second: dict[str, list[float]] = field(default_factory=dict)
@@ -125,35 +125,35 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def measure_servers(folder: Path, is_quick: bool, say: Say) -> list[Setting]:
-    """Measure each row with each number of servers. They take turns, several times."""
-    settings = {0: Setting("file, 1 server")} | {n: Setting(f"PostgreSQL, {n} servers") for n in SERVERS}
-    settings[1].name = "PostgreSQL, 1 server"
-    with Cluster(max_connections="100", max_wal_size="4GB") as cluster:
-        for turn in range(ROUNDS[is_quick]):
-            for number, setting in settings.items():
-                say(f"{setting.name}, round {turn + 1} of {ROUNDS[is_quick]}")
-                here = folder / f"{number}-{turn}"
-                here.mkdir()
-                measure_setting(setting, number, here, cluster, SECONDS[is_quick])
-                shutil.rmtree(here)
-    return list(settings.values())
+    """Measure each row with each number of servers. All wait while one is measured, and they take turns."""
+    settings = [Setting("file, 1 server"), *(Setting(f"PostgreSQL, {n} server{'s' * (n > 1)}") for n in SERVERS)]
+    seconds = SECONDS[is_quick]
+    with Cluster(max_connections="150", max_wal_size="4GB") as cluster, contextlib.ExitStack() as stack:
+        benches = []
+        for number, setting in zip((0, *SERVERS), settings, strict=True):
+            here, secret = folder / str(number), new_secret()
+            here.mkdir()
+            say(f"{setting.name}: starts")
+            entry, processes = stack.enter_context(running(number, here, secret, cluster))
+            benches.append((setting, Bench(entry, secret), processes))
+        for row in (row for row in ROWS if row.name in WANTED):
+            for turn in range(ROUNDS[is_quick]):
+                say(f"{row.name}, turn {turn + 1} of {ROUNDS[is_quick]}")
+                prepared = [row.plans(row, bench, int(min(row.fastest, 800) * seconds)) for _, bench, _ in benches]
+                for (setting, bench, processes), plans in zip(benches, prepared, strict=True):
+                    measure(row.name, setting, bench, processes, plans, seconds)
+    return settings
 
 
-def measure_setting(setting: Setting, number: int, folder: Path, cluster: Cluster, seconds: float) -> None:
-    """Measure each row once, on a new store."""
-    secret = new_secret()
-    with running(number, folder, secret, cluster) as (entry, processes):
-        bench = Bench(entry, secret)
-        for row in ROWS:
-            if row.name in WANTED:
-                plans = row.plans(row, bench, int(min(row.fastest, 1500) * seconds))
-                cpu = sum(process.cpu_seconds() for process in processes)
-                result = drive(entry.address, plans, seconds)
-                cpu = sum(process.cpu_seconds() for process in processes) - cpu
-                setting.per_second.setdefault(row.name, []).append(result.per_second)
-                setting.p50_ms.setdefault(row.name, []).append(1000 * result.quantile(0.5))
-                setting.cpu_ms.setdefault(row.name, []).append(1000 * cpu / max(1, result.count))
-                setting.wrong |= dict(result.wrong)
+def measure(name: str, setting: Setting, bench: Bench, processes: list[Measured], plans: Plans, seconds: float) -> None:
+    """Send what was prepared, and note what comes of it."""
+    cpu = sum(process.cpu_seconds() for process in processes)
+    result = drive(bench.process.address, plans, seconds)
+    cpu = sum(process.cpu_seconds() for process in processes) - cpu
+    setting.per_second.setdefault(name, []).append(result.per_second)
+    setting.p50_ms.setdefault(name, []).append(1000 * result.quantile(0.5))
+    setting.cpu_ms.setdefault(name, []).append(1000 * cpu / max(1, result.count))
+    setting.wrong |= dict(result.wrong)
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def haproxy(folder: Path, servers: list[Address]) -> Iterator[Measured]:
 
 
 def servers_table(settings: list[Setting]) -> str:
-    """Return the table of the settings: the median of each row's rounds, and its part of the file's."""
+    """Return the table: the medians of each row's turns, and of its part of the file's rate in the same turn."""
     (file, *_), lines = settings, []
     for each in settings:
         for row, rates in each.per_second.items():
