@@ -56,8 +56,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE account (user_id text PRIMARY KEY, record bytea NOT NULL, forget_at bigint)",
         "CREATE INDEX account_forget_at ON account (forget_at) WHERE forget_at IS NOT NULL",
         "CREATE TABLE backup (user_id text, version bigint, data bytea NOT NULL, PRIMARY KEY (user_id, version))",
-        # Ciphertext cannot be compressed, so it is not tried.
-        IfPossible("ALTER TABLE backup ALTER COLUMN data SET STORAGE EXTERNAL"),
         # What was deleted or replaced is cleared away when it is a twentieth of all, not only when it is a fifth.
         IfPossible("ALTER TABLE backup SET (toast.autovacuum_vacuum_scale_factor = 0.05)"),
         # Sums over accounts (server/counts.py). Each account belongs to one row of them, so that few wait for another.
