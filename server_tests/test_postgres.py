@@ -119,7 +119,9 @@ def test_what_an_engine_may_refuse_is_left_out(url, monkeypatch):
 def test_a_vacuum_of_versions_comes_early(url):
     """What is deleted or replaced should not wait until it is a fifth of the table."""
     with opened(url), psycopg.connect(url) as connection:
-        query = "SELECT reloptions FROM pg_class WHERE oid = (SELECT reltoastrelid FROM pg_class WHERE relname = 'backup')"
+        query = (
+            "SELECT reloptions FROM pg_class WHERE oid = (SELECT reltoastrelid FROM pg_class WHERE relname = 'backup')"
+        )
         assert connection.execute(query).fetchall() == [(["autovacuum_vacuum_scale_factor=0.05"],)]
 
 
