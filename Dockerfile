@@ -22,12 +22,16 @@ RUN useradd --uid 10001 --no-create-home server \
 # Build what the image gets. What only the build needs stays in this stage.
 FROM base AS build
 WORKDIR /build
-COPY --chmod=755 requirements/server.txt ./
+# `--build-arg STORE=postgres` makes an image for DATABASE_URL, too (docs/scaling.md). No other image has the driver.
+ARG STORE=server
+COPY --chmod=755 requirements/server.txt requirements/postgres.txt ./
 # --only-binary: no code of a package runs while it is installed.
-RUN pip install --no-cache-dir --no-compile --only-binary=:all: --require-hashes --prefix=/build/local -r server.txt
+RUN pip install --no-cache-dir --no-compile --only-binary=:all: --require-hashes --prefix=/build/local \
+    -r server.txt -r "$STORE.txt"
 # --chmod: a checkout that only its owner can read makes an image that the server's user can read.
 COPY --chmod=755 backup_server.py maintenance.py openapi.yaml app/
 COPY --chmod=755 server/ app/server/
+RUN test "$STORE" = postgres || rm -r app/server/postgres
 RUN python -m compileall -q --invalidation-mode=unchecked-hash local app/server
 COPY --from=reference /reference/dist app/reference/dist
 

@@ -365,7 +365,9 @@ def fetch_supplies(folder: Path) -> None:
     supplies = folder / "supplies"
     (supplies / "wheels").mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--require-hashes"]
-    pip += ["--only-binary=:all:", "--dest", str(supplies / "wheels"), "-r", str(ROOT / "requirements/server.txt")]
+    pip += ["--only-binary=:all:", "--dest", str(supplies / "wheels")]
+    for lock in ("server.txt", "postgres.txt"):
+        pip += ["-r", str(ROOT / "requirements" / lock)]
     subprocess.run(pip, check=True)
     reference = folder / "reference"
     reference.mkdir()

@@ -14,14 +14,14 @@ from bench.generator import drive, quantile
 from bench.process import measured, new_secret, server
 from bench.rows import ROWS
 from bench.wire import Prepared, Signer, Uploads, User, head, health
+from server_tests.postgres_cluster import binaries
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+def run(*arguments: str, module: str = "bench", timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_one_row_from_end_to_end(tmp_path):
@@ -56,6 +56,25 @@ def test_the_metrics_and_the_probes(tmp_path):
     answers = {each["state"]: json.loads(each["answer"]).get("degraded") for each in result["probes"]}
     assert answers == {"well": None, "a write stalls": None, "a write has failed": ["writes"]}
     assert "| a write stalls " in done.stdout
+
+
+def test_the_store_in_postgresql(tmp_path):
+    """All servers answer, and each way to keep blobs is measured."""
+    binaries()
+    done = run("--quick", "--directory", str(tmp_path), module="bench.database", timeout=400)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "bench-postgres.json").read_text())
+    assert [each["name"] for each in result["servers"]] == [
+        "file, 1 server",
+        *(f"PostgreSQL, {count}" for count in ("1 server", "2 servers", "3 servers")),
+    ]
+    for each in result["servers"]:
+        assert not each["wrong"] and min(min(rates) for rates in each["per_second"].values()) > 0
+    for each in result["blobs"]:
+        in_rows = each["name"].startswith("rows")
+        assert in_rows == (min(each["wal"]) > each["blob_bytes"])
+        assert each["reclaimed"] < each["stored"]
+    assert "| fetch 300 kB: PostgreSQL, 3 servers " in done.stdout and "| rows, EXTERNAL, 300,000 bytes " in done.stdout
 
 
 def test_a_missing_folder_for_its_files_is_an_error(tmp_path):

@@ -105,14 +105,13 @@ def test_each_base_image_is_pinned_by_an_exact_version_and_a_digest():
 
 def test_the_image_holds_the_server_and_nothing_else():
     files = copied_files("build")
-    assert files == ["requirements/server.txt", "backup_server.py", "maintenance.py", "openapi.yaml", "server/"]
+    locks = ["requirements/server.txt", "requirements/postgres.txt"]
+    assert files == [*locks, "backup_server.py", "maintenance.py", "openapi.yaml", "server/"]
     assert all((ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file() for name in files)
     patterns = ignore_patterns((ROOT / ".dockerignore").read_text())
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     seen = {name for name in tracked if not is_ignored(name, patterns)}
-    assert seen == {name for name in tracked if name.startswith(("server/", "reference/")) or name in files} - {
-        str(path.relative_to(ROOT)) for path in POSTGRES
-    }
+    assert seen == {name for name in tracked if name.startswith(("server/", "reference/")) or name in files}
     for name in ("server/__pycache__/x.pyc", "server/.env", "reference/dist/x", "reference/node_modules/x/y", ".env"):
         assert is_ignored(name, patterns), name
 
@@ -153,7 +152,8 @@ def test_the_server_can_read_an_image_from_a_checkout_that_only_its_owner_can_re
 def test_the_image_installs_only_what_is_pinned_by_hash():
     (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
     assert {"--no-cache-dir", "--require-hashes", "--only-binary=:all:"} < set(install.split())
-    assert install.endswith("-r server.txt")
+    assert install.endswith('-r server.txt -r "$STORE.txt"')
+    assert STAGE["build"].all("ARG")[0].pairs == {"STORE": "server"}  # docs/scaling.md: or postgres
 
 
 def test_the_server_runs_as_a_user_without_rights_that_owns_the_data():

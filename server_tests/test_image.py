@@ -173,6 +173,24 @@ def test_a_missing_volume_is_noticed(image: Image, folder: Path) -> None:
     assert failed.value.returncode == 2 and "there is no store" in failed.value.stderr
 
 
+def test_an_image_for_a_database(image: Image, folder: Path, checkout: Path) -> None:
+    """`--build-arg STORE=postgres` adds the driver, and the module that needs it. No other image has them."""
+    assert not (image.root / "app/server/postgres").exists()
+    here = folder / "postgres"
+    here.mkdir()
+    (here / "supplies").symlink_to(folder / "supplies")
+    stages = Builder(here, checkout, {"STORE": "postgres"}).build((checkout / "Dockerfile").read_text())
+    other = list(stages.values())[-1]
+    volume, url = new_volume(here, other), "postgresql://user:hidden@127.0.0.1:1/name"
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        environ = SECRETS | {"DATABASE_URL": url}
+        other.run(list(other.command), environ=environ, mounted=(volume, "/data"), read_only=True)
+    assert "the database cannot be reached" in failed.value.stderr and "hidden" not in failed.value.stderr
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        image.run(list(image.command), environ=environ, mounted=(volume, "/data"), read_only=True)
+    assert "needs a driver" in failed.value.stderr
+
+
 def test_python_compiles_nothing_when_it_starts(image: Image, folder: Path) -> None:
     """All that the server imports, also for metrics and a bucket, comes from bytecode that is in the image."""
     imports = "import runpy; runpy.run_path('backup_server.py'); import server.metrics, server.replica, obstore.store"

@@ -108,6 +108,23 @@ def test_an_older_schema_is_brought_up_to_date(url, monkeypatch):
         assert connection.execute("SELECT version FROM store_schema").fetchall() == [(len(database.MIGRATIONS),)]
 
 
+def test_what_an_engine_may_refuse_is_left_out(url, monkeypatch):
+    (first, *others) = database.MIGRATIONS
+    refused = database.IfPossible("ALTER TABLE backup SET (no_such_setting = 1)")
+    monkeypatch.setattr(database, "MIGRATIONS", ((*first[:3], refused, *first[3:]), *others))
+    with opened(url) as store, store.account(USER) as held:
+        held.create(Account(1, "c" * 64))
+
+
+def test_a_vacuum_of_versions_comes_early(url):
+    """What is deleted or replaced should not wait until it is a fifth of the table."""
+    with opened(url), psycopg.connect(url) as connection:
+        query = (
+            "SELECT reloptions FROM pg_class WHERE oid = (SELECT reltoastrelid FROM pg_class WHERE relname = 'backup')"
+        )
+        assert connection.execute(query).fetchall() == [(["autovacuum_vacuum_scale_factor=0.05"],)]
+
+
 def test_a_store_that_has_to_be_there_is_not_made(url):
     with pytest.raises(StorageUnavailable, match="NEW_STORE"):
         opened(url, is_new=False)

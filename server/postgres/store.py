@@ -124,7 +124,9 @@ class PostgresStore(PostgresReader, Store):
     def account(self, user_id: str) -> Iterator[HeldAccount]:
         with self.database.transaction() as connection:
             with self.database.translated():
-                rows = connection.execute(FIND + " FOR UPDATE", (user_id,)).fetchall()
+                with connection.pipeline():  # the transaction begins on the same way
+                    found = connection.execute(FIND + " FOR UPDATE", (user_id,))
+                rows = found.fetchall()
             yield HeldRow(self, connection, user_id, records.from_bytes(user_id, rows[0][0])[0] if rows else None)
 
     def reserved_until(self, deleted_at: int) -> int:
