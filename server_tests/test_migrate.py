@@ -1,7 +1,6 @@
 """`maintenance.py migrate`, and the other commands on a database: a real PostgreSQL and real servers."""
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -265,7 +264,8 @@ def test_the_url_shows_nowhere(url):
     secret = url.replace("postgres@", "postgres:very-secret@")
     process = started("accounts", "--database", secret.replace("/test", "/none"))
     out, err = process.communicate()
-    assert process.returncode == 2 and "very-secret" not in out + err and len(err.splitlines()) == 1
+    assert process.returncode == 2 and "very-secret" not in out + err
+    assert err.splitlines()[-1] == "maintenance: the database: the database cannot be reached"
     assert result("accounts", DATABASE_URL=fill(url, 3) or url)["total"]["accounts"] == 3
     assert "is not set" in refused("migrate", "DATABASE_URL", "x.db")
 
@@ -332,8 +332,10 @@ def test_what_changed_between_two_runs_is_copied_and_nothing_else(tmp_path, url)
 
 
 def test_the_window_ends_by_itself(tmp_path, url, start):
-    """A run that is killed while the source is closed leaves it open, after the lease. The lease of a run that is gone
-    cannot close the source for good."""
+    """A run that is killed while the source is closed leaves it open, after the lease.
+
+    A run whose lease was lost cannot close the source for good.
+    """
     path = tmp_path / "first.db"
     file_server = start(path)
     url_server = start(url)
@@ -349,7 +351,7 @@ def test_the_window_ends_by_itself(tmp_path, url, start):
                 connection.execute(query, (time.time_ns() // 10**6 + 2000,))
         began = time.monotonic()
         assert outcome(user.store_backup(b"1")) == "503 unavailable"
-        assert eventually(lambda user=user: outcome(user.store_backup(b"1")) == "201", 10)
+        assert eventually(lambda user=user: user.store_backup(b"1").status_code in (200, 201), 10)
         assert time.monotonic() - began > 1
     good = {"close": {"run": "01", "state": "to:" + "a" * 32}}
     assert operator.asked(path, good) == {"done": False}
@@ -527,13 +529,10 @@ def test_what_is_not_for_a_database_says_what_to_do_instead(tmp_path, url):
 def test_a_file_needs_no_driver(tmp_path):
     path = tmp_path / "first.db"
     fill(path, 1)
-    script = "import sys, maintenance; code = maintenance.main(sys.argv[1:]); sys.exit(code or 'psycopg' in str(sys.modules))"
+    script = "import sys, maintenance as m; sys.exit(m.main(sys.argv[1:]) or 'psycopg' in str(sys.modules))"
     for command in (["verify"], ["migrate", path, tmp_path / "other.db"]):
         arguments = [*map(str, command), "--database", str(path)]
         done = subprocess.run(
             [*TOOL[:-1], "-c", script, *arguments], cwd=Path(TOOL[-1]).parent, env={"PATH": os.environ["PATH"]}
         )
         assert done.returncode == 0
-
-
-assert hashlib

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from server import bounds, clock, operator, records
 from server.accounts import Account, Damaged, Record, StorageError, StorageUnavailable, Version
 from server.guessing import Guessing
-from server.inspection import UNREADABLE, Damage, Report, Seen, Unusable, Usage
+from server.inspection import UNREADABLE, Damage, Report, Seen, Usage
 from server.migration import FILLING, Changed, Data, Impossible, Lapsed, Side, check_target
 from server.postgres.database import FOR_GOOD, NOW, Connection, again, check_schema, prepare
 from server.postgres.reader import DATA, FIND, PostgresReader
@@ -200,35 +200,25 @@ def record_of(user_id: str, row: bytes) -> Record:
 
 @contextlib.contextmanager
 def reader(url: str, is_made: bool = False) -> Iterator[PostgresReader]:
-    """Open a store in a database, to look at it. If `is_made`, make it if there is none. Raise Unusable."""
-    with usable():
-        with contextlib.closing(PostgresReader(url)) as store:
-            store.check()
-            if is_made:
-                prepare(store.database, None)
-            else:
-                check_schema(store.database)
-            yield store
-
-
-@contextlib.contextmanager
-def usable() -> Iterator[None]:
-    """Raise Unusable in place of StorageError."""
-    try:
-        yield
-    except StorageError as error:
-        raise Unusable(f"the database: {error}") from None
+    """Open a store in a database, to look at it. If `is_made`, make it if there is none."""
+    with contextlib.closing(PostgresReader(url)) as store:
+        store.check()
+        if is_made:
+            prepare(store.database, None)
+        else:
+            check_schema(store.database)
+        yield store
 
 
 @contextlib.contextmanager
 def opened(url: str, reserved_seconds: int, is_made: bool = False) -> Iterator[PostgresSide]:
-    """Open a store in a database as a side of a migration. Raise Unusable."""
+    """Open a store in a database as a side of a migration."""
     with reader(url, is_made) as store:
         yield PostgresSide(store, reserved_seconds)
 
 
 def reopen(url: str) -> bool:
-    """Let a store take changes again. Return whether it was closed. Raise Unusable or Impossible."""
+    """Let a store take changes again. Return whether it was closed. Raise Impossible."""
     with opened(url, 0) as side:
         state = side.state()
         if FILLING.fullmatch(state):
@@ -242,7 +232,7 @@ def reopen(url: str) -> bool:
 
 
 def verify(url: str, seen: Seen) -> Report:
-    """Read everything: each record and its checksum, each version and its SHA-256, and the sums. Raise Unusable."""
+    """Read everything: each record and its checksum, each version and its SHA-256, and the sums."""
     report = Report()
     with reader(url) as store:
         ((total,),) = store.database.read("SELECT count(*) FROM account")
@@ -301,7 +291,7 @@ def check_sums(store: PostgresReader, report: Report) -> None:
 
 
 def usages(url: str, seen: Seen) -> Iterator[Usage | None]:
-    """Yield each account that exists, and None for each record that is damaged. Raise Unusable."""
+    """Yield each account that exists, and None for each record that is damaged."""
     with reader(url) as store:
         ((total,),) = store.database.read("SELECT count(*) FROM account")
         for done, (user_id, row) in enumerate(PostgresSide(store, 0).rows(), 1):
@@ -319,11 +309,8 @@ def usages(url: str, seen: Seen) -> Iterator[Usage | None]:
 
 
 def remove(url: str, reserved_seconds: int, hash_key: bytes, accounts: list[operator.Listed]) -> Iterator[str]:
-    """Delete accounts that are still as they were listed, and forget their known addresses. Yield the outcomes.
-
-    Raise Unusable.
-    """
-    with usable(), contextlib.closing(PostgresStore(url, FOR_GOOD, reserved_seconds, hash_key, is_new=False)) as store:
+    """Delete accounts that are still as they were listed, and forget their known addresses. Yield the outcomes."""
+    with contextlib.closing(PostgresStore(url, FOR_GOOD, reserved_seconds, hash_key, is_new=False)) as store:
         guessing = Guessing(1, 1, 1, 1, 1, store.tables("guessing"))  # it only forgets, so no number matters
         for listed in accounts:
             try:
