@@ -285,6 +285,10 @@ def reserved_seconds() -> int:
     return int(found[1])
 
 
+def whole(database: Path | Url) -> str:
+    return str(database) if isinstance(database, Path) else "the database"
+
+
 def only_a_file(database: Path | Url, what: str) -> Path:
     if isinstance(database, Path):
         return database
@@ -588,7 +592,7 @@ def outcome(arguments: argparse.Namespace, progress: Progress) -> int:
         say(f"maintenance: the database: {error}")
         return CANNOT
     except OSError as error:
-        say(f"maintenance: {error.filename or repr(arguments.database)}: {error.strerror}")
+        say(f"maintenance: {error.filename or whole(arguments.database)}: {error.strerror}")
         return CANNOT
 
 

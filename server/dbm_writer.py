@@ -179,15 +179,26 @@ class DbmWriter(DbmReader):
         """Whether the accounts are being moved to another store, or have been."""
         return bool(self._closed) or time.monotonic() < self._lease[1]
 
-    def close_for(self, run: str, seconds: float) -> bool:
-        """Let a run of `migrate` close the store for so long. Return false if it had done so, and it still was closed.
+    def close_for(self, run: str, seconds: float) -> None:
+        """Let a run of `migrate` close the store for so long.
 
         When this returns, all changes that anybody will hear of have ended. Raise StorageUnavailable.
         """
         with self.turn():
-            is_new = not self._closed and (self._lease[0] != run or not self.is_closed)
             self._lease = run, time.monotonic() + seconds
-        return is_new
+
+    def renew(self, run: str, seconds: float) -> bool:
+        """Keep the store closed for so long. Return false if the run has not kept it closed until now.
+
+        Raise StorageUnavailable.
+        """
+        with self.turn():
+            if is_kept := self._is_kept(run):
+                self._lease = run, time.monotonic() + seconds
+        return is_kept
+
+    def _is_kept(self, run: str) -> bool:
+        return self._lease[0] == run and time.monotonic() < self._lease[1]
 
     def close_for_good(self, run: str, state: str) -> bool:
         """Let the store stay closed, after a restart, too. Return false if the run has not kept it closed until now.
@@ -195,7 +206,7 @@ class DbmWriter(DbmReader):
         Raise StorageUnavailable.
         """
         with self.turn():
-            if self._lease[0] != run or not self.is_closed:
+            if not self._is_kept(run):
                 return False
             self.write(functools.partial(self._put_state, state))
         return True

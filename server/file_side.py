@@ -89,21 +89,30 @@ class FileSide(Side):
 
     # ---- As a source
 
-    def close_for(self, run: str, seconds: int) -> bool:
+    def close_for(self, run: str, seconds: int) -> None:
         """If a server has the file, ask it. Otherwise lock the file, so that none can use it, until the run ends."""
-        if self._has_lock:
-            return False
-        if not self._lock():
-            answer = asked(self._path, {"close": {"run": run, "seconds": seconds}})
-            if not os.path.samestat(os.fstat(self._descriptors[0]), self._path.stat()):
-                raise Impossible("the file was replaced meanwhile: run it again")
-            return bool(answer.get("isNew"))
-        return True
+        if self._has_lock or self._lock():
+            return
+        asked(self._path, {"close": {"run": run, "seconds": seconds}})
+        if not os.path.samestat(os.fstat(self._descriptors[0]), self._path.stat()):
+            raise Impossible("the file was replaced meanwhile: run it again")
+
+    def renew(self, run: str, seconds: int) -> None:
+        self._keep({"renew": {"run": run, "seconds": seconds}})
 
     def close_for_good(self, run: str, state: str) -> None:
         if self._has_lock:
             write_state(self._path, state)
-        elif not asked(self._path, {"close": {"run": run, "state": state}}).get("done"):
+        else:
+            self._keep({"move": {"run": run, "state": state}})
+
+    def _keep(self, request: dict[str, Any]) -> None:
+        """Ask the server for what it does only if the store was closed until now. Raise Lapsed if it was not."""
+        if self._has_lock:
+            return
+        if self._lock():  # the server has ended, and another one may have come in between
+            raise Lapsed
+        if not asked(self._path, request).get("done"):
             raise Lapsed
 
     def _lock(self) -> bool:

@@ -86,8 +86,12 @@ class Side(ABC):
     # As a source:
 
     @abstractmethod
-    def close_for(self, run: str, seconds: int) -> bool:
-        """Close the store for so long. Return false if this run had done so, and it was closed all the time."""
+    def close_for(self, run: str, seconds: int) -> None:
+        """Let this run close the store for so long."""
+
+    @abstractmethod
+    def renew(self, run: str, seconds: int) -> None:
+        """Keep the store closed for so long from now on. Raise Lapsed if this run has not kept it closed until now."""
 
     @abstractmethod
     def close_for_good(self, run: str, state: str) -> None:
@@ -196,8 +200,7 @@ class Renewal:
         """Renew the lease if it is time to. Call this often. Raise Lapsed."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + bounds.RENEW_SECONDS
-            if self._source.close_for(self._run, bounds.LEASE_SECONDS):
-                raise Lapsed
+            self._source.renew(self._run, bounds.LEASE_SECONDS)
 
 
 class Copy:

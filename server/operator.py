@@ -8,11 +8,12 @@ A connection carries one request and one answer, each a line of JSON. Connection
     {"remove": [{"userId": "…", "createdAt": 1764147600000, "version": 3}, …]}
     {"outcomes": ["removed", …]}
 
-A run of `migrate` closes the store for a while, again and again, and then for good. `reopen` undoes that. `isNew` says
-that the store was not closed by this run until now, and `done` that it was.
+A run of `migrate` closes the store for a while, keeps it closed, and then closes it for good. `reopen` undoes that. If
+`done` is false, the run has not kept the store closed until now, and nothing was changed.
 
-    {"close": {"run": "…", "seconds": 30}}                  {"isNew": true}
-    {"close": {"run": "…", "state": "to:…"}}                {"done": true}
+    {"close": {"run": "…", "seconds": 30}}                  {"done": true}
+    {"renew": {"run": "…", "seconds": 30}}                  {"done": true}
+    {"move": {"run": "…", "state": "to:…"}}                 {"done": true}
     {"reopen": true}                                        {"done": true}
 
 `createdAt` and `version` (the latest version, or 0) are what the operator has seen. If the account is another by now,
@@ -76,7 +77,9 @@ def socket_path(database: Path) -> Path:
 class Closable(Protocol):
     """A store that `migrate` can close for changes (server/dbm_writer.py)."""
 
-    def close_for(self, run: str, seconds: float) -> bool: ...
+    def close_for(self, run: str, seconds: float) -> None: ...
+
+    def renew(self, run: str, seconds: float) -> bool: ...
 
     def close_for_good(self, run: str, state: str) -> bool: ...
 
@@ -153,11 +156,12 @@ class Operator:
                 case {"remove": list(values)} if len(request) == 1 and len(values) <= bounds.OPERATOR_ACCOUNTS:
                     return {"outcomes": self._remove_all([Listed.of(value) for value in values])}
                 case {"close": {"run": str(run), "seconds": int(seconds)}} if 0 <= seconds <= bounds.LEASE_SECONDS:
-                    is_new = self._store.close_for(run, seconds)
-                    if is_new:
-                        log(event="closed", seconds=seconds)
-                    return {"isNew": is_new}
-                case {"close": {"run": str(run), "state": str(state)}} if migration.MOVED.fullmatch(state):
+                    self._store.close_for(run, seconds)
+                    log(event="closed", seconds=seconds)
+                    return {"done": True}
+                case {"renew": {"run": str(run), "seconds": int(seconds)}} if 0 <= seconds <= bounds.LEASE_SECONDS:
+                    return {"done": self._store.renew(run, seconds)}
+                case {"move": {"run": str(run), "state": str(state)}} if migration.MOVED.fullmatch(state):
                     if done := self._store.close_for_good(run, state):
                         log(event="moved")
                     return {"done": done}

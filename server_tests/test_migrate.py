@@ -21,6 +21,8 @@ from contract_tests.target.process import ServerProcess
 from server import bounds, clock, operator
 from server.accounts import Account, Deleted, Record, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmStore
+from server.migration import Impossible, Lapsed
+from server.postgres import side
 from server.postgres.store import PostgresStore
 from server_tests.postgres_cluster import Cluster
 from server_tests.test_maintenance import MANY, TOOL, digest, environment
@@ -344,7 +346,7 @@ def test_the_window_ends_by_itself(tmp_path, url, start):
         user = server.client()
         assert outcome(user.register_user()) == "201"
         if server is file_server:
-            assert operator.asked(path, ask) == {"isNew": True} and operator.asked(path, ask) == {"isNew": False}
+            assert operator.asked(path, ask) == {"done": True}
         else:
             with psycopg.connect(url) as connection:
                 query = "UPDATE tally SET closed_by = '01', closed_until = %s"
@@ -353,14 +355,42 @@ def test_the_window_ends_by_itself(tmp_path, url, start):
         assert outcome(user.store_backup(b"1")) == "503 unavailable"
         assert eventually(lambda user=user: user.store_backup(b"1").status_code in (200, 201), 10)
         assert time.monotonic() - began > 1
-    good = {"close": {"run": "01", "state": "to:" + "a" * 32}}
-    assert operator.asked(path, good) == {"done": False}
-    assert operator.asked(path, ask) == {"isNew": True}
+    lease = {"run": "01", "seconds": bounds.LEASE_SECONDS}
+    done, lapsed = {"done": True}, {"done": False}
+    move = {"move": {"run": "01", "state": "to:" + "a" * 32}}
+    assert operator.asked(path, {"renew": lease}) == operator.asked(path, move) == lapsed
+    assert operator.asked(path, {"close": lease}) == operator.asked(path, {"renew": lease}) == done
+    assert operator.asked(path, {"close": lease | {"run": "02"}}) == done
+    assert operator.asked(path, {"renew": lease}) == operator.asked(path, move) == lapsed
+    assert operator.asked(path, {"close": lease}) == done
     file_server.restart()
-    assert operator.asked(path, good) == {"done": False}
-    assert operator.asked(path, {"close": {"run": "01", "seconds": bounds.LEASE_SECONDS}}) == {"isNew": True}
-    assert operator.asked(path, {"close": {"run": "02", "seconds": 2}}) == {"isNew": True}
-    assert operator.asked(path, good) == {"done": False}
+    assert operator.asked(path, {"renew": lease}) == operator.asked(path, move) == lapsed
+
+
+def test_the_lease_on_a_database(url):
+    """A run that lost its lease cannot renew it, and cannot close the store for good. It may do each thing twice."""
+    fill(url, 1)
+    with side.opened(url, 901) as source:
+        source.close_for("01", 30)
+        source.close_for("01", 30)
+        source.renew("01", 30)
+        source.close_for("02", 30)
+        for lost in (lambda: source.renew("01", 30), lambda: source.close_for_good("01", "to:x")):
+            with pytest.raises(Lapsed):
+                lost()
+        source.close_for("01", 1)
+        time.sleep(1.2)
+        for lost in (lambda: source.renew("01", 30), lambda: source.close_for_good("01", "to:x")):
+            with pytest.raises(Lapsed):
+                lost()
+        source.close_for("01", 30)
+        source.close_for_good("01", "to:x")
+        source.close_for_good("01", "to:x")
+        assert source.state() == "to:x"
+        with pytest.raises(Impossible):
+            source.close_for("01", 30)
+        source.reopen()
+        assert source.state() == ""
 
 
 # ---- Beside servers -------------------------------------------------------------------------------------------------
@@ -435,7 +465,7 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path, url, start, way):
         life.stop.set()
     for life in lives:
         life.join(30)
-        assert not life.errors and life.refused
+        assert not life.errors
     assert sum(life.acknowledged for life in lives) > 50
     for server in servers:
         server.stop()
@@ -452,6 +482,7 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path, url, start, way):
                 latest = record.latest.number if record.latest else 0
                 assert latest == len(digests)
                 assert all(digests[number - 1] == sha256 for number, sha256 in kept.items())
+    assert all(life.refused for life in lives)
     assert not result("verify", "--database", target)["damage"]
 
 

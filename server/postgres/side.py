@@ -8,6 +8,7 @@ name it, so of two runs, only the later one goes on.
 import contextlib
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 
 from server import bounds, clock, operator, records
@@ -26,9 +27,10 @@ COUNT_IN_RUN = f"{COUNT} AND closed_by = %s"
 SUMMED = ("users", "backups", "versions", "new_bytes", "given_up", "bytes")
 SUMS = f"SELECT {', '.join(f'sum({name})' for name in SUMMED)} FROM tally"
 STRAY = (
-    "SELECT user_id, version FROM backup WHERE NOT EXISTS"
+    "SELECT user_id, version FROM backup WHERE user_id >= %s AND user_id < %s AND NOT EXISTS"
     " (SELECT 1 FROM account WHERE account.user_id = backup.user_id) ORDER BY user_id LIMIT 100"
 )
+PARTS = [f"{number:02x}" for number in range(256)] + ["g"]  # of the userIds, so that no statement takes too long
 
 
 class PostgresSide(Side):
@@ -64,30 +66,41 @@ class PostgresSide(Side):
 
     # ---- As a source
 
-    def close_for(self, run: str, seconds: int) -> bool:
-        def close(connection: Connection) -> bool:
-            is_new = not self._is_closed_by(connection, run)
-            self._set(connection, f"{NOW} + {1000 * seconds}", run)
-            return is_new
+    # Each may run twice: if a connection breaks, nobody knows whether its commit has happened.
 
-        return self._in_turn(close)
-
-    def close_for_good(self, run: str, state: str) -> None:
+    def close_for(self, run: str, seconds: int) -> None:
         def close(connection: Connection) -> None:
-            if not self._is_closed_by(connection, run):
-                raise Lapsed
-            self._set(connection, str(FOR_GOOD), state)
+            if any(until == FOR_GOOD for _, until in self._closings(connection)):
+                raise Impossible("the store was closed for good by another run")
+            self._set(connection, f"{NOW} + {1000 * seconds}", run)
 
         self._in_turn(close)
 
-    def _is_closed_by(self, connection: Connection, run: str) -> bool:
-        """Return whether this run has closed the store, and it still is. Let no change pass until the commit."""
-        # The time is that after the last lock.
-        rows = connection.execute("SELECT closed_by, closed_until FROM tally ORDER BY shard FOR UPDATE").fetchall()
-        ((now,),) = connection.execute(f"SELECT {NOW}").fetchall()
-        if any(until == FOR_GOOD for _, until in rows):
-            raise Impossible("the store was closed for good by another run")
-        return all(by == run and until > now for by, until in rows)
+    def renew(self, run: str, seconds: int) -> None:
+        def renew(connection: Connection) -> None:
+            self._check_kept(connection, self._closings(connection), run)
+            self._set(connection, f"{NOW} + {1000 * seconds}", run)
+
+        self._in_turn(renew)
+
+    def close_for_good(self, run: str, state: str) -> None:
+        def close(connection: Connection) -> None:
+            closings = self._closings(connection)
+            if any(each != (state, FOR_GOOD) for each in closings):
+                self._check_kept(connection, closings, run)
+                self._set(connection, str(FOR_GOOD), state)
+
+        self._in_turn(close)
+
+    def _closings(self, connection: Connection) -> list[tuple[str, int]]:
+        """Return by whom the store is closed, and until when. No change passes until the commit."""
+        found = connection.execute("SELECT closed_by, closed_until FROM tally ORDER BY shard FOR UPDATE").fetchall()
+        return [(by, until) for by, until in found]
+
+    def _check_kept(self, connection: Connection, closings: list[tuple[str, int]], run: str) -> None:
+        ((now,),) = connection.execute(f"SELECT {NOW}").fetchall()  # after the last lock
+        if any(by != run or until <= now or until == FOR_GOOD for by, until in closings):
+            raise Lapsed
 
     def _set(self, connection: Connection, until: str, by: str) -> None:
         connection.execute(f"UPDATE tally SET closed_until = {until}, closed_by = %s", (by,))  # noqa: S608 - ours
@@ -108,9 +121,8 @@ class PostgresSide(Side):
 
     def begin(self, source: str, state: str) -> None:
         def begin(connection: Connection) -> None:
-            rows = connection.execute("SELECT closed_by, closed_until FROM tally ORDER BY shard FOR UPDATE").fetchall()
+            before = next((by for by, until in self._closings(connection) if until == FOR_GOOD), "")
             is_empty = not connection.execute("SELECT 1 FROM account LIMIT 1").fetchall()
-            before = next((by for by, until in rows if until == FOR_GOOD), "")
             check_target(before, source, is_empty)
             self._set(connection, str(FOR_GOOD), state)
 
@@ -168,10 +180,9 @@ class PostgresSide(Side):
         """Open what this run has filled, or what was moved."""
 
         def reopen(connection: Connection) -> None:
-            if self._filling:
-                query = "SELECT 1 FROM tally WHERE closed_by = %s FOR UPDATE"
-                if not connection.execute(query, (self._filling,)).fetchall():
-                    raise Impossible("another run of the migration has begun")
+            states = {by for by, until in self._closings(connection) if until == FOR_GOOD}
+            if self._filling and states - {self._filling}:
+                raise Impossible("another run of the migration has begun")
             self._set(connection, "0", "")
 
         self._in_turn(reopen)
@@ -240,8 +251,9 @@ def verify(url: str, seen: Seen) -> Report:
         for done, (user_id, row) in enumerate(side.rows(), 1):
             check_account(side, user_id, row, report)
             seen(min(done, total), total)
-        for user_id, number in store.database.read(STRAY):
-            report.damage.append(Damage("stray", f"the bytes of version {number} belong to no account", user_id))
+        for part in itertools.pairwise(PARTS):
+            for user_id, number in store.database.read(STRAY, part):
+                report.damage.append(Damage("stray", f"the bytes of version {number} belong to no account", user_id))
         check_sums(store, report)
     return report
 
