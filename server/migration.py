@@ -15,6 +15,7 @@ The state of a store is a text, which both kinds of stores keep in the same form
 """
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -29,7 +30,6 @@ NAME = r"[0-9a-f-]{32,36}"
 MOVED = re.compile(rf"to:({NAME})")
 FILLING = re.compile(rf"from:({NAME}):([0-9a-f]+)")
 FEW = 20  # so many changed accounts are left for the moment in which the source is closed
-PASSES = 10  # over what has changed, before that
 ATTEMPTS = 5  # at something that others keep changing
 
 Stage = Callable[[str, Callable[[], tuple[int, int]]], None]  # gets what begins now, and what measures it
@@ -167,9 +167,9 @@ def migrate(source: Side, target: Side, stage: Stage) -> Moved:
         copy.verify(stage)
         target.check_sums()
         stage("copying what has changed", lambda: (copy.written, 0))
-        for _ in range(PASSES):
-            if copy.catch_up() <= FEW:
-                break
+        before = math.inf
+        while before > FEW and (changed := copy.catch_up()) < before / 2:  # it does not become fewer for ever
+            before = changed
         began = close(source, target, run, copy)
     target.reopen()
     closed_seconds = time.monotonic() - began

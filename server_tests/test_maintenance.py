@@ -44,7 +44,7 @@ MANY = {
 TOOL = shlex.split(os.environ.get("MAINTENANCE_COMMAND", "")) or [
     *(sys.executable, str(Path(os.environ.get("BACKUP_SERVER", SERVER)).resolve().parent / "maintenance.py"))
 ]
-COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove")
+COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove", "migrate", "reopen")
 
 
 def environment(database: Path) -> dict[str, str]:
