@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import functools
 import json
-import logging
 import os
 import re
 import signal
@@ -266,9 +265,7 @@ def looking(database: Path | Url) -> Any:
     """Return the module that looks into a store. Raise Unusable if the driver of a database is missing."""
     if isinstance(database, Path):
         return inspection
-    # What goes wrong is told in one line, and may not repeat the URL.
-    log.descriptor = os.open(os.devnull, os.O_WRONLY)
-    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    log.descriptor = os.open(os.devnull, os.O_WRONLY)  # what goes wrong is told in one line
     try:
         from server.postgres import side  # only here: who has a file needs no driver
     except ImportError:

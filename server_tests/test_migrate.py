@@ -18,7 +18,7 @@ import pytest
 
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.process import ServerProcess
-from server import bounds, clock, operator
+from server import bounds, clock, file_side, migration, operator
 from server.accounts import Account, Deleted, Record, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmStore
 from server.migration import Impossible, Lapsed
@@ -391,6 +391,117 @@ def test_the_lease_on_a_database(url):
             source.close_for("01", 30)
         source.reopen()
         assert source.state() == ""
+
+
+STRIKE = """\
+import os, sys, maintenance
+from server import bounds
+from server.file_side import FileSide
+from server.postgres.side import PostgresSide
+
+step, moment, *arguments = sys.argv[1:]
+bounds.LEASE_SECONDS = 2
+
+def struck(real):
+    def call(*values):
+        if moment == "before":
+            os._exit(9)
+        real(*values)
+        os._exit(9)
+    return call
+
+for side in (FileSide, PostgresSide):
+    setattr(side, step, struck(getattr(side, step)))
+sys.exit(maintenance.main(arguments))
+"""
+
+
+@pytest.mark.parametrize("way", ["to a database", "to a file"])
+def test_a_migration_that_ends_at_any_step_goes_on(tmp_path, url, start, way):
+    """Until the source is closed for good, it takes changes again by itself. After that, neither of the two does."""
+    path = tmp_path / "first.db"
+    source, target = (path, url) if way == "to a database" else (url, path)
+    fill(source, 5)
+    user = start(source).client()
+    assert outcome(user.register_user()) == "201"
+    latest, kept = None, []
+
+    def store(blob: bytes) -> str:
+        nonlocal latest
+        answer = user.store_backup(blob, latest)
+        if answer.status_code == 201:
+            latest = digest(blob)
+            kept.append(latest)
+        return outcome(answer)
+
+    steps = ("begin before", "begin after", "put after", "close_for before", "close_for after", "close_for_good before")
+    for number, step in enumerate((*steps, "close_for_good after", "reopen before")):
+        is_closed = number >= len(steps)
+        if not is_closed:
+            assert eventually(lambda number=number: store(b"%d" % number) == "201" or kept[number:], 10)
+        command = [*TOOL[:-1], "-c", STRIKE, *step.split(), "migrate", str(source), str(target)]
+        done = subprocess.run(command, cwd=Path(TOOL[-1]).parent, env=environment(path), capture_output=True, text=True)
+        assert done.returncode == 9, done.stderr
+        if is_closed:
+            time.sleep(2.5)
+            assert store(b"more") == "503 unavailable"
+            with pytest.raises(StorageUnavailable, match="has not ended"), opened(target):
+                pass
+        assert outcome(user.fetch_backup()) == "200"
+    result("migrate", source, target)
+    there = contents(target)
+    versions = there[user.credentials[0]][0].versions
+    assert versions[-1].number == len(kept) and versions[-1].sha256 == kept[-1]
+    assert outcome(start(target).client(user.credentials).store_backup(b"more", latest)) == "201"
+
+
+@pytest.mark.parametrize("way", ["to a database", "to a file"])
+def test_a_lease_that_was_lost_begins_the_end_again(tmp_path, url, start, monkeypatch, way):
+    """What was acknowledged between the loss and the end is at the target."""
+    monkeypatch.setattr(bounds, "LEASE_SECONDS", 2)
+    path = tmp_path / "first.db"
+    fill(path if way == "to a database" else url, 5)
+    user = start(path if way == "to a database" else url).client()
+    assert outcome(user.register_user()) == "201"
+    with contextlib.ExitStack() as stack:
+        if way == "to a database":
+            source = stack.enter_context(file_side.source(path))
+            target = stack.enter_context(side.opened(url, 901, is_made=True))
+        else:
+            source = stack.enter_context(side.opened(url, 901))
+            target = stack.enter_context(file_side.target(path))
+        real, calls = source.close_for_good, []
+
+        def late(*values: Any) -> None:
+            calls.append(values)
+            if len(calls) == 1:
+                assert eventually(lambda: user.store_backup(b"late").status_code in (200, 201), 10)
+            real(*values)
+
+        monkeypatch.setattr(source, "close_for_good", late)
+        migration.migrate(source, target, lambda name, measure: None)
+    assert len(calls) >= 2
+    assert contents(url if way == "to a database" else path)[user.credentials[0]][1] == [b"late"]
+
+
+def test_of_two_runs_only_the_later_one_goes_on(tmp_path, url):
+    with side.opened(url, 901, is_made=True) as first, side.opened(url, 901) as second:
+        account = Account(1, "c" * 64)
+        first.begin("a" * 32, f"from:{'a' * 32}:01")
+        first.put(user_id(1), account, lambda version: None)
+        second.begin("a" * 32, f"from:{'a' * 32}:02")
+        for change in (
+            lambda: first.put(user_id(2), account, lambda version: None),
+            lambda: first.remove(user_id(1)),
+            first.reopen,
+            lambda: first.begin("b" * 32, f"from:{'b' * 32}:03"),
+        ):
+            with pytest.raises(Impossible):
+                change()
+        second.put(user_id(2), account, lambda version: None)
+        second.check_sums()
+        second.reopen()
+    assert set(contents(url)) == {user_id(1), user_id(2)}
 
 
 # ---- Beside servers -------------------------------------------------------------------------------------------------
