@@ -1,4 +1,4 @@
-"""The tools of whoever runs the server: look at the store, copy it, put a copy back, and remove accounts.
+"""The tools of whoever runs the server: look at the store, copy it, put a copy back, remove and move accounts.
 
 docs/operations.md explains them under "Maintenance". Every command can be interrupted at any point, and run again.
 """
@@ -242,6 +242,20 @@ def result_of(report: inspection.Report, arguments: argparse.Namespace) -> tuple
 
 
 def verify(arguments: argparse.Namespace, progress: Progress) -> int:
+    if callable(arguments.bucket):
+        report = verified(functools.partial(recovery.verify, arguments.bucket, arguments.at), progress)
+    elif arguments.bucket or arguments.at:
+        raise Unusable("--at needs a bucket, s3://NAME, and the store is named by --database")
+    else:
+        report = verified(functools.partial(looking(arguments.database).verify, arguments.database), progress)
+    value, lines = result_of(report, arguments)
+    verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
+    show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
+    return DAMAGED if report.damage else FINE
+
+
+def verified(work: Callable[[inspection.Seen], inspection.Report], progress: Progress) -> inspection.Report:
+    """Do a verification. Return what it has found."""
     at = (0, 0)
 
     def seen(done: int, of: int) -> None:
@@ -249,16 +263,7 @@ def verify(arguments: argparse.Namespace, progress: Progress) -> int:
         at = (done, of)
 
     progress.stage("verifying", lambda: at)
-    if callable(arguments.bucket):
-        report = recovery.verify(arguments.bucket, arguments.at, seen)
-    elif arguments.bucket or arguments.at:
-        raise Unusable("--at needs a bucket, s3://NAME, and the store is named by --database")
-    else:
-        report = looking(arguments.database).verify(arguments.database, seen)
-    value, lines = result_of(report, arguments)
-    verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
-    show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
-    return DAMAGED if report.damage else FINE
+    return work(seen)
 
 
 def looking(database: Path | Url) -> Any:
@@ -505,6 +510,12 @@ def asked(database: Path | Url, found: list[Usage]) -> Iterator[str]:
 
 
 def migrate(arguments: argparse.Namespace, progress: Progress) -> int:
+    # What a damaged index does not show would be left behind.
+    report = verified(functools.partial(looking(arguments.source).verify, arguments.source), progress)
+    if report.damage:
+        value, lines = result_of(report, arguments)
+        show(arguments, value, [*lines, "damage was found, so nothing was moved"])
+        return DAMAGED
     with opened(arguments.source, file_side.source, is_target=False) as source:
         with opened(arguments.target, file_side.target, is_target=True) as target:
             if source.name == target.name:
@@ -513,7 +524,7 @@ def migrate(arguments: argparse.Namespace, progress: Progress) -> int:
     lines = [
         f"at the target, verified: {moved.accounts:,} accounts, {moved.versions:,} versions, {megabytes(moved.bytes)}",
         f"the source took no changes for {moved.closed_seconds:.1f} s, and stays closed: it still gives what it has",
-        "now start the servers on the target, send the clients there, and stop those on the source",
+        "now send the clients to servers on the target, and stop those on the source",
         "to go back, migrate from the target to the source; reopen is only for a target that nobody has used",
     ]
     value = {

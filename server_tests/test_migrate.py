@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -153,6 +154,7 @@ def test_accounts_survive_the_way_to_a_database_and_back(tmp_path, url):
     assert kinds.count(Deleted) == 4 and any(blobs for _, blobs in before.values())
     moved = result("migrate", first, url)
     assert moved["copied"] == 30 and moved["accounts"] == 26
+    assert not result("verify", "--database", first)["damage"] and contents(first) == before
     assert contents(url) == before
     assert not result("verify", "--database", url)["damage"]
     with psycopg.connect(url) as connection:
@@ -171,6 +173,7 @@ def test_what_was_moved_stays_closed_until_it_is_reopened(tmp_path, url, start):
     source = start(path)
     user = source.client()
     assert outcome(user.register_user()) == "201" and outcome(user.store_backup(b"1")) == "201"
+    target = start(url)  # a server may wait there already
     result("migrate", path, url)
     for server in (source, source.restart()):
         user.base_url = server.base_url
@@ -186,7 +189,6 @@ def test_what_was_moved_stays_closed_until_it_is_reopened(tmp_path, url, start):
         assert user.fetch_backup().status_code == 200
         assert user.get_health().json() == {"status": "ok", "version": user.get_health().json()["version"]}
     assert source.log()[-20:] and any(line.get("moved") for line in source.log())
-    target = start(url)
     same = target.client(user.credentials)
     assert same.fetch_backup().json()["sha256"] == digest(b"1")
     assert outcome(same.store_backup(b"2", digest(b"1"))) == "201"
@@ -258,8 +260,11 @@ def test_a_target_with_a_server_and_a_damaged_source_are_refused(tmp_path, url, 
     assert "stop the server first" in refused("migrate", url, target)
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE account SET record = record || '\\x00' WHERE user_id = %s", (user_id(0),))
-    process = started("migrate", url, tmp_path / "new.db")
-    assert "damage was found" in process.communicate()[1] and process.returncode == 1
+    assert [each["kind"] for each in result("migrate", url, tmp_path / "new.db", code=1)["damage"]] == ["record"]
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM Dict WHERE key = ?", (f"user/{user_id(1)}".encode(),))
+    damage = result("migrate", path, url, code=1)["damage"]
+    assert {each["kind"] for each in damage} == {"stray"} and not (tmp_path / "new.db").exists()
 
 
 def test_the_url_shows_nowhere(url):
