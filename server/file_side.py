@@ -213,8 +213,9 @@ def target(path: Path) -> Iterator[FileSide]:
     """Open the file of a store that no server uses, or make it. No server can use it meanwhile. Raise Unusable."""
     path = Path(os.path.realpath(path))
     descriptors: list[int] = []
+    is_made, is_unused = not path.exists(), False
     try:
-        if not path.exists():
+        if is_made:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             store_file.make(path, FILE_FORMAT)
             if os.geteuid() == 0:  # the server's user has to be able to open it
@@ -226,7 +227,16 @@ def target(path: Path) -> Iterator[FileSide]:
         store_file.lock(path, descriptors)
         with contextlib.closing(inspection.connect(path, "rw")) as connection:
             prepare(connection)
-            yield FileSide(path, connection, descriptors)
+            side = FileSide(path, connection, descriptors)
+            try:
+                yield side
+            except Impossible:
+                is_unused = is_made and not side.state() and next(side.rows(), None) is None
+                raise
+    except Impossible:
+        if is_unused:  # a server would take it for a store without accounts
+            path.unlink()
+        raise
     except BlockingIOError:
         raise Unusable(f"{path}: a server has it open: stop the server first") from None
     except sqlite3.Error as error:

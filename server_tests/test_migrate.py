@@ -235,7 +235,8 @@ def test_a_target_that_is_not_this_ones_is_refused(tmp_path, url, cluster):
     result("migrate", first, another := cluster.new_database())
     result("migrate", another, third := tmp_path / "third.db")
     assert "another store" in refused("migrate", other, another)
-    assert "moved to another store" in refused("migrate", first, tmp_path / "fourth.db")
+    assert "moved to another store" in refused("migrate", first, fourth := tmp_path / "fourth.db")
+    assert not list(tmp_path.glob(f"{fourth.name}*"))
     assert contents(third) == contents(first)
 
 
