@@ -1439,13 +1439,14 @@ def serve(settings: Settings, spec: Spec) -> None:
             "newStore": store.is_made,
             "leavesDeletedBytes": not store.erases,
             "keepsCounts": store.keeps_counts,
+            "moved": store.is_moved,
         }
         serving = server.identity | {name: True for name, is_so in notes.items() if is_so}
         if settings.metrics_port is not None:
             serving["metrics"] = serve_metrics(settings, spec, store, health, http)
         with contextlib.ExitStack() as stack:
-            if not settings.database_url:  # there, whoever removes an account goes to the database
-                orders = operator.Operator(settings.database_path, functools.partial(remove, server))
+            if isinstance(store, DbmStore):  # in a database, whoever removes an account goes to the database
+                orders = operator.Operator(settings.database_path, functools.partial(remove, server), store)
                 stack.enter_context(contextlib.closing(orders))
             http.run(operations=len(spec.operations), **serving)
 
@@ -1471,13 +1472,12 @@ def opened_database(settings: Settings, url: str, reserved_seconds: int) -> Stor
     if settings.bucket is not None:
         raise StartupError("BUCKET_NAME is for a store in a file. A database has copies of its own (docs/scaling.md).")
     try:
-        from server.postgres.store import PostgresStore  # only here: who has a file needs no driver
+        from server.postgres.store import PostgresStore, hash_key  # only here: who has a file needs no driver
     except ImportError:
         raise StartupError("DATABASE_URL needs a driver: pip install -r requirements/postgres.txt.") from None
-    # What all servers know, and neither the database nor a client does.
-    hash_key = f"{settings.admin_key or ''} {url}".encode()
+    key = hash_key(url, settings.admin_key)
     try:
-        return PostgresStore(url, settings.database_bytes, reserved_seconds, hash_key, settings.is_new_store)
+        return PostgresStore(url, settings.database_bytes, reserved_seconds, key, settings.is_new_store)
     except StorageUnavailable as error:
         raise StartupError(f"DATABASE_URL: {error}.") from None
 

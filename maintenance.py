@@ -1,4 +1,4 @@
-"""The tools of whoever runs the server: look at the store, copy it, put a copy back, and remove accounts.
+"""The tools of whoever runs the server: look at the store, copy it, put a copy back, remove and move accounts.
 
 docs/operations.md explains them under "Maintenance". Every command can be interrupted at any point, and run again.
 """
@@ -20,10 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from server import bounds, clock, copies, inspection, operator, recovery
-from server.accounts import ESTABLISHED_DAYS
+from server import bounds, clock, copies, file_side, inspection, migration, operator, recovery
+from server.accounts import ESTABLISHED_DAYS, Damaged, StorageError
 from server.bucket import VARIABLES, Address, Bucket
 from server.inspection import Unusable, Usage
+from server.log import log
 
 FINE, DAMAGED, CANNOT = 0, 1, 2
 NOTHING_DONE = DAMAGED
@@ -88,10 +89,31 @@ def source(text: str) -> Path | Callable[[], Bucket]:
     return functools.partial(Bucket, address)
 
 
+class Url(str):
+    """The URL of a database, which may have a password. Nothing prints it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "URL"
+
+
+def store(text: str) -> Path | Url:
+    """Return a file or a database. The word DATABASE_URL stands for what this variable has."""
+    if text == "DATABASE_URL":
+        text = os.environ.get(text, "")
+        if not text:
+            raise argparse.ArgumentTypeError("the variable DATABASE_URL is not set")
+        return Url(text)
+    return Url(text) if re.match("postgres(ql)?://", text) else Path(text)
+
+
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("DATABASE_PATH") or "data/backup.db"
-    common.add_argument("--database", type=Path, default=Path(default), metavar="FILE", help=f"the store ({default})")
+    usual = Url(os.environ["DATABASE_URL"]) if os.environ.get("DATABASE_URL") else Path(default)
+    text = f"the store: a file, or the URL of a database ({'DATABASE_URL' if isinstance(usual, Url) else default})"
+    common.add_argument("--database", type=store, default=usual, metavar="STORE", help=text)
     common.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     full = argparse.ArgumentParser(add_help=False)
     full.add_argument("--full", action="store_true", help=f"print userIds whole, not their first {SHOWN} characters")
@@ -141,6 +163,11 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     added = command(remove, "let the running server delete the accounts that match, for good", full, filters)
     added.add_argument("--dry-run", action="store_true", help="only list them")
     added.add_argument("--yes", action="store_true", help="do not ask")
+    added = command(migrate, "move all accounts from a file to a database, or back, while servers use the source")
+    text = "a file, a URL, or the word DATABASE_URL for the URL in this variable, which keeps a password out of sight"
+    added.add_argument("source", type=store, metavar="SOURCE", help=text)
+    added.add_argument("target", type=store, metavar="TARGET", help="the same; it has to be new, or to be left by this")
+    command(reopen, "let a store whose accounts were moved take changes again; what came after stays in the other one")
     return parser.parse_args(argv)
 
 
@@ -215,6 +242,20 @@ def result_of(report: inspection.Report, arguments: argparse.Namespace) -> tuple
 
 
 def verify(arguments: argparse.Namespace, progress: Progress) -> int:
+    if callable(arguments.bucket):
+        report = verified(functools.partial(recovery.verify, arguments.bucket, arguments.at), progress)
+    elif arguments.bucket or arguments.at:
+        raise Unusable("--at needs a bucket, s3://NAME, and the store is named by --database")
+    else:
+        report = verified(functools.partial(looking(arguments.database).verify, arguments.database), progress)
+    value, lines = result_of(report, arguments)
+    verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
+    show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
+    return DAMAGED if report.damage else FINE
+
+
+def verified(work: Callable[[inspection.Seen], inspection.Report], progress: Progress) -> inspection.Report:
+    """Do a verification. Return what it has found."""
     at = (0, 0)
 
     def seen(done: int, of: int) -> None:
@@ -222,24 +263,58 @@ def verify(arguments: argparse.Namespace, progress: Progress) -> int:
         at = (done, of)
 
     progress.stage("verifying", lambda: at)
-    if callable(arguments.bucket):
-        report = recovery.verify(arguments.bucket, arguments.at, seen)
-    elif arguments.bucket or arguments.at:
-        raise Unusable("--at needs a bucket, s3://NAME, and the store is named by --database")
-    else:
-        report = inspection.verify(arguments.database, seen)
-    value, lines = result_of(report, arguments)
-    verdict = f"{len(report.damage):,} things are damaged" if report.damage else "nothing is damaged"
-    show(arguments, value, [*lines, f"{summary(report)}: {verdict}"])
-    return DAMAGED if report.damage else FINE
+    return work(seen)
+
+
+def looking(database: Path | Url) -> Any:
+    """Return the module that looks into a store. Raise Unusable if the driver of a database is missing."""
+    if isinstance(database, Path):
+        return inspection
+    log.descriptor = os.open(os.devnull, os.O_WRONLY)  # what goes wrong is told in one line
+    try:
+        from server.postgres import side  # only here: who has a file needs no driver
+    except ImportError:
+        raise Unusable("a database needs a driver: pip install -r requirements/postgres.txt") from None
+    return side
+
+
+def reserved_seconds() -> int:
+    """Return for how long a deleted userId is reserved. openapi.yaml says so, to the servers, too."""
+    text = (Path(__file__).parent / "openapi.yaml").read_text()
+    found = re.search(r"^  deletedUserSeconds: ([0-9]+)$", text, re.MULTILINE)
+    if not found:
+        raise Unusable("openapi.yaml: it does not have deletedUserSeconds")
+    return int(found[1])
+
+
+def whole(database: Path | Url) -> str:
+    return str(database) if isinstance(database, Path) else "the database"
+
+
+def only_a_file(database: Path | Url, what: str) -> Path:
+    if isinstance(database, Path):
+        return database
+    raise Unusable(what)
 
 
 def snapshot(arguments: argparse.Namespace, progress: Progress) -> int:
-    report = copies.snapshot(arguments.database, arguments.path, arguments.force, arguments.damaged, progress.stage)
+    path, force, damaged = arguments.path, arguments.force, arguments.damaged
+    if isinstance(arguments.database, Path):
+        report = copies.snapshot(arguments.database, path, force, damaged, progress.stage)
+    else:
+        with looking(arguments.database).opened(arguments.database, 0) as side:
+            report = copies.snapshot_by(functools.partial(copied_from, side), path, force, damaged, progress.stage)
     return copied(report, arguments, {"snapshot": str(arguments.path)}, [f"{arguments.path}: {summary(report)}"])
 
 
+def copied_from(side: migration.Side, part: Path, stage: copies.Stage) -> list[inspection.Damage]:
+    """Write what a database has into a file."""
+    stage("copying", copies.no_measure)
+    return file_side.fill(side, part)
+
+
 def restore(arguments: argparse.Namespace, progress: Progress) -> int:
+    only_a_file(arguments.database, "restore is for a file: to put a snapshot into an empty database, migrate it there")
     if callable(arguments.path):
         fill = functools.partial(filled, arguments.path, arguments.at)
         report, kept = copies.restore_by(fill, arguments.database, arguments.damaged, progress.stage)
@@ -261,6 +336,7 @@ def filled(connect: Callable[[], Bucket], at: int | None, part: Path, stage: cop
 
 
 def compact(arguments: argparse.Namespace, progress: Progress) -> int:
+    only_a_file(arguments.database, "compact is for a file: a database has VACUUM, which it runs by itself")
     report = copies.compact(arguments.database, arguments.damaged, progress.stage)
     after = arguments.database.stat().st_size
     lines = [f"{arguments.database}: {summary(report)}, in a file of {megabytes(after)}"]
@@ -306,7 +382,7 @@ def matching(arguments: argparse.Namespace, progress: Progress, sort: str) -> tu
 
     progress.stage("reading", lambda: at)
     now, found, damaged = clock.now(), [], 0
-    for usage in inspection.usages(arguments.database, seen):
+    for usage in looking(arguments.database).usages(arguments.database, seen):
         damaged += usage is None
         if usage and matches(usage, arguments, now):
             found.append(usage)
@@ -406,8 +482,14 @@ def confirm(found: list[Usage], lines: list[str]) -> None:
         raise Unusable("nothing was removed")
 
 
-def asked(database: Path, found: list[Usage]) -> Iterator[str]:
-    """Let the server delete these accounts. Yield the outcomes. Raise Unusable if there is no server."""
+def asked(database: Path | Url, found: list[Usage]) -> Iterator[str]:
+    """Delete these accounts, or let the server of a file do so. Yield the outcomes. Raise Unusable."""
+    if isinstance(database, Url):
+        side = looking(database)
+        key = side.hash_key(database, os.environ.get("ADMIN_SECRET_KEY"))
+        listed = [operator.Listed(usage.user_id, usage.created_at, usage.version) for usage in found]
+        yield from side.remove(database, reserved_seconds(), key, listed)
+        return
     for first in range(0, len(found), bounds.OPERATOR_ACCOUNTS):
         part = found[first : first + bounds.OPERATOR_ACCOUNTS]
         try:
@@ -422,6 +504,52 @@ def asked(database: Path, found: list[Usage]) -> Iterator[str]:
             raise Unusable(f"{operator.socket_path(database)}: the server does not answer: {reason}") from None
         except operator.Refused as error:
             raise Unusable(f"the server refuses: {error}") from None
+
+
+# --- Moving -----------------------------------------------------------------------------------------------------------
+
+
+def migrate(arguments: argparse.Namespace, progress: Progress) -> int:
+    # What a damaged index does not show would be left behind.
+    report = verified(functools.partial(looking(arguments.source).verify, arguments.source), progress)
+    if report.damage:
+        value, lines = result_of(report, arguments)
+        show(arguments, value, [*lines, "damage was found, so nothing was moved"])
+        return DAMAGED
+    with opened(arguments.source, file_side.source, is_target=False) as source:
+        with opened(arguments.target, file_side.target, is_target=True) as target:
+            if source.name == target.name:
+                raise Unusable("the target is the source")
+            moved = migration.migrate(source, target, progress.stage)
+    lines = [
+        f"at the target, verified: {moved.accounts:,} accounts, {moved.versions:,} versions, {megabytes(moved.bytes)}",
+        f"the source took no changes for {moved.closed_seconds:.1f} s, and stays closed: it still gives what it has",
+        "now send the clients to servers on the target, and stop those on the source",
+        "to go back, migrate from the target to the source; reopen is only for a target that nobody has used",
+    ]
+    value = {
+        "accounts": moved.accounts,
+        "versions": moved.versions,
+        "bytes": moved.bytes,
+        "copied": moved.copied,
+        "closedSeconds": round(moved.closed_seconds, 3),
+    }
+    show(arguments, value, lines)
+    return FINE
+
+
+def opened(database: Path | Url, of_file: Callable[[Path], Any], is_target: bool) -> Any:
+    """Open a store as a side of a migration."""
+    if isinstance(database, Path):
+        return of_file(database)
+    return looking(database).opened(database, reserved_seconds(), is_target)
+
+
+def reopen(arguments: argparse.Namespace, progress: Progress) -> int:
+    database = arguments.database
+    done = file_side.reopen(database) if isinstance(database, Path) else looking(database).reopen(database)
+    show(arguments, {"reopened": done}, ["the store takes changes again" if done else "the store was not closed"])
+    return FINE if done else NOTHING_DONE
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------
@@ -462,19 +590,30 @@ def outcome(arguments: argparse.Namespace, progress: Progress) -> int:
     except Unusable as error:
         say(f"maintenance: {error}")
         return DAMAGED if isinstance(error, inspection.Broken) else CANNOT
+    except migration.Impossible as error:
+        say(f"maintenance: {error}")
+        return CANNOT
+    except Damaged:
+        say("maintenance: damage was found, so nothing was moved: verify says which")
+        return DAMAGED
+    except StorageError as error:
+        say(f"maintenance: the database: {error}")
+        return CANNOT
     except OSError as error:
-        say(f"maintenance: {error.filename or arguments.database}: {error.strerror}")
+        say(f"maintenance: {error.filename or whole(arguments.database)}: {error.strerror}")
         return CANNOT
 
 
 def end(arguments: argparse.Namespace, number: int, frame: Any) -> None:
     """End at once, by a signal. Remove the unfinished copy."""
     target = arguments.path if arguments.run is snapshot else arguments.database
-    if arguments.run in (snapshot, restore, compact):
+    if isinstance(target, Path) and arguments.run in (snapshot, restore, compact):
         copies.CREATING.acquire(timeout=1)  # a second signal may find it taken by the first
         with contextlib.suppress(OSError):
             copies.remove_leftovers(Path(os.path.realpath(target)) if arguments.run is not snapshot else target)
     more = f"; the server may still remove up to {bounds.OPERATOR_ACCOUNTS}" if arguments.run is remove else ""
+    if arguments.run is migrate:
+        more = f"; the source takes changes again within {bounds.LEASE_SECONDS} s, unless all was moved"
     say(f"maintenance: interrupted{more}")
     os._exit(128 + number)
 

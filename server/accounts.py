@@ -98,6 +98,12 @@ class TooSlow(StorageUnavailable):
     what = "takes too long now"
 
 
+class Closed(StorageUnavailable):
+    """The accounts are being moved to another store, or have been. Nothing was changed."""
+
+    what = "takes no changes now, because it moves to another place"
+
+
 class Damaged(StorageError):
     """Stored bytes have changed: their digest says so."""
 
@@ -226,10 +232,11 @@ class Store(StoreReader):
 
     A store may forget a deleted account when its userId is no longer reserved. `is_made` says that there was none
     before, `erases` that no bytes of what is deleted stay in its file, and `keeps_counts` that no restart forgets what
-    limits have counted.
+    limits have counted. `is_moved` says that the accounts were moved to another store when this one was opened, so that
+    it takes no changes.
     """
 
-    is_made, erases, keeps_counts = False, True, False
+    is_made, erases, keeps_counts, is_moved = False, True, False, False
 
     @abstractmethod
     def account(self, user_id: str) -> AbstractContextManager[HeldAccount]:

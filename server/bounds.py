@@ -65,6 +65,9 @@ OPERATOR_SECONDS = 5  # for a request to arrive, and for the answer to be read
 OPERATOR_LINE_BYTES = 16 * KIB  # an account takes 130
 OPERATOR_ACCOUNTS = 20  # in a request, so that a stop and whoever waits see an end: each takes some milliseconds
 
+LEASE_SECONDS = 30  # for so long, a run of `migrate` closes the store, and does so again and again
+RENEW_SECONDS = 5  # between two times
+
 # --- The metrics ------------------------------------------------------------------------------------------------------
 # Past a bound, a connection is cut off: past the number, the oldest one.
 

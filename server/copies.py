@@ -60,11 +60,18 @@ def snapshot(
     Raise Unusable, also if the target exists and `force` is not set, and DamagedCopy unless `damaged` is set.
     """
     refuse_same(database, target)
+    return snapshot_by(functools.partial(vacuum_into, database), target, force, damaged, stage)
+
+
+def snapshot_by(
+    fill: Fill, target: Path, force: bool = False, damaged: bool = False, stage: Stage = no_stage
+) -> inspection.Report:
+    """Make a verified file of what `fill` writes, as `snapshot` does."""
     # What SQLite has left beside a former file of this name would be taken for a part of the new one.
     there = [path for path in with_companions(target) if os.path.lexists(path)]
     if there and not force:
         raise Unusable(f"{there[0]}: it exists already: choose another name, or add --force")
-    with new_copy(functools.partial(vacuum_into, database), target, damaged, stage) as (part, report):
+    with new_copy(fill, target, damaged, stage) as (part, report):
         if force:
             remove_companions(target)
             part.replace(target)

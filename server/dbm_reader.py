@@ -33,7 +33,7 @@ from server.store_file import FrozenFile, address, is_frozen
 FILE_FORMAT = b"2"
 FORMER_FORMAT = b"1"  # without checksums; the server reads it, and converts a record when it next writes it
 UNKNOWN_FORMAT = "it is not a store in a format that this server knows"
-KEY = re.compile(rb"user/([0-9a-f]{64})|blob/([0-9a-f]{64})/(0|[1-9][0-9]{0,8})|format|probe")
+KEY = re.compile(rb"user/([0-9a-f]{64})|blob/([0-9a-f]{64})/(0|[1-9][0-9]{0,8})|format|probe|closed")
 ERRORS = (dbm.sqlite3.error, sqlite3.Error)
 DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # the codes that say so
 

@@ -107,6 +107,7 @@ class HeldRow(HeldAccount):
         self.is_deleted = False  # by this block
 
     def create(self, account: Account) -> None:
+        self._store.check_open()
         self._store.check_space(0)
         if not takes_accounts(self._store.volume()):
             raise StorageFull("there is no room for more accounts")
@@ -122,6 +123,7 @@ class HeldRow(HeldAccount):
     def append(
         self, account: Account, data: bytes, on_commit: Callable[[], None] = nothing, gives_back: bool = False
     ) -> None:
+        self._store.check_open()
         self._store.check_space(len(data))
         before = self._living()
         slot = before.next_slot()
@@ -148,6 +150,7 @@ class HeldRow(HeldAccount):
             self._store.write(functools.partial(self._store.put_blob, self._user_id, slot, data))
 
     def delete(self, moment: int, on_commit: Callable[[], None] = nothing, by_operator: bool = False) -> None:
+        self._store.check_open()
         if isinstance(self.record, Deleted):
             by_operator = self.record.by_operator
         self._store.write(functools.partial(self._delete, Deleted(moment, by_operator), on_commit))

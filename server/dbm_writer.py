@@ -25,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import bounds, lanes
-from server.accounts import Damaged, StorageError, StorageFull, StorageUnavailable, Volume
+from server import bounds, lanes, migration
+from server.accounts import Closed, Damaged, StorageError, StorageFull, StorageUnavailable, Volume
 from server.clock import ClockCheck
 from server.counts import Tally
 from server.dbm_reader import (
@@ -46,6 +46,7 @@ from server.log import log
 from server.replica import Replica
 from server.store_file import FrozenFile, StoreFile, address, check_table, drop_ballast, obstacle, whose
 
+CLOSED = b"closed"  # the key of a value that says where the accounts were moved (server/migration.py)
 PROBE = b"probe"  # the key of a value that is written to see whether it can be: the time, for the next start
 NOT_SYNCED = "this SQLite does not sync each commit (WAL, synchronous=FULL): use another build"
 ONLY_READS = "the file cannot be written, so only reads are served: look at the disk, and how it is mounted"
@@ -105,9 +106,11 @@ class DbmWriter(DbmReader):
         self.clock = ClockCheck(0)
         self.empty_log_at: float | None = None  # by the monotonic clock; something was erased, and is in the log
         self._changing = threading.Lock()  # the turn; see `turn`
+        self._closed = ""  # the state of a store that is closed for good, as `server/migration.py` writes it
+        self._lease: tuple[str, float] = ("", -math.inf)  # which run has closed it for a while, and until when
         self._free_pages = FreePages(0, False, -math.inf)
         self._file = StoreFile(path, FILE_FORMAT, is_new)
-        self.is_made, self.erases = self._file.is_made, True
+        self.is_made, self.erases, self.is_moved = self._file.is_made, True, False
         self._writer = lanes.Lane("writer", 1, 1)
         self._last_write = self._start_write(self._open)
         try:
@@ -131,6 +134,8 @@ class DbmWriter(DbmReader):
             if found is None:
                 raise StorageUnavailable(UNKNOWN_FORMAT)
             self.clock = ClockCheck(last_written(database))
+            self._closed = migration.startable((database.get(CLOSED) or b"").decode())
+            self.is_moved = bool(self._closed)
             self.has_failed_commit = True
             if not isinstance(database, FrozenFile):
                 self._check_that_it_syncs()
@@ -168,6 +173,56 @@ class DbmWriter(DbmReader):
             return
         lanes.stop(self._writer)
         self._file.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the accounts are being moved to another store, or have been."""
+        return bool(self._closed) or time.monotonic() < self._lease[1]
+
+    def close_for(self, run: str, seconds: float) -> None:
+        """Let a run of `migrate` close the store for so long.
+
+        When this returns, all changes that anybody will hear of have ended. Raise StorageUnavailable.
+        """
+        with self.turn():
+            self._lease = run, time.monotonic() + seconds
+
+    def renew(self, run: str, seconds: float) -> bool:
+        """Keep the store closed for so long. Return false if the run has not kept it closed until now.
+
+        Raise StorageUnavailable.
+        """
+        with self.turn():
+            if is_kept := self._is_kept(run):
+                self._lease = run, time.monotonic() + seconds
+        return is_kept
+
+    def _is_kept(self, run: str) -> bool:
+        return self._lease[0] == run and time.monotonic() < self._lease[1]
+
+    def close_for_good(self, run: str, state: str) -> bool:
+        """Let the store stay closed, after a restart, too. Return false if the run has not kept it closed until now.
+
+        Raise StorageUnavailable.
+        """
+        with self.turn():
+            if not self._is_kept(run):
+                return False
+            self.write(functools.partial(self._put_state, state))
+        return True
+
+    def reopen(self) -> None:
+        """Let the store take changes again. Raise StorageUnavailable."""
+        with self.turn():
+            self.write(functools.partial(self._put_state, ""))
+
+    def _put_state(self, state: str) -> None:
+        with self._database() as database:
+            if state:
+                database[CLOSED] = state.encode()
+            elif CLOSED in database:
+                del database[CLOSED]
+        self._closed, self._lease = state, ("", -math.inf)
 
     def volume(self) -> Volume:
         """Return how much space there is. Raise StorageUnavailable."""
@@ -212,6 +267,11 @@ class DbmWriter(DbmReader):
             del write
 
     # The caller of these methods has the turn.
+
+    def check_open(self) -> None:
+        """Raise Closed if the accounts are being moved."""
+        if self.is_closed:
+            raise Closed("the accounts are being moved")
 
     def write(self, change: Callable[[], None]) -> None:
         """Run `change` on the writing thread, and wait for it. Raise what it raises.

@@ -112,7 +112,7 @@ def together(connection: sqlite3.Connection) -> Iterator[None]:
 class Damage(NamedTuple):
     """Something that is damaged. `what` names nobody."""
 
-    kind: str  # file, page, key, index, record, missing, blob or stray
+    kind: str  # file, page, key, index, record, missing, blob, stray or sums
     what: str
     user_id: str | None = None
 
@@ -299,6 +299,22 @@ class Usage(NamedTuple):
     stored_bytes: int  # in its slots, with those of dropped versions
     upload_days: int  # on how many days it has uploaded, as far as that is known
 
+    @classmethod
+    def of(cls, user_id: str, account: Account, stored_bytes: int | None = None) -> "Usage":
+        """Return what there is to say of an account. Nothing is stored beside its versions, unless it is given."""
+        moments = [version.stored_at for version in account.versions] + [upload.moment for upload in account.uploads]
+        size = sum(version.size for version in account.versions)
+        return cls(
+            user_id=user_id,
+            created_at=account.created_at,
+            last_use=max([account.created_at, *moments]),
+            version=account.latest.number if account.latest else 0,
+            versions=len(account.versions),
+            bytes=size,
+            stored_bytes=size if stored_bytes is None else stored_bytes,
+            upload_days=account.upload_days,
+        )
+
 
 def usages(path: Path, seen: Seen = lambda done, of: None) -> Iterator[Usage | None]:
     """Yield each account that exists, and None for each record that is damaged. Raise Unusable."""
@@ -343,14 +359,4 @@ def usage_of(connection: sqlite3.Connection, key: bytes) -> Iterator[Usage | Non
         yield None
         return
     if isinstance(account, Account):
-        moments = [version.stored_at for version in account.versions] + [upload.moment for upload in account.uploads]
-        yield Usage(
-            user_id=user_id,
-            created_at=account.created_at,
-            last_use=max([account.created_at, *moments]),
-            version=account.latest.number if account.latest else 0,
-            versions=len(account.versions),
-            bytes=sum(version.size for version in account.versions),
-            stored_bytes=stored_bytes,
-            upload_days=account.upload_days,
-        )
+        yield Usage.of(user_id, account, stored_bytes)

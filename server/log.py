@@ -48,7 +48,7 @@ class Log:
         self.debug = False
         self.lines_lost = 0  # since the start, whether a line has said so or not
         self.listener: Callable[[Mapping[str, Any]], None] = nothing  # gets each event, in the thread that logs it
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._encode = json.JSONEncoder(check_circular=False).encode  # json.dumps takes half as long again
         self._time = (0, "")  # a second, and how it is written
         self._lock = threading.Lock()  # held for moments, never while something is written
@@ -126,7 +126,7 @@ class Log:
         try:
             while written < len(data):
                 try:
-                    written += os.write(self._descriptor, data[written:])
+                    written += os.write(self.descriptor, data[written:])
                 except BlockingIOError:
                     time.sleep(FULL_SECONDS)
         except OSError as error:

@@ -8,6 +8,14 @@ A connection carries one request and one answer, each a line of JSON. Connection
     {"remove": [{"userId": "…", "createdAt": 1764147600000, "version": 3}, …]}
     {"outcomes": ["removed", …]}
 
+A run of `migrate` closes the store for a while, keeps it closed, and then closes it for good. `reopen` undoes that. If
+`done` is false, the run has not kept the store closed until now, and nothing was changed.
+
+    {"close": {"run": "…", "seconds": 30}}                  {"done": true}
+    {"renew": {"run": "…", "seconds": 30}}                  {"done": true}
+    {"move": {"run": "…", "state": "to:…"}}                 {"done": true}
+    {"reopen": true}                                        {"done": true}
+
 `createdAt` and `version` (the latest version, or 0) are what the operator has seen. If the account is another by now,
 or has a newer version, it stays. A request that is malformed gets {"error": "…"}.
 """
@@ -22,9 +30,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from server import bounds, i_json
+from server import bounds, i_json, migration
 from server.accounts import StorageError
 from server.log import log
 
@@ -66,16 +74,28 @@ def socket_path(database: Path) -> Path:
 # --- The server's side ------------------------------------------------------------------------------------------------
 
 
+class Closable(Protocol):
+    """A store that `migrate` can close for changes (server/dbm_writer.py)."""
+
+    def close_for(self, run: str, seconds: float) -> None: ...
+
+    def renew(self, run: str, seconds: float) -> bool: ...
+
+    def close_for_good(self, run: str, state: str) -> bool: ...
+
+    def reopen(self) -> None: ...
+
+
 class Operator:
     """Listens on the socket, in a thread of its own, until it is closed."""
 
-    def __init__(self, database: Path, remove: Callable[[Listed], str]) -> None:
-        """Begin. `remove` deletes an account and returns the outcome.
+    def __init__(self, database: Path, remove: Callable[[Listed], str], store: Closable) -> None:
+        """Begin. `remove` deletes an account and returns the outcome, and `store` can be closed.
 
         The caller holds the lock on the file, so a socket that is there already is one that a killed server has left.
         If the socket cannot be made, the log says so, and the server does without.
         """
-        self._path, self._remove = socket_path(database), remove
+        self._path, self._store, self._remove = socket_path(database), store, remove
         self._stopping = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.settimeout(1)  # on some systems, nothing else ends a wait for a connection
@@ -135,8 +155,22 @@ class Operator:
             match request:
                 case {"remove": list(values)} if len(request) == 1 and len(values) <= bounds.OPERATOR_ACCOUNTS:
                     return {"outcomes": self._remove_all([Listed.of(value) for value in values])}
+                case {"close": {"run": str(run), "seconds": int(seconds)}} if 0 <= seconds <= bounds.LEASE_SECONDS:
+                    self._store.close_for(run, seconds)
+                    log(event="closed", seconds=seconds)
+                    return {"done": True}
+                case {"renew": {"run": str(run), "seconds": int(seconds)}} if 0 <= seconds <= bounds.LEASE_SECONDS:
+                    return {"done": self._store.renew(run, seconds)}
+                case {"move": {"run": str(run), "state": str(state)}} if migration.MOVED.fullmatch(state):
+                    if done := self._store.close_for_good(run, state):
+                        log(event="moved")
+                    return {"done": done}
+                case {"reopen": True}:
+                    self._store.reopen()
+                    log(event="reopened")
+                    return {"done": True}
             raise Refused(f"the request is not known, or names more than {bounds.OPERATOR_ACCOUNTS} accounts")
-        except (Refused, i_json.NotIJson) as error:
+        except (Refused, i_json.NotIJson, StorageError) as error:
             return {"error": str(error)}
 
     def _remove_all(self, accounts: list[Listed]) -> list[str]:
@@ -176,14 +210,22 @@ def remove(database: Path, accounts: list[Listed]) -> list[str]:
 
     Raise OSError if no server answers, and Refused if it does not do so.
     """
-    # The server waits so long for each account at worst, on a disk that stalls.
-    seconds = bounds.OPERATOR_SECONDS + len(accounts) * (bounds.TURN_SECONDS + bounds.DISK_SECONDS)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(seconds)
-        connection.connect(str(socket_path(database)))
-        connection.sendall(i_json.encode({"remove": [account.to_json() for account in accounts]}) + b"\n")
-        answer = i_json.decode(read_line(connection, seconds))
+    answer = asked(database, {"remove": [account.to_json() for account in accounts]}, len(accounts))
     match answer:
         case {"outcomes": list(outcomes)} if len(outcomes) == len(accounts):
             return outcomes
     raise Refused(str(answer.get("error", "the answer is not known")))
+
+
+def asked(database: Path, request: dict[str, Any], changes: int = 1) -> dict[str, Any]:
+    """Send a request that makes so many changes. Return the answer. Raise OSError if no server answers, and Refused."""
+    # The server waits so long for each at worst, on a disk that stalls.
+    seconds = bounds.OPERATOR_SECONDS + changes * (bounds.TURN_SECONDS + bounds.DISK_SECONDS)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(seconds)
+        connection.connect(str(socket_path(database)))
+        connection.sendall(i_json.encode(request) + b"\n")
+        answer: dict[str, Any] = i_json.decode(read_line(connection, seconds))
+    if "error" in answer:
+        raise Refused(str(answer["error"]))
+    return answer

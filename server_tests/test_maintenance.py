@@ -44,7 +44,7 @@ MANY = {
 TOOL = shlex.split(os.environ.get("MAINTENANCE_COMMAND", "")) or [
     *(sys.executable, str(Path(os.environ.get("BACKUP_SERVER", SERVER)).resolve().parent / "maintenance.py"))
 ]
-COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove")
+COMMANDS = ("verify", "snapshot", "restore", "compact", "accounts", "remove", "migrate", "reopen")
 
 
 def environment(database: Path) -> dict[str, str]:
@@ -935,7 +935,7 @@ def test_the_end_waits_for_a_deletion_and_begins_no_other(tmp_path):
         events.append("removed")
         return operator.REMOVED
 
-    listener = operator.Operator(tmp_path / "backup.db", slow)
+    listener = operator.Operator(tmp_path / "backup.db", slow, None)
     accounts = [operator.Listed(user_id(number), 1, 0) for number in range(3)]
     outcomes: list[str] = []
     thread = threading.Thread(target=lambda: outcomes.extend(operator.remove(tmp_path / "backup.db", accounts)))
@@ -951,7 +951,7 @@ def test_what_nobody_foresaw_ends_one_request(tmp_path):
     def fails(account: operator.Listed) -> str:
         raise ZeroDivisionError
 
-    listener = operator.Operator(tmp_path / "backup.db", fails)
+    listener = operator.Operator(tmp_path / "backup.db", fails, None)
     with contextlib.closing(listener):
         with pytest.raises(OSError):
             operator.remove(tmp_path / "backup.db", [operator.Listed(user_id(0), 1, 0)])

@@ -62,8 +62,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # Sums over accounts (server/counts.py). Each account belongs to one row of them, so that few wait for another.
         "CREATE TABLE tally (shard int PRIMARY KEY, users bigint NOT NULL, backups bigint NOT NULL,"
         " versions bigint NOT NULL, new_bytes bigint NOT NULL, given_up bigint NOT NULL, bytes bigint NOT NULL,"
-        " day bigint NOT NULL, grown bigint NOT NULL)",
-        "INSERT INTO tally SELECT shard, 0, 0, 0, 0, 0, 0, 0, 0 FROM generate_series(0, 15) AS shard",
+        # Each change counts in one of these rows, so it waits for whoever closes the store, and sees that it is closed:
+        # until when (Unix milliseconds), and by which run or for which move (server/migration.py).
+        " day bigint NOT NULL, grown bigint NOT NULL, closed_until bigint NOT NULL, closed_by text NOT NULL)",
+        "INSERT INTO tally SELECT shard, 0, 0, 0, 0, 0, 0, 0, 0, 0, '' FROM generate_series(0, 15) AS shard",
+        # By this name, another store knows where its accounts came from, or went.
+        "CREATE TABLE identity (id int PRIMARY KEY, name text NOT NULL)",
+        "INSERT INTO identity VALUES (0, CAST(gen_random_uuid() AS text))",
         # What limits have counted (tables.py). A key is a keyed hash. A row may go at `until`.
         "CREATE TABLE counted (tables text, key bytea, value text NOT NULL, until bigint NOT NULL,"
         " PRIMARY KEY (tables, key))",
@@ -76,6 +81,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 SHARDS = 16
+
+
+FOR_GOOD = 2**62  # Unix milliseconds: a store that is closed until then stays closed
+NOW = "CAST(1000 * extract(epoch FROM clock_timestamp()) AS bigint)"  # Unix milliseconds
 
 
 class Conflict(StorageUnavailable):
@@ -194,8 +203,7 @@ class Database:
         What the way takes may be the error, so the way back and the way there are taken for equally long.
         """
         began, moment = time.monotonic(), time.time()
-        query = "SELECT CAST(1000 * extract(epoch FROM clock_timestamp()) AS bigint)"
-        ((at,),) = self.read(query, seconds=bounds.DATABASE_LOOK_SECONDS)
+        ((at,),) = self.read(f"SELECT {NOW}", seconds=bounds.DATABASE_LOOK_SECONDS)
         took = time.monotonic() - began
         self.milliseconds, self._known_failures = 1000 * took, self._failures()
         ahead: int = round(at - 1000 * (moment + took / 2))
@@ -316,6 +324,16 @@ def prepare(database: Database, is_new: bool | None) -> bool:
                 raise
             time.sleep(0.1)  # another server is making the same tables
     return again(migrate)
+
+
+def check_schema(database: Database) -> None:
+    """Raise StorageUnavailable if there is no store in the database, or one of another version. Change nothing."""
+    if database.read("SELECT to_regclass('store_schema') IS NULL") == [(True,)]:
+        raise StorageUnavailable("there is no store in this database")
+    ((version,),) = database.read("SELECT version FROM store_schema")
+    if version != len(MIGRATIONS):
+        what = f"its schema is of version {version}, and this program knows {len(MIGRATIONS)}"
+        raise StorageUnavailable(f"{what}: use programs of the same version as the servers")
 
 
 class Thread(threading.Thread):

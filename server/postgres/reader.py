@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from server import clock, records
 from server.accounts import Account, DamagedData, Record, StoreReader, Version
-from server.postgres.database import Database
+from server.postgres.database import FOR_GOOD, Database
 
 FIND = "SELECT record FROM account WHERE user_id = %s"
 DATA = "SELECT data FROM backup WHERE user_id = %s AND version = %s"
@@ -38,6 +38,11 @@ class PostgresReader(StoreReader):
         if isinstance(record, Account) and version in record.versions:
             raise DamagedData("the digest of a version's bytes is wrong")
         return None
+
+    def state(self) -> str:
+        """Return the state of the store, as `server/migration.py` has it. Raise StorageUnavailable."""
+        states = self.database.read("SELECT DISTINCT closed_by FROM tally WHERE closed_until = %s", (FOR_GOOD,))
+        return str(states[0][0]) if states else ""
 
     def user_ids(self) -> Iterator[str]:
         last = ""

@@ -15,9 +15,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from server import clock, records, tables
+from server import clock, migration, records, tables
 from server.accounts import (
     Account,
+    Closed,
     Deleted,
     HeldAccount,
     Record,
@@ -32,7 +33,7 @@ from server.accounts import (
 )
 from server.counts import Counts, growth_of
 from server.health import PARTS, Writes
-from server.postgres.database import SHARDS, Conflict, Connection, again, prepare
+from server.postgres.database import NOW, SHARDS, Conflict, Connection, again, prepare
 from server.postgres.housekeeping import Housekeeper
 from server.postgres.reader import DATA, FIND, PostgresReader
 from server.postgres.tables import AHEAD, PostgresTables
@@ -43,11 +44,15 @@ COUNT = (
     " given_up = given_up + %s, bytes = bytes + %s, grown = CASE WHEN day = %s THEN grown ELSE 0 END + %s, day = %s"
     " WHERE shard = %s"
 )
+COUNT_IF_OPEN = f"{COUNT} AND closed_until < {NOW}"
 SUMS = "SELECT sum(users), sum(backups), sum(versions), sum(new_bytes), sum(given_up), sum(bytes) FROM tally"
 SPACE = (
     "SELECT sum(users), sum(bytes), sum(given_up), sum(new_bytes), sum(CASE WHEN day = %s THEN grown ELSE 0 END)"
     " FROM tally"
 )
+
+
+CLOSED = "the accounts are being moved"
 
 
 class PostgresStore(PostgresReader, Store):
@@ -71,6 +76,7 @@ class PostgresStore(PostgresReader, Store):
         try:
             self.is_made = prepare(self.database, is_new)
             self.check()
+            self.is_moved = bool(migration.startable(self.state()))
             self.housekeeper = Housekeeper(self, self.volume, self.writes)
         except StorageUnavailable:
             super().close()
@@ -134,11 +140,17 @@ class PostgresStore(PostgresReader, Store):
         return min(deleted_at, clock.now()) + self._reserved_milliseconds
 
 
+def hash_key(url: str, admin_key: str | None) -> bytes:
+    """Return what all servers know, and neither the database nor a client does."""
+    return f"{admin_key or ''} {url}".encode()
+
+
 class HeldRow(HeldAccount):
     """An account whose row is locked. If there is none yet, only one of those who create it succeeds."""
 
     def __init__(self, store: PostgresStore, connection: Connection, user_id: str, record: Record | None) -> None:
         self._store, self._connection, self._user_id, self.record = store, connection, user_id, record
+        self._counted: Any = None  # the cursor of the statement that counts
         if isinstance(record, Account) and record.uploads:  # what another server has just counted is not in the future
             ahead = record.uploads[-1].moment - clock.now()
             time.sleep(ahead / 1000 if 0 < ahead <= AHEAD else 0)
@@ -204,9 +216,11 @@ class HeldRow(HeldAccount):
             database = self._store.database
             with database.translated(), self._connection.pipeline() if has_pipeline else contextlib.nullcontext():
                 yield
+            if self._counted and not self._counted.rowcount:
+                raise Closed(CLOSED)
             with database.translated(is_ended=True):
                 self._connection.commit()
-        except Conflict:
+        except (Conflict, Closed):
             raise
         except StorageError:
             self._store.writes.failed()
@@ -219,16 +233,20 @@ class HeldRow(HeldAccount):
         self._connection.execute(query, (record, forget_at, self._user_id))
 
     def _count(self, after: Record) -> None:
-        """Count the new record in place of the one from before. This comes last: others wait for the row."""
-        count(self._connection, self._user_id, self.record, after)
+        """Count the new record in place of the one from before. This comes last: others wait for the row.
+
+        If the store is closed, this changes no row.
+        """
+        grown = growth_of(self.record, after) if self.record else 0
+        values = counted(self._user_id, self.record, after, grown)
+        self._counted = self._connection.execute(COUNT_IF_OPEN, values)
 
 
-def count(connection: Connection, user_id: str, before: Record | None, after: Record | None) -> None:
-    """Count a record in place of the one from before."""
+def counted(user_id: str, before: Record | None, after: Record | None, grown: int) -> tuple[int, ...]:
+    """Return the values for COUNT if a record is counted in place of the one from before."""
     changes = [new - old for old, new in zip(summed(before), summed(after), strict=True)]
     day = clock.now() // clock.DAY
-    grown = growth_of(before, after) if before else 0
-    connection.execute(COUNT, (*changes, day, grown, day, zlib.crc32(user_id.encode()) % SHARDS))
+    return (*changes, day, grown, day, zlib.crc32(user_id.encode()) % SHARDS)
 
 
 def summed(record: Record | None) -> tuple[Any, ...]:
