@@ -266,8 +266,8 @@ def rows(junit: Path) -> dict[tuple[str, str], tuple[Any, ...]]:
     found = {}
     for case in ElementTree.parse(junit).iter("testcase"):
         outcomes = [(child.tag, child.get("message")) for child in case if child.tag in ("failure", "error", "skipped")]
-        properties = [(each.get("name"), each.get("value")) for each in case.iter("property")]
-        found[case.attrib["classname"], case.attrib["name"]] = (outcomes, properties)
+        requirements = [each.get("value") for each in case.iter("property") if each.get("name") == "requirement"]
+        found[case.attrib["classname"], case.attrib["name"]] = (outcomes, requirements)
     return found
 
 
