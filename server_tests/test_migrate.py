@@ -289,11 +289,11 @@ def test_a_migration_that_is_interrupted_goes_on(tmp_path, cluster, seed, number
     chance, source, kills = random.Random(f"{seed} {number}"), first, 0
     for target in (cluster.new_database(), tmp_path / "last.db"):
         before, ended = contents(source), False
-        span = 1.5
+        span = 0.4  # seconds, in which no run is complete; it grows
         while not ended:
             process = started("migrate", source, target)
             try:
-                process.wait(0.3 + chance.random() * span)
+                process.wait(0.2 + chance.random() * span)
                 ended = process.returncode == 0
                 assert ended or "moved already" in process.stderr.read()
                 break
