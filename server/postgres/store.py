@@ -207,17 +207,17 @@ class HeldRow(HeldAccount):
 
     @contextlib.contextmanager
     def _change(self, on_commit: Callable[[], None] = nothing, has_pipeline: bool = True) -> Iterator[None]:
-        """Send the statements of this block at once, and commit. Call `on_commit` before that, too.
+        """Send the statements of this block at once, and commit. Call `on_commit` right before that, too.
 
         A server that ends right after the commit must not leave undone what belongs to it.
         """
-        on_commit()
         try:
             database = self._store.database
             with database.translated(), self._connection.pipeline() if has_pipeline else contextlib.nullcontext():
                 yield
             if self._counted and not self._counted.rowcount:
                 raise Closed(CLOSED)
+            on_commit()  # not earlier: the database may have refused the change
             with database.translated(is_ended=True):
                 self._connection.commit()
         except (Conflict, Closed):
