@@ -98,9 +98,7 @@ ABORT_LOG_SECONDS = 0.2  # the same, after a second signal, which ends the serve
 
 DATABASE_CONNECTIONS = 12  # of a server: each thread of the lanes holds one, and may need a second for a moment
 DATABASE_CONNECT_SECONDS = 3  # for a new connection, and before a connection without an answer is given up
-DATABASE_LOOK_SECONDS = (
-    2  # for a connection for the look of each second: less than HEALTH_SECONDS, so that it tells why
-)
+DATABASE_LOOK_SECONDS = 2  # until the look of each second has a connection: less than HEALTH_SECONDS, to tell why
 DATABASE_STATEMENT_SECONDS = 8  # for a statement; 5 MiB take less than one
 DATABASE_ANSWER_SECONDS = 9  # for any answer, if the database does not bound it: a commit that waits for a replica
 DATABASE_LOCK_SECONDS = 5  # until somebody else has finished with an account

@@ -19,8 +19,8 @@ from contract_tests.target.calls import at_once, eventually, outcome, sha256
 from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import RAISED_LIMITS
-from server.accounts import Account, StorageUnavailable
-from server.postgres import database
+from server.accounts import Account, StorageUnavailable, Version
+from server.postgres import database, housekeeping
 from server.postgres.store import PostgresStore
 from server_tests import edges, test_accounts
 from server_tests.postgres_cluster import Cluster
@@ -231,6 +231,31 @@ def test_a_database_that_is_gone_and_comes_back(tmp_path):
         assert eventually(lambda: user.get_health().status_code == 200, 20)
         assert outcome(user.store_backup(b"2", sha256(b"1"))) == "201"
     assert "the database cannot be reached" in (tmp_path / "stdout.log").read_text()
+
+
+def test_a_server_stops_although_the_database_is_gone(tmp_path):
+    with Cluster() as own, ServerProcess(tmp_path, DATABASE_URL=own.new_database()) as server:
+        own.stop("immediate")
+        assert server.stop() == 0
+
+
+def test_damage_is_found(url, monkeypatch):
+    """A round begins at once if none has ended for half a day, and verifies everything in a week."""
+    with opened(url) as store:
+        for user_id, data in ((USER, b"1"), ("b" * 64, b"2")):
+            with store.account(user_id) as held:
+                held.create(Account(1, "c" * 64))
+            version = Version(1, 2, 1, sha256(data), 1)
+            with store.account(user_id) as held:
+                held.append(Account(1, "c" * 64, versions=(version,)), data)
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE backup SET data = 'x' WHERE user_id = %s", (USER,))
+        connection.execute("UPDATE account SET record = 'x' WHERE user_id = %s", ("b" * 64,))
+        connection.execute("UPDATE scrub SET round_ended = 1")
+    monkeypatch.setattr(housekeeping, "VERIFIED_EVERY", 1)
+    with opened(url) as store:
+        assert eventually(lambda: store.degraded() == ["scrub"] and store.stats().damaged == 2, 20)
+        assert eventually(lambda: store.stats().round_seconds < 60, 20)
 
 
 def test_a_database_that_is_slow(start, url):

@@ -148,7 +148,6 @@ class Database:
             configure=configure,
             open=True,
         )
-        self.milliseconds = 0.0  # how long the last look took
         self._known_failures = 0  # to connect, before the last look that succeeded
         self._drained_at = -math.inf
 
@@ -205,7 +204,7 @@ class Database:
         began, moment = time.monotonic(), time.time()
         ((at,),) = self.read(f"SELECT {NOW}", seconds=bounds.DATABASE_LOOK_SECONDS)
         took = time.monotonic() - began
-        self.milliseconds, self._known_failures = 1000 * took, self._failures()
+        self._known_failures = self._failures()
         ahead: int = round(at - 1000 * (moment + took / 2))
         return ahead
 
@@ -281,7 +280,7 @@ def again[Result](work: Callable[[], Result]) -> Result:
         except Conflict:
             if time.monotonic() > until:
                 raise
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - nobody need not guess it
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
     return work()
 
 

@@ -4,6 +4,7 @@ Each server does so. What needs to be done once is done by whoever locks it firs
 stands in the database, so another server goes on if the one that searches ends.
 """
 
+import contextlib
 import math
 import secrets
 import time
@@ -33,10 +34,7 @@ FORGET = (
     "DELETE FROM account WHERE user_id IN (SELECT user_id FROM account WHERE forget_at <= %s LIMIT %s FOR UPDATE)"
     " RETURNING 1"
 )
-CLAIM = (
-    "UPDATE scrub SET server = %s, leased_until = %s WHERE server = %s OR leased_until < %s"
-    " RETURNING place, round_ended"
-)
+CLAIM = "UPDATE scrub SET server = %s, leased_until = %s WHERE server = %s OR leased_until < %s RETURNING place"
 VISIT = "SELECT user_id FROM account WHERE user_id > %s ORDER BY user_id LIMIT %s"
 
 
@@ -64,7 +62,8 @@ class Housekeeper:
         """Stop."""
         for thread in self._threads:
             thread.close()
-        self._change("UPDATE scrub SET leased_until = 0 WHERE server = %s", self._name)
+        with contextlib.suppress(StorageUnavailable):  # then the lease ends by itself
+            self._change("UPDATE scrub SET leased_until = 0 WHERE server = %s", self._name)
 
     def look(self) -> None:
         """See how the store does. Raise StorageUnavailable."""
@@ -107,13 +106,14 @@ class Housekeeper:
     def _scrub(self) -> None:
         """Visit the next accounts, if it is time for that, and if no other server does."""
         now = clock.now()
+        ((place, round_ended),) = self._store.database.read("SELECT place, round_ended FROM scrub")
+        if place == "" and now - round_ended < ROUND_EVERY:
+            return  # without a write each second
         with self._store.database.transaction() as connection:
             rows = connection.execute(CLAIM, (self._name, now + LEASE, self._name, now)).fetchall()
         if not rows:
             return
-        ((place, round_ended),) = rows
-        if place == "" and now - round_ended < ROUND_EVERY:
-            return
+        ((place,),) = rows
         for (user_id,) in (users := self._store.database.read(VISIT, (place, VISITED_AT_ONCE))):
             self._look_after(user_id)
         if users:
