@@ -108,7 +108,7 @@ def upload_is_counted_ahead() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole", "history.dropped")
+@breaks("durability.whole")
 def versions_are_dropped_afterwards() -> None:
     """An upload stores the version, and then drops those that are too many."""
 
@@ -135,7 +135,7 @@ def versions_are_dropped_ahead() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole", "register.retry")
+@breaks("durability.whole")
 def registration_sets_the_key_afterwards() -> None:
     """A registration takes the name, and then sets the key."""
 
