@@ -219,18 +219,18 @@ def stall_reads(file: Path) -> None:
     replace(handle, "__getitem__", stalled)
 
 
-def put_in_pauses(file: Path) -> None:
-    """Wait before a write of an account's data, or before or after a read, as `file` says: "any 3 abc", or spaces."""
+def pauser(file: Path) -> Callable[[bool], None]:
+    """Return what to call, with whether it is a write, at each point where a test may let the server wait.
+
+    `file` says at which of them: "any 3 abc", or spaces.
+    """
     descriptor, waiting, lock = os.open(file, os.O_RDONLY), Path(f"{file}.waiting"), threading.Lock()
     seen: dict[str, int] = {}  # at how many such points it was since `file` got this text
-    handle = dbm.sqlite3._Database
 
     def text() -> str:
         return os.pread(descriptor, LENGTH, 0).decode().strip()
 
-    def pause(key: bytes, is_write: bool = False) -> None:
-        if not isinstance(key, bytes) or not key.startswith((b"user/", b"blob/")):
-            return
+    def pause(is_write: bool) -> None:
         if not (wanted := text()) or (wanted.startswith("write") and not is_write):
             return
         with lock:
@@ -241,6 +241,17 @@ def put_in_pauses(file: Path) -> None:
             while text() == wanted:
                 time.sleep(0.001)
             waiting.unlink()
+
+    return pause
+
+
+def put_in_pauses(file: Path) -> None:
+    """Wait before a write of an account's data, or before or after a read, as `file` says (`pauser`)."""
+    handle, wait = dbm.sqlite3._Database, pauser(file)
+
+    def pause(key: bytes, is_write: bool = False) -> None:
+        if isinstance(key, bytes) and key.startswith((b"user/", b"blob/")):
+            wait(is_write)
 
     def read(self: Any, key: bytes) -> bytes:
         pause(key)

@@ -11,8 +11,6 @@ import hashlib
 import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from server_tests.launcher import LENGTH, internal_error, replace, settable_clocks, slow, slow_lock_down
+from server_tests.launcher import LENGTH, internal_error, pauser, replace, settable_clocks, slow, slow_lock_down
 
 OF_ACCOUNTS = re.compile(r"(INSERT INTO|UPDATE|DELETE FROM|SELECT .* FROM) (account|backup)\b")
 WRITES = ("INSERT", "UPDATE", "DELETE")
@@ -145,26 +143,12 @@ def put_in_faults(file: Path, handlers: dict[str, Callable[..., Any]]) -> None:
 
 
 def put_in_pauses(file: Path) -> None:
-    """Wait before a write of an account's data, or before a read, as `file` says: "any 3 abc", or spaces."""
-    descriptor, waiting, lock = os.open(file, os.O_RDONLY), Path(f"{file}.waiting"), threading.Lock()
-    seen: dict[str, int] = {}  # at how many such points it was since `file` got this text
-
-    def text() -> str:
-        return os.pread(descriptor, LENGTH, 0).decode().strip()
+    """Wait before a write of an account's data, or before a read, as `file` says (`pauser`)."""
+    wait = pauser(file)
 
     def pause(query: str) -> None:
-        if not OF_ACCOUNTS.match(query) or not (wanted := text()):
-            return
-        if wanted.startswith("write") and not query.startswith(WRITES):
-            return
-        with lock:
-            seen[wanted] = seen.get(wanted, 0) + 1
-            is_there = seen[wanted] == int(wanted.split()[1])
-        if is_there:
-            waiting.touch()
-            while text() == wanted:
-                time.sleep(0.001)
-            waiting.unlink()
+        if OF_ACCOUNTS.match(query):
+            wait(query.startswith(WRITES))
 
     before_each_statement(pause)
 

@@ -25,23 +25,10 @@ from server.dbm_store import DbmStore
 from server.migration import Impossible, Lapsed
 from server.postgres import side
 from server.postgres.store import PostgresStore
-from server_tests.postgres_cluster import Cluster
 from server_tests.test_maintenance import MANY, TOOL, digest, environment
 
 SECRETS = {"APP_SECRET_KEY": "k" * 40, "ADMIN_SECRET_KEY": "a" * 40}
 Contents = dict[str, tuple[Record, list[bytes]]]
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(fsync="off", max_connections="200") as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def url(cluster: Cluster) -> str:
-    """The URL of an empty database."""
-    return cluster.new_database()
 
 
 @pytest.fixture

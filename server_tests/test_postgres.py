@@ -30,18 +30,6 @@ USER = "a" * 64
 GB = 10**9
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(fsync="off", max_connections="200") as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def url(cluster: Cluster) -> str:
-    """The URL of an empty database."""
-    return cluster.new_database()
-
-
 def opened(url: str, is_new: bool | None = None) -> Any:
     return contextlib.closing(PostgresStore(url, GB, 901, b"a secret of all servers", is_new))
 
