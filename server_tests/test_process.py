@@ -159,11 +159,13 @@ def test_a_start_that_fails_and_cannot_say_why(tmp_path, shell):
 # ---- Signals -----------------------------------------------------------------------------------------------
 
 PREFIXES = {"a process": (), "process 1": UNSHARE}
+# In short pieces: Python does not hear of a signal that comes right before a sleep until it ends.
 HANG = """
 import time
 def read(*_):
     print("here", flush=True)
-    time.sleep(60)
+    for _ in range(600):
+        time.sleep(0.1)
 """
 PLACES = {  # what a start waits in: a file of the server, and what is added to it
     "imports": ("bottle.py", f"{HANG}\nread()"),
