@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from mutation.copy_under_test import Broken, Copy
-from mutation.line_map import MODULES
+from mutation.line_map import ALL
 from mutation.mutants import ROOT, Mutant, mutants
 from mutation.reached import EVERY_START
 
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=300, metavar="N", help="judge so many mutants (300)")
     parser.add_argument("--seed", type=int, default=17, help="the order of the mutants (17)")
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants are judged at a time (2)")
+    parser.add_argument("--store", choices=["file", "postgres"], default="file", help="what the server is on (file)")
     parser.add_argument("--only", default="*", metavar="KEY", help="only mutants whose key is like this; * is any text")
     parser.add_argument("--of", choices=["visible", "hidden", "all"], default="all", help="which places (all)")
     parser.add_argument(
@@ -76,7 +77,8 @@ def main() -> int:
         for mutant in chosen:
             print(mutant.key)
         return 0
-    arguments.state.mkdir(exist_ok=True)
+    arguments.state = arguments.state / ("" if arguments.store == "file" else arguments.store)
+    arguments.state.mkdir(exist_ok=True, parents=True)
     results = Results(arguments.state / "results.jsonl")
     if not arguments.report:
         try:
@@ -92,7 +94,8 @@ def main() -> int:
 
 def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:
     """Return the mutants to judge, in their random order."""
-    found = [mutant for module in MODULES for mutant in mutants(module) if fnmatchcase(mutant.key, arguments.only)]
+    modules = known.modules(arguments.store)
+    found = [mutant for module in modules for mutant in mutants(module) if fnmatchcase(mutant.key, arguments.only)]
     if arguments.of != "all":
         found = [mutant for mutant in found if bool(known.hidden(mutant)) == (arguments.of == "hidden")]
     return sorted(found, key=lambda mutant: mutant.rank(arguments.seed))[: arguments.mutants]
@@ -107,7 +110,7 @@ class Known:
     def __init__(self, file: Path) -> None:
         known = tomllib.loads(file.read_text())
         self._entries: dict[str, list[dict[str, str]]] = known
-        self._server_tests: dict[str, str] = known["server_tests"]
+        self._stores: dict[str, dict[str, str]] = known["stores"]
 
     def hidden(self, mutant: Mutant) -> str | None:
         """Return why no client can see a mutant, or None if one can."""
@@ -117,10 +120,14 @@ class Known:
         """Return why a mutant is no fault, or None if it is one."""
         return self._reason("equivalent", mutant)
 
-    def server_tests(self, module: str) -> list[str]:
-        """Return the files of tests of this server that are for a module."""
-        names = self._server_tests.get(module, self._server_tests["*"])
-        return [f"server_tests/test_{name}.py" for name in names.split()]
+    def modules(self, store: str) -> list[str]:
+        """Return the modules of a server on this store."""
+        without = self._stores[store]["without"].split()
+        return [name for name in ALL if not any(fnmatchcase(name, pattern) for pattern in without)]
+
+    def server_tests(self, store: str) -> list[str]:
+        """Return the files of this server's own tests, for this store."""
+        return [f"server_tests/test_{name}.py" for name in self._stores[store]["server_tests"].split()]
 
     def entries(self) -> list[dict[str, str]]:
         return [entry for kind in ("hidden", "equivalent") for entry in self._entries.get(kind, [])]
@@ -177,7 +184,7 @@ class Reached:
     def __init__(self, folder: Path) -> None:
         self.lines: dict[str, dict[str, set[int]]] = {}
         self.seconds: dict[str, float] = {}
-        digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in MODULES)).hexdigest()
+        digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in ALL)).hexdigest()
         self._folder = folder / digest[:16]  # in another state of the server, the lines are others
         self._folder.mkdir(parents=True, exist_ok=True)
         self.read()
@@ -209,7 +216,7 @@ class Reached:
 def uses(name: str) -> dict[str, set[int]]:
     """Return the lines, by module, that use the constant of this name."""
     found = defaultdict(set)
-    for module in MODULES:
+    for module in ALL:
         for node in ast.walk(ast.parse((ROOT / module).read_bytes())):
             if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
                 if name == (node.id if isinstance(node, ast.Name) else node.attr):
@@ -217,18 +224,22 @@ def uses(name: str) -> dict[str, set[int]]:
     return found
 
 
-def record(reached: Reached, copy: Copy, tests: Iterable[str]) -> None:
-    """Run contract tests with the healthy server, and write down which lines they reach. Raise Broken if one fails."""
+def record(reached: Reached, copy: Copy, tests: Iterable[str], whose: str) -> None:
+    """Run tests with the healthy server, and write down which lines they reach.
+
+    Raise Broken if a contract test fails. A test of this server that fails here reaches nothing.
+    """
     with tempfile.NamedTemporaryFile("w") as names:
         names.write("\n".join(tests))
         names.flush()
-        print(f"recording which lines the contract tests reach, in {reached.folder}", file=sys.stderr, flush=True)
+        print(f"recording which lines the {whose} reach, in {reached.folder}", file=sys.stderr, flush=True)
         arguments = ["-p", "mutation.reached", "-p", "xdist", "-n", "2", f"@{names.name}"]
         code, output = copy.pytest(*arguments, seconds=3600, MUTATION_LINES=str(reached.folder))
     for rest in reached.folder.glob("*.map"):
         rest.unlink()
-    if code:
-        raise Broken(f"the contract tests fail with the healthy server:\n{output[-5000:]}")
+    if code and whose == CONTRACT:
+        raise Broken(f"the {whose} fail with the healthy server:\n{output[-5000:]}")
+    print("\n".join(re.findall("^(?:FAILED|ERROR) .*", output, re.MULTILINE)), file=sys.stderr, flush=True)
     reached.read()
 
 
@@ -250,13 +261,18 @@ def judge_all(chosen: list[Mutant], known: Known, results: Results, arguments: a
         return result is None or (arguments.again and result["at"] < begun and result["verdict"] == "survived")
 
     with ExitStack() as stack:
-        copies = [stack.enter_context(Copy()) for _ in range(arguments.jobs)]
+        copies = [stack.enter_context(Copy(arguments.store)) for _ in range(arguments.jobs)]
         reached, tests = Reached(arguments.state / "reached"), []
         if any(is_open(mutant, SCREEN) or is_open(mutant, CONTRACT) for mutant in visible):
             tests = [copy.load() for copy in copies][0]
             if unknown := [test for test in tests if test not in reached.lines]:
-                record(reached, copies[0], unknown)
-        judge = Judge(known, results, reached, tests)
+                record(reached, copies[0], unknown, CONTRACT)
+        own = []
+        if not arguments.contract_alone and any(is_open(mutant, SERVER) for mutant in faults):
+            own = copies[0].collect(known.server_tests(arguments.store))
+            if unknown := [test for test in own if test not in reached.lines]:
+                record(reached, copies[0], unknown, SERVER)
+        judge = Judge(results, reached, tests, own)
         left = [mutant for mutant in visible if is_open(mutant, SCREEN)]
         work(copies, [[mutant] for mutant in left], judge.screen, "mutants are screened")
         left = [mutant for mutant in visible if is_open(mutant, CONTRACT)]
@@ -312,10 +328,10 @@ def groups(mutants: list[Mutant], most: int) -> list[list[Mutant]]:
 class Judge:
     """Judges mutants."""
 
-    def __init__(self, known: Known, results: Results, reached: Reached, tests: list[str]) -> None:
-        self._known, self._results, self._reached = known, results, reached
+    def __init__(self, results: Results, reached: Reached, tests: list[str], own: list[str]) -> None:
+        """Take the names of the contract tests, and of this server's own tests."""
+        self._results, self._reached, self._own = results, reached, set(own)
         self._position = {test: position for position, test in enumerate(tests)}
-        self._failing: set[str] = set()  # tests of this server that fail here with the healthy server, too
         functions: set[str] = set()
         self._firsts: set[str] = set()  # the quick tests that are the first of their functions
         for test in tests:
@@ -374,26 +390,26 @@ class Judge:
         return any(copy.run([test], self._longest) for _ in range(AGAIN if mutants else 1))
 
     def by_server(self, copy: Copy, mutants: list[Mutant]) -> None:
-        """Run the tests of this server for a module until one fails that does so again, and not without the mutant."""
+        """Run the tests of this server that reach a mutant until one fails that does so again, but not without it."""
         (mutant,) = mutants
-        files = self._known.server_tests(mutant.module)
+        reaching = [test for test in self._reached.tests(mutant) if test in self._own]
+        near, files = self._near(mutant), defaultdict[str, float](float)
+        for test in reaching:
+            files[file_of(test)] += self._reached.seconds[test]
+        tests = sorted(reaching, key=lambda test: (-near[test], files[file_of(test)], self._reached.seconds[test]))
         copy.put([mutant])
-        while True:
-            code, output = copy.pytest("-x", "-rfE", *files, *(f"--deselect={test}" for test in self._failing))
-            found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
-            if code == 0:
-                self._found(mutant, SERVER, verdict="survived", reaching=files)
-                return
-            if not found:
-                self._found(mutant, SERVER, verdict="caught", by=f"no end of {' '.join(files)}", how=output[-1000:])
-                return
-            is_sure = copy.fails(found[1])
+        while tests:
+            test, how = copy.first_failure(tests, sum(map(self._longest, tests)))
+            if not test:
+                break
+            is_sure = copy.fails(test)
             copy.put([])
-            if is_sure and not copy.fails(found[1]):
-                self._found(mutant, SERVER, verdict="caught", by=found[1], how=output[-1000:])
+            if is_sure and not copy.fails(test):
+                self._found(mutant, SERVER, verdict="caught", by=test, how=how)
                 return
-            self._failing.add(found[1])
             copy.put([mutant])
+            tests = tests[tests.index(test) + 1 :] if test in tests else [each for each in tests if test not in each]
+        self._found(mutant, SERVER, verdict="survived", reaching=sorted(reaching)[:MOST_SHOWN])
 
     def _found(self, mutant: Mutant, suite: str, **what: Any) -> None:
         self._results.add(mutant, suite, **what)
@@ -409,17 +425,26 @@ class Judge:
 
     def _screening(self, mutant: Mutant) -> list[str]:
         """Return the tests that reach a mutant and have caught others near it, and one of each function of tests."""
-        near: Counter[str] = Counter()
-        for test, keys in self._results.catchers().items():
-            for key in keys:
-                module, function, *_ = key.split(" | ")
-                near[test] += (module == mutant.module) * (1 + 100 * (function == mutant.function))
+        near = self._near(mutant)
         tests = [
             test
             for test in self._reached.tests(mutant)
             if test in self._firsts or (near[test] and test in self._position)
         ]
         return sorted(tests, key=lambda test: (-near[test], self._slowness(test)))
+
+    def _near(self, mutant: Mutant) -> Counter[str]:
+        """Return how near to this mutant those are that each test has caught."""
+        near: Counter[str] = Counter()
+        for test, keys in self._results.catchers().items():
+            for key in keys:
+                module, function, *_ = key.split(" | ")
+                near[test] += (module == mutant.module) * (1 + 100 * (function == mutant.function))
+        return near
+
+
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------

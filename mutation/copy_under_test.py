@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from mutation.line_map import MODULES
+from mutation.line_map import ALL
 from mutation.mutants import ROOT, Mutant
 
 LEFT_OUT = shutil.ignore_patterns(".*", "node_modules", "__pycache__", "dist", "results")
@@ -36,9 +37,17 @@ class Broken(Exception):
 
 
 class Copy:
-    """A copy of the repository. Entering the context makes it, and leaving it removes it."""
+    """A copy of the repository, and a database if its server is on PostgreSQL.
 
-    def __init__(self) -> None:
+    Entering the context makes it, and leaving it removes it.
+    """
+
+    def __init__(self, store: str = "file") -> None:
+        self._database: Any = None
+        if store == "postgres":
+            from server_tests.postgres_cluster import Cluster  # its parts are installed only for this
+
+            self._database = Cluster(fsync="off", max_connections="300")
         self._folder = Path(tempfile.mkdtemp(prefix="mutation-"))
         self.root = self._folder / "copy"
         self._writes = 0
@@ -48,11 +57,15 @@ class Copy:
 
     def __enter__(self) -> Self:
         shutil.copytree(ROOT, self.root, ignore=LEFT_OUT)
-        self._healthy = {name: (self.root / name).read_bytes() for name in MODULES}
+        self._healthy = {name: (self.root / name).read_bytes() for name in ALL}
+        if self._database:
+            self._database.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.unload()
+        if self._database:
+            self._database.__exit__(*exception)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def put(self, mutants: Sequence[Mutant]) -> None:
@@ -73,6 +86,19 @@ class Copy:
         self._writes += 1
         os.utime(path, (self._writes, self._writes))
 
+    def _environment(self, **environ: str) -> dict[str, str]:
+        """Return the environment of the tests: no server but the copy, and only the plugins of pytest they need."""
+        unwanted = re.compile("CONTRACT_|BACKUP_|COVERAGE_")
+        inherited = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
+        if self._database:
+            launcher = [sys.executable, "-P", str(self.root / "server_tests" / "postgres_launcher.py")]
+            inherited["CONTRACT_SERVER_COMMAND"] = shlex.join([*launcher, "--cluster", self._database.url()])
+        return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environ
+
+    def _drop_databases(self) -> None:
+        if self._database:
+            self._database.drop_databases()
+
     # ---- The contract tests ----------------------------------------------------------------------------------------
 
     def load(self) -> list[str]:
@@ -84,7 +110,7 @@ class Copy:
             self._tests = subprocess.Popen(
                 [*command, "-p", "mutation.worker"],
                 cwd=self.root,
-                env=environment(MUTATION_PIPES=f"{orders},{answers}"),
+                env=self._environment(MUTATION_PIPES=f"{orders},{answers}"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -136,6 +162,7 @@ class Copy:
                 pass
             self._groups.discard(process)
             shutil.rmtree(folder, ignore_errors=True)
+            self._drop_databases()
 
     def _fail(self) -> NoReturn:
         code = self._tests and self._tests.wait(LOADING)
@@ -147,7 +174,7 @@ class Copy:
         start = "import sys, pathlib; from contract_tests.target.process import ServerProcess as S\n"
         start += "with S(pathlib.Path(sys.argv[1])): pass"
         command = [sys.executable, "-c", start, tempfile.mkdtemp(dir=self._folder)]
-        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, timeout=LOADING)
+        done = subprocess.run(command, cwd=self.root, env=self._environment(), capture_output=True, timeout=LOADING)
         return done.returncode == 0
 
     def _next(self, seconds: float) -> dict[str, Any] | None:
@@ -175,7 +202,7 @@ class Copy:
         process = subprocess.Popen(
             command,
             cwd=self.root,
-            env=environment(**environ),
+            env=self._environment(**environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -191,9 +218,28 @@ class Copy:
             kill_group(process.pid)
             process.wait()
             self._groups.discard(process.pid)
+            self._drop_databases()
         if process.returncode == -signal.SIGKILL:
             raise Broken("the tests were killed")
         return process.returncode, output
+
+    def collect(self, files: Sequence[str]) -> list[str]:
+        """Return the names of the tests in these files."""
+        _, output = self.pytest("--collect-only", *files)
+        return re.findall(r"^server_tests/\S+::.*$", output, re.MULTILINE)
+
+    def first_failure(self, tests: Sequence[str], seconds: float) -> tuple[str, str]:
+        """Run tests until one fails. Return its name, or that of its file, and the output; or empty texts.
+
+        They may take so many seconds. If they take longer, this returns the first one.
+        """
+        names = self._folder / "names"
+        names.write_text("\n".join(tests))
+        code, output = self.pytest("-x", "-rfE", f"@{names}", seconds=seconds)
+        if code == 0:
+            return "", ""
+        found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
+        return found[1] if found else tests[0], output[-1000:]
 
     def fails(self, test: str) -> bool:
         """Return whether a test of this server fails."""
@@ -203,9 +249,3 @@ class Copy:
 def kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-
-
-def environment(**environ: str) -> dict[str, str]:
-    """Return the environment of the tests: no server but the copy, and only the plugins of pytest that they need."""
-    inherited = {name: value for name, value in os.environ.items() if not re.match("CONTRACT_|BACKUP_|COVERAGE_", name)}
-    return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environ

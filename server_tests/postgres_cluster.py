@@ -68,3 +68,10 @@ class Cluster:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE test{self._count}")
         return self.url(f"test{self._count}")
+
+    def drop_databases(self) -> None:
+        """Remove the databases of tests that have ended, and whatever still uses them."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            found = connection.execute(r"SELECT datname FROM pg_database WHERE datname LIKE 'test\_%'")
+            for (name,) in found.fetchall():
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
