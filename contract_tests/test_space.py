@@ -57,9 +57,12 @@ def fill(server: ServerProcess, free: int) -> None:
     """Fill the volume until so many bytes are free."""
     filler = server.directory / "filler"
     filler.unlink(missing_ok=True)
-    used = sum(path.stat().st_size for path in server.directory.iterdir())
     with open(filler, "wb") as file:
-        file.truncate(max(0, server.volume - used - free))
+        file.truncate(max(0, free_bytes(server) - free))
+
+
+def free_bytes(server: ServerProcess) -> int:
+    return server.client().get_admin_stats(server.admin_key).json()["freeBytes"]
 
 
 # ---- The quota of an account ---------------------------------------------------------------------------------------
@@ -265,5 +268,7 @@ def test_a_full_volume_is_read_and_deleted_from(start_server):
     assert old.store(1000) == "507 storage_full"
     assert outcome(old.client.fetch_backup()) == "200"
     assert outcome(old.client.fetch_backup_version(7)) == "200"
+    before = free_bytes(server)
     assert outcome(new.client.delete_user()) == "204"
     assert outcome(new.client.fetch_backup()) == "401 credentials_invalid"
+    assert eventually(lambda: free_bytes(server) > before + 150_000)

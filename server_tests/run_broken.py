@@ -5,6 +5,9 @@ server with this fault, until one of them fails. Then print a table of which tes
 anything was not caught, or if one of those tests fails on the healthy server, too. A server that does not even answer
 /health shows nothing about the tests, so its fault counts as not caught.
 
+With --postgres, the servers are on PostgreSQL, which the tests start. Then the faults are those that its store can
+have, too, and those that only it can have.
+
 --quick runs one fault of each category, and only the test that is known to catch it.
 """
 
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +126,8 @@ def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
 
 
 @functools.cache
-def obstacle(fault: str) -> str:
-    """Return why a server with this fault does not serve, or an empty text."""
-    command = [*COMMAND, "--broken", fault]
+def obstacle(command: tuple[str, ...]) -> str:
+    """Return why a server that this command starts does not serve, or an empty text."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with ServerProcess(folder, command=command) as server:
@@ -147,12 +149,20 @@ class Trial:
     caught_by: str = ""
     seconds: float = 0
     output: str = ""
+    store: str = "file"
 
     def run(self) -> "Trial":
-        if reason := obstacle(self.fault):
+        with launcher(self.store) as start:
+            self._run([*start, "--broken", self.fault])
+        return self
+
+    def _run(self, command: list[str]) -> None:
+        started = time.monotonic()
+        if reason := obstacle(tuple(command)):
             self.output = f"the server does not serve with this fault: {reason}"
         elif self.tests:
-            command, started = [*COMMAND, "--broken", self.fault], time.monotonic()
+            if self.requirement == OF_THIS_SERVER:  # its test gives it a database, if it needs one
+                command = [*COMMAND, "--broken", self.fault]
             _, self.caught_by, self.output = run(
                 self.tests,
                 CONTRACT_SERVER_COMMAND=shlex.join(command),
@@ -162,7 +172,19 @@ class Trial:
             self.seconds = time.monotonic() - started
         else:
             self.output = f"no test names {self.requirement}"
-        return self
+
+
+@contextlib.contextmanager
+def launcher(store: str) -> Iterator[list[str]]:
+    """Give the command that starts a server on this kind of store. Start a database, if it needs one."""
+    if store == "file":
+        yield COMMAND
+        return
+    from server_tests.postgres_cluster import Cluster  # its parts are installed only for this
+
+    with Cluster(fsync="off", max_connections="300") as cluster:
+        script = Path(__file__).with_name("postgres_launcher.py")
+        yield [sys.executable, "-P", str(script), "--cluster", cluster.url()]
 
 
 def is_here(program: str | None) -> bool:
@@ -176,15 +198,18 @@ def quick_trial(fault: str) -> Trial:
     return Trial(fault, requirement, [QUICK[fault]])
 
 
-def trials(faults: Iterable[str]) -> list[Trial]:
-    """Return a trial for each requirement that these faults break."""
-    tests = collect()
-    result = []
+def trials(faults: Iterable[str], store: str) -> list[Trial]:
+    """Return a trial for each requirement that these faults break, if a server on this store can have them.
+
+    Tests of this server alone are about a file, if nothing else is said.
+    """
+    tests, result = collect(), []
     for name in faults:
         fault = FAULTS[name]
-        result += [Trial(name, requirement, tests.get(requirement, [])) for requirement in fault.requirements]
-        if fault.test:
-            result.append(Trial(name, OF_THIS_SERVER, [fault.test]))
+        if fault.store in (None, store):
+            result += [Trial(name, each, tests.get(each, []), store=store) for each in fault.requirements]
+        if fault.test and store == (fault.store or "file"):
+            result.append(Trial(name, OF_THIS_SERVER, [fault.test], store=store))
     return result
 
 
@@ -193,6 +218,7 @@ def main() -> int:
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="run only these faults, and show how they fail")
     parser.add_argument("--quick", action="store_true", help="run one fault per category with the test that catches it")
     parser.add_argument("--category", choices=CATEGORIES, help="run only the faults of this module of broken/")
+    parser.add_argument("--postgres", action="store_true", help="run the servers on PostgreSQL")
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
     parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
@@ -203,14 +229,14 @@ def main() -> int:
             print(f"{name}: {fault.description} ({', '.join(fault.requirements) or fault.test})")
         return 0
 
-    started, done = time.monotonic(), []
+    started, done, store = time.monotonic(), [], "postgres" if arguments.postgres else "file"
     names = [name for name, fault in FAULTS.items() if arguments.category in (None, fault.category)]
     chosen = [name for name in names if name in (arguments.faults or names)]
     for name in [name for name in chosen if not arguments.quick and not is_here(FAULTS[name].needs)]:
         chosen.remove(name)
         print(f"{name}: not run, because it needs {FAULTS[name].needs}: tox run -e {FAULTS[name].category} installs it")
     with ThreadPoolExecutor(arguments.n) as pool:
-        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(chosen)
+        waiting = list(map(quick_trial, QUICK)) if arguments.quick else trials(chosen, store)
         for trial in pool.map(Trial.run, waiting):
             done.append(trial)
             outcome = f"caught in {trial.seconds:.1f} s" if trial.caught_by else "NOT CAUGHT"
@@ -230,7 +256,12 @@ def main() -> int:
     print(f"\n{len(caught)} of {len(done)} caught; {time.monotonic() - started:.0f} s")
     if not caught:
         return 1
-    status, failed, output = run(dict.fromkeys(trial.caught_by for trial in caught))
+    tests = dict.fromkeys(trial.caught_by for trial in caught)
+    with launcher(store) as start:
+        of_any_server = [test for test in tests if test.startswith("contract_tests/")]
+        status, failed, output = run(of_any_server, CONTRACT_SERVER_COMMAND=shlex.join(start))
+    if not status and (others := [test for test in tests if test not in of_any_server]):
+        status, failed, output = run(others)
     print(f"the healthy server fails {failed}:\n{output}" if status else "the healthy server passes those tests")
     return int(bool(status) or len(caught) < len(done))
 

@@ -24,9 +24,12 @@ from server.postgres import database, housekeeping
 from server.postgres.store import PostgresStore
 from server_tests import edges, test_accounts
 from server_tests.postgres_cluster import Cluster
+from server_tests.run_broken import Trial
+from server_tests.test_broken_quick import PUT_IN
 from server_tests.test_edges import contract
 
 USER = "a" * 64
+KILLED = "contract_tests/test_durability.py::test_killed_before_each_write[store a large one]"
 GB = 10**9
 
 
@@ -269,6 +272,22 @@ def test_the_metrics_tell_of_the_connections(start):
         )
     )
     assert found.keys() == {"open", "free", "waited_for"} and float(found["open"]) >= 1
+
+
+# ---- Broken on purpose ----------------------------------------------------------------------------------------------
+
+
+def test_each_fault_fits_this_store(url):
+    command = [sys.executable, "-c", PUT_IN]
+    environ = os.environ | {"DATABASE_URL": url}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_a_change_of_several_transactions_is_caught():
+    trial = Trial("change-is-several-transactions", "durability.whole", [KILLED], store="postgres")
+    trial.run()
+    assert trial.caught_by == KILLED, trial.output
 
 
 # ---- The contract ---------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ CATEGORIES = {  # module: the requirements that its faults break
     "races": "two things at once",
     "crashes": "a crash between two writes",
     "caches": "what goes wrong only at the second time",
+    "postgres": "a database that several servers share",
 }
 
 for category in CATEGORIES:

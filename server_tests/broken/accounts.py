@@ -14,6 +14,7 @@ from server.accounts import Account, Deleted, Record, Version
 from server.dbm_reader import DbmReader, Row
 from server.refused import RefusedUploads
 from server_tests.broken.fault import (
+    HeldRow,
     add_to_limit,
     breaks,
     change,
@@ -144,12 +145,12 @@ def deletion_does_nothing() -> None:
         return Response(204)
 
 
-@breaks("delete.all")
+@breaks("delete.all", store="file")
 def deleted_account_comes_back_with_a_restart() -> None:
     """The server remembers a deletion, but does not write it."""
     deleted: dict[str, Row] = {}
 
-    @instead_of(dbm_store.HeldRow, "delete")
+    @instead_of(HeldRow, "delete")
     def delete(real: Any, held: Any, moment: int, on_commit: Any, **options: Any) -> None:
         deleted[held._user_id] = Row(Deleted(moment))
         on_commit()
@@ -159,7 +160,7 @@ def deleted_account_comes_back_with_a_restart() -> None:
         return deleted.get(user_id) or real(store, user_id)
 
 
-@breaks("delete.all", "delete.fresh")
+@breaks("delete.all", "delete.fresh", store="file")
 def deleted_data_comes_back_with_a_registration() -> None:
     """A deletion hides an account, and a registration of the name shows it again."""
     hidden: dict[str, Row] = {}

@@ -16,15 +16,17 @@ import backup_server
 from backup_server import Problem, Request, Response, Server, User
 from server import clock, i_json, json_schema, records
 from server.accounts import Account, Damaged, Record, Upload, Version
-from server.dbm_store import DbmStore, HeldRow
 from server_tests.broken.fault import (
     Function,
+    HeldRow,
+    Reader,
     add_to_limit,
     breaks,
     change,
     instead_of,
     instead_of_handler,
     on_answer,
+    stored_bytes,
 )
 
 # --- A backup ---------------------------------------------------------------------------------------------------------
@@ -145,15 +147,13 @@ def decode_by(decode: Callable[[str], bytes | None]) -> None:
 def damage_is_not_seen() -> None:
     """The server returns a version even if its bytes are damaged."""
 
-    @instead_of(DbmStore, "data")
-    def data(real: Function, store: DbmStore, user_id: str, version: Version) -> bytes | None:
+    @instead_of(Reader, "data")
+    def data(real: Function, store: Any, user_id: str, version: Version) -> bytes | None:
         try:
             found: bytes | None = real(store, user_id, version)
             return found
         except Damaged:
-            row = store.row(user_id)
-            slot = row.slot(version) if row else None
-            return None if slot is None else store.blob(user_id, slot)
+            return stored_bytes(store, user_id, version)
 
 
 @breaks("retry.mends")
@@ -555,11 +555,9 @@ def base_of_a_middling_backup_is_ignored() -> None:
 def damage_of_a_large_version_is_not_seen() -> None:
     """To save time, only what is smaller than 256 KiB is verified when it is fetched."""
 
-    @instead_of(DbmStore, "data")
-    def data(real: Function, store: DbmStore, user_id: str, version: Version) -> bytes | None:
-        row = store.row(user_id) if version.size > 262_144 else None
-        slot = row.slot(version) if row else None
-        return real(store, user_id, version) if slot is None else store.blob(user_id, slot)
+    @instead_of(Reader, "data")
+    def data(real: Function, store: Any, user_id: str, version: Version) -> bytes | None:
+        return (stored_bytes if version.size > 262_144 else real)(store, user_id, version)
 
 
 @breaks("backup.any-size")

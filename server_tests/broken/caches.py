@@ -6,9 +6,16 @@ from typing import Any
 import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server.accounts import Account, DamagedData, Version
-from server.dbm_reader import DbmReader
-from server.dbm_store import HeldRow
-from server_tests.broken.fault import breaks, instead_of, instead_of_handler, instead_of_proof, named_user
+from server_tests.broken.fault import (
+    HeldRow,
+    Reader,
+    breaks,
+    instead_of,
+    instead_of_handler,
+    instead_of_proof,
+    named_user,
+    stored_bytes,
+)
 
 
 @breaks("backup.damaged")
@@ -16,11 +23,10 @@ def bytes_are_verified_once() -> None:
     """A version that was read well once is never verified again."""
     verified: set[tuple[str, Version]] = set()
 
-    @instead_of(DbmReader, "data")
-    def data(real: Any, store: DbmReader, user_id: str, version: Version) -> bytes | None:
-        row = store.row(user_id)
-        if (user_id, version) in verified and row and (slot := row.slot(version)) is not None:
-            return store.blob(user_id, slot)
+    @instead_of(Reader, "data")
+    def data(real: Any, store: Any, user_id: str, version: Version) -> bytes | None:
+        if (user_id, version) in verified and (unverified := stored_bytes(store, user_id, version)) is not None:
+            return unverified
         found: bytes | None = real(store, user_id, version)
         if found is not None:
             verified.add((user_id, version))
@@ -32,8 +38,8 @@ def damage_is_remembered() -> None:
     """A version that was damaged once is said to be damaged for ever, although a retry has repaired it."""
     damaged: set[tuple[str, Version]] = set()
 
-    @instead_of(DbmReader, "data")
-    def data(real: Any, store: DbmReader, user_id: str, version: Version) -> bytes | None:
+    @instead_of(Reader, "data")
+    def data(real: Any, store: Any, user_id: str, version: Version) -> bytes | None:
         if (user_id, version) in damaged:
             raise DamagedData
         try:
@@ -48,8 +54,8 @@ def bytes_are_cached_by_number() -> None:
     """The bytes of a version are cached by userId and number. A new account of this name gets those of the old one."""
     cache: dict[tuple[str, int, int], bytes] = {}
 
-    @instead_of(DbmReader, "data")
-    def data(real: Any, store: DbmReader, user_id: str, version: Version) -> bytes | None:
+    @instead_of(Reader, "data")
+    def data(real: Any, store: Any, user_id: str, version: Version) -> bytes | None:
         found = real(store, user_id, version)
         return found if found is None else cache.setdefault((user_id, version.number, version.size), found)
 
@@ -85,7 +91,7 @@ def list_is_cached_beyond_a_deletion() -> None:
         return cache[user.user_id, user.key_sha256]
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, *arguments: Any, **options: Any) -> None:
         real(held, *arguments, **options)
         for each in [each for each in cache if each[0] == held._user_id]:
             del cache[each]
@@ -131,7 +137,7 @@ def former_key_is_never_good_again() -> None:
         return None if (credentials.user_id, credentials.key_sha256) in former else real(credentials, record)
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, account: Account, *arguments: Any, **options: Any) -> None:
         before = held.record
         real(held, account, *arguments, **options)
         if isinstance(before, Account) and before.key_sha256 != account.key_sha256:
@@ -199,13 +205,13 @@ def only_the_first_deletion_is_complete() -> None:
     cleaned_up: set[str] = set()
 
     @instead_of(HeldRow, "delete")
-    def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+    def delete(real: Any, held: Any, *arguments: Any, **options: Any) -> None:
         if held._user_id in cleaned_up and isinstance(held.record, Account):
             left[held._user_id] = held.record
         cleaned_up.add(held._user_id)
         real(held, *arguments, **options)
 
     @instead_of(HeldRow, "create")
-    def create(real: Any, held: HeldRow, account: Account) -> None:
+    def create(real: Any, held: Any, account: Account) -> None:
         before = left.pop(held._user_id, account)
         real(held, replace(account, key_version=before.key_version))

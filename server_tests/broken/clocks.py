@@ -12,11 +12,17 @@ import backup_server
 from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock
 from server.accounts import Account, Deleted, Version
-from server.dbm_store import HeldRow
 from server.guessing import Guessing
 from server.limits import Limit
 from server.tables import keyed_hash
-from server_tests.broken.fault import breaks, change, instead_of, instead_of_handler, instead_of_proof
+from server_tests.broken.fault import (
+    HeldRow,
+    breaks,
+    change,
+    instead_of,
+    instead_of_handler,
+    instead_of_proof,
+)
 
 
 def local(moment: int) -> int:
@@ -108,7 +114,7 @@ def reservation_begins_with_the_second() -> None:
     """The time of a deletion is kept in whole seconds, so the name is free up to a second early."""
 
     @instead_of(HeldRow, "delete")
-    def delete(real: Any, held: HeldRow, moment: int, *arguments: Any, **options: Any) -> None:
+    def delete(real: Any, held: Any, moment: int, *arguments: Any, **options: Any) -> None:
         real(held, moment // 1000 * 1000, *arguments, **options)
 
 
@@ -199,7 +205,7 @@ def reservation_counts_from_the_first_deletion() -> None:
     first: dict[str, int] = {}
 
     @instead_of(HeldRow, "delete")
-    def delete(real: Any, held: HeldRow, moment: int, *arguments: Any, **options: Any) -> None:
+    def delete(real: Any, held: Any, moment: int, *arguments: Any, **options: Any) -> None:
         real(held, first.setdefault(held._user_id, moment), *arguments, **options)
 
 
@@ -243,7 +249,7 @@ def version_is_dated_by_its_signature() -> None:
         return real(server, request, signature, user, *more)
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, account: Account, *arguments: Any, **options: Any) -> None:
         *older, latest = account.versions
         dated = replace(latest, stored_at=signed[held._user_id])
         real(held, replace(account, versions=(*older, dated)), *arguments, **options)
@@ -281,11 +287,11 @@ def uploads_count_beyond_a_deletion() -> None:
     before: dict[str, tuple[Any, ...]] = {}
 
     @instead_of(HeldRow, "delete")
-    def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+    def delete(real: Any, held: Any, *arguments: Any, **options: Any) -> None:
         if isinstance(held.record, Account):
             before[held._user_id] = held.record.uploads
         real(held, *arguments, **options)
 
     @instead_of(HeldRow, "create")
-    def create(real: Any, held: HeldRow, account: Account) -> None:
+    def create(real: Any, held: Any, account: Account) -> None:
         real(held, replace(account, uploads=before.get(held._user_id, ())))

@@ -8,8 +8,12 @@ from typing import Any
 
 from server.accounts import Account, Deleted
 from server.dbm_reader import DbmReader, Row, blob_key, user_key
-from server.dbm_store import DbmStore, HeldRow
-from server_tests.broken.fault import breaks, instead_of
+from server.dbm_store import DbmStore
+from server_tests.broken.fault import (
+    HeldRow,
+    breaks,
+    instead_of,
+)
 
 
 def in_two_steps(between: Callable[[Any, Any], Row | None]) -> None:
@@ -33,7 +37,7 @@ def is_upload(before: Any, after: Any) -> bool:
     )
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def key_follows_its_version() -> None:
     """A change of the key stores the version, and then replaces the key."""
 
@@ -45,7 +49,7 @@ def key_follows_its_version() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def version_follows_its_key() -> None:
     """A change of the key replaces the key, and then stores the version."""
 
@@ -58,7 +62,7 @@ def version_follows_its_key() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def deletion_empties_the_account_first() -> None:
     """A deletion drops all versions, and then deletes the account."""
 
@@ -71,7 +75,7 @@ def deletion_empties_the_account_first() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def deletion_reserves_afterwards() -> None:
     """A deletion removes the account, and then reserves the userId."""
 
@@ -84,7 +88,7 @@ def deletion_reserves_afterwards() -> None:
         real(store, user_id, before, after)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def upload_is_counted_afterwards() -> None:
     """An upload stores the version, and then counts it and notes its signature as spent."""
 
@@ -96,7 +100,7 @@ def upload_is_counted_afterwards() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def upload_is_counted_ahead() -> None:
     """An upload is counted, and its signature spent, before the version is stored."""
 
@@ -108,7 +112,7 @@ def upload_is_counted_ahead() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def versions_are_dropped_afterwards() -> None:
     """An upload stores the version, and then drops those that are too many."""
 
@@ -121,7 +125,7 @@ def versions_are_dropped_afterwards() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def versions_are_dropped_ahead() -> None:
     """An upload first drops a version, to make room."""
 
@@ -135,7 +139,7 @@ def versions_are_dropped_ahead() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def registration_sets_the_key_afterwards() -> None:
     """A registration takes the name, and then sets the key."""
 
@@ -147,7 +151,7 @@ def registration_sets_the_key_afterwards() -> None:
     in_two_steps(between)
 
 
-@breaks("durability.acknowledged")
+@breaks("durability.acknowledged", store="file")
 def deletions_go_ahead_of_the_disk() -> None:
     """A deletion is acknowledged, and written a moment later."""
     deleted: dict[str, Row] = {}
@@ -177,7 +181,7 @@ def deletions_go_ahead_of_the_disk() -> None:
             real(store, user_id, slot)
 
 
-@breaks("durability.acknowledged")
+@breaks("durability.acknowledged", store="file")
 def large_uploads_go_ahead_of_the_disk() -> None:
     """An upload of more than 64 KiB is acknowledged, and its bytes are written with the next change."""
     waiting: list[tuple[str, int, bytes]] = []
@@ -207,14 +211,14 @@ def large_uploads_go_ahead_of_the_disk() -> None:
         real(store)
 
 
-@breaks("durability.whole")
+@breaks("durability.whole", store="file")
 def oldest_version_is_overwritten_in_place() -> None:
     """An upload overwrites the bytes of the version that it drops, before the record forgets this version."""
 
     dropped: list[int] = []  # the slot of the version that the current upload drops
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, account: Account, *arguments: Any, **options: Any) -> None:
         row = held._living()
         pairs = zip(row.versions, row.slots, strict=True)
         dropped[:] = [slot for version, slot in pairs if version not in account.versions]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from http.client import responses
 from types import SimpleNamespace
@@ -11,12 +13,44 @@ from unittest import mock
 from wsgiref.headers import Headers
 
 import backup_server
-from server import clock
-from server.accounts import Account, Upload
+from server import clock, records
+from server.accounts import Account, Upload, Version
 from server.guessing import Guessing
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
+
+
+# --- The store that the server is on ----------------------------------------------------------------------------------
+
+IS_ON_POSTGRES = "DATABASE_URL" in os.environ
+STORE: Any = importlib.import_module("server.postgres.store" if IS_ON_POSTGRES else "server.dbm_store")
+HeldRow: Any = STORE.HeldRow
+Reader: Any = STORE.PostgresReader if IS_ON_POSTGRES else importlib.import_module("server.dbm_reader").DbmReader
+
+
+def stored_bytes(store: Any, user_id: str, version: Version) -> bytes | None:
+    """Return the bytes of a version as they are stored, damaged or not, or None if the account does not have it."""
+    if IS_ON_POSTGRES:
+        rows = store.database.read(STORE.DATA, (user_id, version.number))
+        return rows[0][0] if rows else None
+    row = store.row(user_id)
+    slot = row.slot(version) if row else None
+    found: bytes | None = None if slot is None else store.blob(user_id, slot)
+    return found
+
+
+def change_account(server: backup_server.Server, user_id: str, **members: Any) -> None:
+    """Change members of an account's record behind the server's back. The bytes of its versions stay as they are."""
+    store: Any = server.store  # this uses more than the interface of a store
+    with store.account(user_id) as held:
+        after = dataclasses.replace(held.record, **members)
+        if IS_ON_POSTGRES:
+            with held._change():
+                held._put(records.to_bytes(user_id, after), None)
+        else:
+            row = dataclasses.replace(held.row, record=after)
+            store.write(functools.partial(store.put_row, user_id, held.row, row))
 
 
 # --- Faults and how they are put in -----------------------------------------------------------------------------------
@@ -27,7 +61,8 @@ class Fault:
     """One way to break the server: the requirements that it breaks, what happens, and the function that puts it in.
 
     `category` is the name of its module. If no client can see the fault, and no requirement is about it, `test` names
-    the test of this server that finds it. `needs` names the program that this test needs, if it needs one.
+    the test of this server that finds it. `needs` names the program that this test needs, if it needs one. `store` is
+    "file" or "postgres" if only a store of this kind has what the fault breaks.
     """
 
     category: str
@@ -36,20 +71,21 @@ class Fault:
     put_in: Callable[[], None]
     test: str | None = None
     needs: str | None = None
+    store: str | None = None
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def breaks(
-    *requirements: str, test: str | None = None, needs: str | None = None
+    *requirements: str, test: str | None = None, needs: str | None = None, store: str | None = None
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a fault. Its name is that of its function, with hyphens. Its docstring says what goes wrong."""
 
     def register(put_in: Callable[[], None]) -> Callable[[], None]:
         name, category = put_in.__name__.replace("_", "-"), put_in.__module__.rpartition(".")[2]
         assert name not in FAULTS, name
-        FAULTS[name] = Fault(category, requirements, put_in.__doc__ or "", put_in, test, needs)
+        FAULTS[name] = Fault(category, requirements, put_in.__doc__ or "", put_in, test, needs, store)
         return put_in
 
     return register
@@ -159,15 +195,6 @@ def named_user(server: backup_server.Server, request: backup_server.Request) -> 
     if credentials and isinstance(account, Account):
         return backup_server.User(credentials.user_id, account.key_sha256, account, request.address)
     return None
-
-
-def change_account(server: backup_server.Server, user_id: str, **members: Any) -> None:
-    """Change members of an account's record behind the server's back. The bytes of its versions stay as they are."""
-    store: Any = server.store  # a DbmStore: this uses more than the interface of a store
-    with store.account(user_id):
-        before = store.row(user_id)
-        after = dataclasses.replace(before, record=dataclasses.replace(before.record, **members))
-        store.write(functools.partial(store.put_row, user_id, before, after))
 
 
 def count_upload(server: backup_server.Server, user_id: str) -> None:

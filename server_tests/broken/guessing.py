@@ -8,10 +8,16 @@ import backup_server
 from backup_server import Request, Response, Server, User
 from server import clock, guessing
 from server.accounts import Account
-from server.dbm_store import HeldRow
 from server.guessing import Guessing, Source, Wait, is_reached
 from server.tables import EventsTable
-from server_tests.broken.fault import breaks, change, change_guessing, instead_of, instead_of_handler
+from server_tests.broken.fault import (
+    HeldRow,
+    breaks,
+    change,
+    change_guessing,
+    instead_of,
+    instead_of_handler,
+)
 
 # --- The limit of an account ------------------------------------------------------------------------------------------
 
@@ -170,7 +176,7 @@ def thief_stays_known_after_a_late_key_change() -> None:
     """While the disk stalls, the key changes after the request. Addresses are forgotten with the request alone."""
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, data: bytes, on_commit: Any) -> None:
+    def append(real: Any, held: Any, account: Account, data: bytes, on_commit: Any) -> None:
         real(held, account, data)
         on_commit()
 

@@ -65,7 +65,9 @@ def health_forgets_a_failed_write_at_once() -> None:
         return writes.are_failing
 
 
-@breaks(test="server_tests/test_health.py::test_a_disk_that_takes_nothing_is_noticed_before_anybody_stores")
+@breaks(
+    test="server_tests/test_health.py::test_a_disk_that_takes_nothing_is_noticed_before_anybody_stores", store="file"
+)
 def nothing_is_written_when_nobody_stores() -> None:
     """A disk that was remounted read-only is noticed when a user loses an upload."""
 

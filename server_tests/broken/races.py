@@ -10,8 +10,12 @@ from backup_server import Credentials, Problem, Request, Response, Server, User
 from server import clock
 from server.accounts import Account, DamagedData, Deleted, Record, Version
 from server.dbm_reader import DbmReader
-from server.dbm_store import HeldRow
-from server_tests.broken.fault import breaks, instead_of, instead_of_handler
+from server_tests.broken.fault import (
+    HeldRow,
+    breaks,
+    instead_of,
+    instead_of_handler,
+)
 
 
 def as_it_is_now(server: Server, user: User) -> User | None:
@@ -148,7 +152,7 @@ def deletion_looks_like_emptiness() -> None:
         return real(server, request, user, choose)
 
 
-@breaks("isolation.order")
+@breaks("isolation.order", store="file")
 def race_looks_like_damage() -> None:
     """A fetch whose version is dropped and overwritten meanwhile finds other bytes, and says that they are damaged."""
 
@@ -178,7 +182,7 @@ def two_uploads_of_a_user_share_a_buffer() -> None:
         return real(server, request, signature, user, value, *key)
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, data: bytes, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, account: Account, data: bytes, *arguments: Any, **options: Any) -> None:
         real(held, account, buffer[held._user_id], *arguments, **options)
 
 
@@ -196,7 +200,7 @@ def small_uploads_share_a_buffer() -> None:
         return real(server, request, signature, user, value, *key)
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, account: Account, data: bytes, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, account: Account, data: bytes, *arguments: Any, **options: Any) -> None:
         real(held, account, buffer[0] if len(data) < 1024 else data, *arguments, **options)
 
 
@@ -239,7 +243,7 @@ def first_fetch_sees_the_account_as_it_was() -> None:
     former: dict[str, Account] = {}
 
     @instead_of(HeldRow, "append")
-    def append(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+    def append(real: Any, held: Any, *arguments: Any, **options: Any) -> None:
         before = held.record
         real(held, *arguments, **options)
         if isinstance(before, Account) and before.versions:

@@ -3,12 +3,19 @@
 import math
 from typing import Any
 
-from server import counts, dbm_store, dbm_writer, space
+from server import counts, dbm_writer, space
 from server.accounts import Account, Record, StorageFull
-from server.dbm_store import DbmStore, HeldRow
+from server.dbm_store import DbmStore
 from server.dbm_writer import FreePages
 from server.housekeeping import Housekeeper
-from server_tests.broken.fault import breaks, change, instead_of
+from server_tests.broken.fault import (
+    IS_ON_POSTGRES,
+    STORE,
+    HeldRow,
+    breaks,
+    change,
+    instead_of,
+)
 
 
 @breaks("space.account")
@@ -51,7 +58,7 @@ def growth_of_a_day_has_no_bound() -> None:
 def what_is_deleted_today_is_no_room_today() -> None:
     """Accounts that come and go use up what all others may grow by."""
 
-    @instead_of(counts, "growth_of")
+    @instead_of(STORE if IS_ON_POSTGRES else counts, "growth_of")
     def growth_of(real: Any, before: Record, after: Record | None) -> int:
         return max(0, real(before, after))
 
@@ -71,7 +78,7 @@ def growth_goes_on_to_the_reserve() -> None:
 @breaks("space.registrations")
 def registrations_do_not_count_as_new_accounts() -> None:
     """Whoever only registers takes the volume with records."""
-    change(dbm_store, "takes_accounts", lambda volume: not space.is_below(volume, space.REGISTRATION_MARK))
+    change(STORE, "takes_accounts", lambda volume: not space.is_below(volume, space.REGISTRATION_MARK))
 
 
 @breaks("space.own")
@@ -96,24 +103,24 @@ def deletion_needs_space() -> None:
     """On a full volume nobody can delete anything."""
 
     @instead_of(HeldRow, "delete")
-    def delete(real: Any, held: HeldRow, *arguments: Any, **options: Any) -> None:
+    def delete(real: Any, held: Any, *arguments: Any, **options: Any) -> None:
         held._store.check_space(0)
         real(held, *arguments, **options)
 
 
-@breaks(test="server_tests/test_space.py::test_the_file_becomes_smaller")
+@breaks(test="server_tests/test_space.py::test_the_file_becomes_smaller", store="file")
 def file_never_becomes_smaller() -> None:
     """What strangers had and deleted is lost for the volume."""
     change(Housekeeper, "_shrink", lambda house: False)
 
 
-@breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup")
+@breaks(test="server_tests/test_space.py::test_an_attacker_does_not_stop_the_daily_backup", store="file")
 def free_pages_are_counted_once() -> None:
     """What was free at the start counts as free for ever, and nothing else does."""
     change(dbm_writer, "FREE_PAGES_SECONDS", math.inf)
 
 
-@breaks(test="server_tests/test_space.py::test_what_was_deleted_in_an_older_file_is_room_for_others")
+@breaks(test="server_tests/test_space.py::test_what_was_deleted_in_an_older_file_is_room_for_others", store="file")
 def free_pages_are_no_room() -> None:
     """In a file that cannot become smaller, what strangers had and deleted is lost for everybody."""
     change(DbmStore, "free_in_file", lambda store: FreePages(0, False, 0))
