@@ -96,6 +96,9 @@ def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:
     """Return the mutants to judge, in their random order."""
     modules = known.modules(arguments.store)
     found = [mutant for module in modules for mutant in mutants(module) if fnmatchcase(mutant.key, arguments.only)]
+    if arguments.store == "postgres":  # of the other modules, what no client can see is judged with the file
+        own = set(modules) - set(known.modules("file"))
+        found = [mutant for mutant in found if mutant.module in own or not known.hidden(mutant)]
     if arguments.of != "all":
         found = [mutant for mutant in found if bool(known.hidden(mutant)) == (arguments.of == "hidden")]
     return sorted(found, key=lambda mutant: mutant.rank(arguments.seed))[: arguments.mutants]
