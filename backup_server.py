@@ -1429,6 +1429,7 @@ def serve(settings: Settings, spec: Spec) -> None:
             is_proxied=settings.address_header is not None,
             at_once={"/health"},
             body_directory=Path(tempfile.gettempdir()) if settings.database_url else settings.database_path.parent,
+            read_threads=bounds.DATABASE_READERS if settings.database_url else bounds.READS[0],
         )
         try:
             http = HttpServer(app, settings.host, settings.port, limits, options)

@@ -429,7 +429,7 @@ class Listener(waitress.server.TcpWSGIServer):
     """The socket that accepts connections, and what all connections share."""
 
     def __init__(self, app: WsgiApp, listener: socket.socket, adjustments: Any, options: "HttpOptions") -> None:
-        self.lanes = Lanes(options.at_once)
+        self.lanes = Lanes(options.at_once, options.read_threads)
         super().__init__(
             app,
             map={},
@@ -565,10 +565,10 @@ class Listener(waitress.server.TcpWSGIServer):
 class Lanes:
     """Chooses a lane for each request. It stands in place of waitress' dispatcher, so its methods have those names."""
 
-    def __init__(self, at_once: Set[str]) -> None:
+    def __init__(self, at_once: Set[str], read_threads: int) -> None:
         self._at_once = at_once
         self._now: deque[Channel] = deque()  # requests that the main thread serves
-        self._reads = lanes.Lane("reads", *bounds.READS)
+        self._reads = lanes.Lane("reads", read_threads, bounds.READS[1])
         self._writes = lanes.Lane("writes", *bounds.WRITES)
         self._large_writes = lanes.Lane("large writes", *bounds.LARGE_WRITES)
 
@@ -625,7 +625,7 @@ class HttpOptions:
     `refuse` returns the answer to a request that never reaches the app. `address_of` returns the client's address from
     that of the connection and the headers, whose names are as in WSGI, without HTTP_. `is_proxied` is true if all
     connections come from a proxy. Requests for the targets in `at_once` must not wait for anything. `body_directory` is
-    where large bodies wait.
+    where large bodies wait. `read_threads` is how many threads read heads and serve what changes nothing.
     """
 
     refuse: Refuse
@@ -633,6 +633,7 @@ class HttpOptions:
     is_proxied: bool
     at_once: Set[str]
     body_directory: Path
+    read_threads: int
 
 
 class HttpServer:

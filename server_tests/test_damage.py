@@ -190,6 +190,18 @@ def test_a_flipped_bit_in_a_key_is_no_absence(start_server, place, where, bit):
     assert other.delete_user().status_code == 204
 
 
+def test_what_the_index_has_lost_is_damaged_before_anybody_looks(start_server):
+    """As long as nothing can be written, no round begins. A fetch finds out by itself."""
+    server = start_server()
+    user = server.client()
+    assert user.register_user().status_code == 201
+    assert user.store_backup(BLOB).status_code == 201
+    server.stop()
+    flip_a_bit_of_a_key(server.database, f"user/{user.credentials[0]}".encode(), True, 0, 7)
+    user.base_url = server.restart(fault="full_from_the_start").base_url
+    assert user.fetch_backup().json()["code"] == "account_damaged"
+
+
 def flip_a_bit_of_a_key(database: Path, key: bytes, is_index: bool, where: int, bit: int) -> None:
     """Flip a bit of a key in the file itself. SQLite has it twice: in the table, before its value, and in the index."""
     content = bytearray(database.read_bytes())
