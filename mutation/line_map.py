@@ -29,6 +29,8 @@ def install() -> None:
             return sys.monitoring.DISABLE
         marks[place + line] = 1
 
+    if sys.monitoring.get_tool(sys.monitoring.COVERAGE_ID):  # a process of xdist marks in the map of its parent
+        sys.monitoring.free_tool_id(sys.monitoring.COVERAGE_ID)
     sys.monitoring.use_tool_id(sys.monitoring.COVERAGE_ID, "mutation")
     sys.monitoring.register_callback(sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE, mark)
     sys.monitoring.set_events(sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE)
