@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mutation.reached import EVERY_START
 
 KNOWN = Path(__file__).with_name("known.toml")
 SCREEN, CONTRACT, SERVER = SUITES = "screening", "contract tests", "server tests"  # in this order
+LONGEST = 300  # seconds of own tests that a mutant meets at most, as recorded: the likely and the quick ones
 QUICK = 0.2  # seconds; tests that take longer run after those that do not
 MOST_SHOWN = 20  # tests that reach a survivor are kept
 AGAIN = 2  # how often a test that has failed runs again, until it fails again: a failure that comes once is none
@@ -230,17 +232,18 @@ def uses(name: str) -> dict[str, set[int]]:
 def record(reached: Reached, copy: Copy, tests: Iterable[str], whose: str) -> None:
     """Run tests with the healthy server, and write down which lines they reach.
 
-    Raise Broken if a contract test fails. A test of this server that fails here reaches nothing.
+    Raise Broken if they do not run, or if a contract test fails.
     """
     with tempfile.NamedTemporaryFile("w") as names:
         names.write("\n".join(tests))
         names.flush()
         print(f"recording which lines the {whose} reach, in {reached.folder}", file=sys.stderr, flush=True)
         arguments = ["-p", "mutation.reached", "-p", "xdist", "-n", "2", f"@{names.name}"]
-        code, output = copy.pytest(*arguments, seconds=3600, MUTATION_LINES=str(reached.folder))
+        environ = copy.of_contract | {"MUTATION_EVERY_START": "yes"} if whose == CONTRACT else {}
+        code, output = copy.pytest(*arguments, seconds=3600, MUTATION_LINES=str(reached.folder), **environ)
     for rest in reached.folder.glob("*.map"):
         rest.unlink()
-    if code and whose == CONTRACT:
+    if code not in (0, 1) or (code and whose == CONTRACT):
         raise Broken(f"the {whose} fail with the healthy server:\n{output[-5000:]}")
     print("\n".join(re.findall("^(?:FAILED|ERROR) .*", output, re.MULTILINE)), file=sys.stderr, flush=True)
     reached.read()
@@ -270,18 +273,16 @@ def judge_all(chosen: list[Mutant], known: Known, results: Results, arguments: a
             tests = [copy.load() for copy in copies][0]
             if unknown := [test for test in tests if test not in reached.lines]:
                 record(reached, copies[0], unknown, CONTRACT)
-        own = []
-        if not arguments.contract_alone and any(is_open(mutant, SERVER) for mutant in faults):
-            own = copies[0].collect(known.server_tests(arguments.store))
-            if unknown := [test for test in own if test not in reached.lines]:
-                record(reached, copies[0], unknown, SERVER)
-        judge = Judge(results, reached, tests, own)
+        judge = Judge(results, reached, tests)
         left = [mutant for mutant in visible if is_open(mutant, SCREEN)]
         work(copies, [[mutant] for mutant in left], judge.screen, "mutants are screened")
         left = [mutant for mutant in visible if is_open(mutant, CONTRACT)]
         work(copies, groups(left, arguments.together), judge.together, "groups of those that are left")
-        if not arguments.contract_alone:
-            left = [mutant for mutant in faults if is_open(mutant, SERVER)]
+        left = [] if arguments.contract_alone else [mutant for mutant in faults if is_open(mutant, SERVER)]
+        if left:
+            judge.own = copies[0].collect(known.server_tests(arguments.store))
+            if unknown := [test for test in judge.own if test not in reached.lines]:
+                record(reached, copies[0], unknown, SERVER)
             work(copies, [[mutant] for mutant in left], judge.by_server, "mutants are left to the server's own tests")
 
 
@@ -331,9 +332,11 @@ def groups(mutants: list[Mutant], most: int) -> list[list[Mutant]]:
 class Judge:
     """Judges mutants."""
 
-    def __init__(self, results: Results, reached: Reached, tests: list[str], own: list[str]) -> None:
-        """Take the names of the contract tests, and of this server's own tests."""
-        self._results, self._reached, self._own = results, reached, set(own)
+    def __init__(self, results: Results, reached: Reached, tests: list[str]) -> None:
+        """Take the names of the contract tests."""
+        self._results, self._reached = results, reached
+        self.own: list[str] = []  # this server's own tests
+        self._failing: set[str] = set()  # those that fail here with the healthy server, too
         self._position = {test: position for position, test in enumerate(tests)}
         functions: set[str] = set()
         self._firsts: set[str] = set()  # the quick tests that are the first of their functions
@@ -395,19 +398,25 @@ class Judge:
     def by_server(self, copy: Copy, mutants: list[Mutant]) -> None:
         """Run the tests of this server that reach a mutant until one fails that does so again, but not without it."""
         (mutant,) = mutants
-        reaching = [test for test in self._reached.tests(mutant) if test in self._own]
+        own = set(self.own) - self._failing
+        reaching = [test for test in self._reached.tests(mutant) if test in own]
         near, files = self._near(mutant), defaultdict[str, float](float)
         for test in reaching:
             files[file_of(test)] += self._reached.seconds[test]
         tests = sorted(reaching, key=lambda test: (-near[test], files[file_of(test)], self._reached.seconds[test]))
+        ends = accumulate(self._reached.seconds[test] for test in tests)
+        tests = [test for test, end in zip(tests, ends, strict=True) if end < LONGEST]
         copy.put([mutant])
         while tests:
-            test, how = copy.first_failure(tests, sum(map(self._longest, tests)))
+            longest = 60 + 3 * sum(self._reached.seconds[test] for test in tests)
+            test, how = copy.first_failure(tests, longest)
             if not test:
                 break
             is_sure = copy.fails(test)
             copy.put([])
-            if is_sure and not copy.fails(test):
+            if is_sure and copy.fails(test):
+                self._failing.add(test)
+            elif is_sure:
                 self._found(mutant, SERVER, verdict="caught", by=test, how=how)
                 return
             copy.put([mutant])

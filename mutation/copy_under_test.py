@@ -90,10 +90,15 @@ class Copy:
         """Return the environment of the tests: no server but the copy, and only the plugins of pytest they need."""
         unwanted = re.compile("CONTRACT_|BACKUP_|COVERAGE_")
         inherited = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
-        if self._database:
-            launcher = [sys.executable, "-P", str(self.root / "server_tests" / "postgres_launcher.py")]
-            inherited["CONTRACT_SERVER_COMMAND"] = shlex.join([*launcher, "--cluster", self._database.url()])
         return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environ
+
+    @property
+    def of_contract(self) -> dict[str, str]:
+        """What the environment of contract tests has, too. This server's own tests choose a store by themselves."""
+        if not self._database:
+            return {}
+        launcher = [sys.executable, "-P", str(self.root / "server_tests" / "postgres_launcher.py")]
+        return {"CONTRACT_SERVER_COMMAND": shlex.join([*launcher, "--cluster", self._database.url()])}
 
     def _drop_databases(self) -> None:
         if self._database:
@@ -110,7 +115,7 @@ class Copy:
             self._tests = subprocess.Popen(
                 [*command, "-p", "mutation.worker"],
                 cwd=self.root,
-                env=self._environment(MUTATION_PIPES=f"{orders},{answers}"),
+                env=self._environment(MUTATION_PIPES=f"{orders},{answers}", **self.of_contract),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -174,7 +179,9 @@ class Copy:
         start = "import sys, pathlib; from contract_tests.target.process import ServerProcess as S\n"
         start += "with S(pathlib.Path(sys.argv[1])): pass"
         command = [sys.executable, "-c", start, tempfile.mkdtemp(dir=self._folder)]
-        done = subprocess.run(command, cwd=self.root, env=self._environment(), capture_output=True, timeout=LOADING)
+        done = subprocess.run(
+            command, cwd=self.root, env=self._environment(**self.of_contract), capture_output=True, timeout=LOADING
+        )
         return done.returncode == 0
 
     def _next(self, seconds: float) -> dict[str, Any] | None:
@@ -197,7 +204,7 @@ class Copy:
     # ---- Other tests -----------------------------------------------------------------------------------------------
 
     def pytest(self, *arguments: str, seconds: float = 1800, **environ: str) -> tuple[int, str]:
-        """Run pytest in the copy. Return its exit code, -1 if it takes too long, and its output."""
+        """Run pytest in the copy. Return its exit code, -1 if it takes too long, and its output so far."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         process = subprocess.Popen(
             command,
@@ -213,7 +220,8 @@ class Copy:
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return -1, f"no end after {seconds:.0f} s"
+            kill_group(process.pid)
+            return -1, process.communicate()[0]
         finally:
             kill_group(process.pid)
             process.wait()
@@ -224,26 +232,32 @@ class Copy:
         return process.returncode, output
 
     def collect(self, files: Sequence[str]) -> list[str]:
-        """Return the names of the tests in these files."""
-        _, output = self.pytest("--collect-only", *files)
+        """Return the names of the tests in these files. Raise Broken if they cannot be collected."""
+        code, output = self.pytest("--collect-only", *files)
+        if code:
+            raise Broken(f"the tests cannot be collected:\n{output[-2000:]}")
         return re.findall(r"^server_tests/\S+::.*$", output, re.MULTILINE)
 
     def first_failure(self, tests: Sequence[str], seconds: float) -> tuple[str, str]:
         """Run tests until one fails. Return its name, or that of its file, and the output; or empty texts.
 
-        They may take so many seconds. If they take longer, this returns the first one.
+        They may take so many seconds. If they take longer, the last one that began has failed.
         """
         names = self._folder / "names"
         names.write_text("\n".join(tests))
-        code, output = self.pytest("-x", "-rfE", f"@{names}", seconds=seconds)
+        code, output = self.pytest("-x", "-vv", "-rfE", f"@{names}", seconds=seconds)
         if code == 0:
             return "", ""
-        found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
-        return found[1] if found else tests[0], output[-1000:]
+        if code == -1:
+            output += f"\nno end after {seconds:.0f} s"
+            found = re.findall(r"^(server_tests/.+?)(?: (?:PASSED|SKIPPED)\b.*)?$", output, re.MULTILINE)[-1:]
+        else:
+            found = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
+        return found[0] if found else tests[0], output[-1000:]
 
     def fails(self, test: str) -> bool:
-        """Return whether a test of this server fails."""
-        return self.pytest(test)[0] != 0
+        """Return whether a test of this server fails, or does not end."""
+        return self.pytest(test, seconds=LOADING)[0] != 0
 
 
 def kill_group(group: int) -> None:

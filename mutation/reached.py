@@ -1,26 +1,21 @@
 """A pytest plugin that writes which lines of the server each test reaches, in whatever process.
 
 The environment variable MUTATION_LINES names the folder to write to. Each process of the tests writes a file with one
-line of JSON for each test: its name, its seconds, and its lines by module. A test that fails reaches none.
+line of JSON for each test: its name, its seconds, and its lines by module.
 """
 
 import json
 import mmap
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
 
 from mutation import line_map
 from mutation.line_map import ALL, MOST_LINES, SIZE
-
-SITE = Path(__file__).with_name("site")
 
 EVERY_START = "every start"  # the name of a test that only starts a server, and stops it
 
@@ -29,42 +24,27 @@ class Reader:
     """Gives the processes a map for their marks, and reads it after each test."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._failed = folder, False
+        self._folder = folder
         file = folder / f"{os.getpid()}.map"
         file.write_bytes(bytes(SIZE))
         with file.open("r+b") as opened:
             self._marks = mmap.mmap(opened.fileno(), SIZE)
         os.environ["MUTATION_MAP"] = str(file)
         line_map.install()
-        self._mark_in_others()
-
-    def _mark_in_others(self) -> None:
-        """Let each process that the tests start mark its lines, whatever its environment."""
-        real: Any = subprocess.Popen.__init__
-
-        def start(self: Any, *arguments: Any, env: Any = None, **options: Any) -> None:
-            env = dict(os.environ if env is None else env)
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), env.get("PYTHONPATH"))))
-            env["MUTATION_MAP"] = os.environ["MUTATION_MAP"]
-            real(self, *arguments, env=env, **options)
-
-        mock.patch.object(subprocess.Popen, "__init__", start).start()
 
     def read(self, test: str, seconds: float) -> None:
         marks = self._marks[:]
         self._marks[:] = bytes(SIZE)
         lines = {}
-        for number, name in enumerate(() if self._failed else ALL):
+        for number, name in enumerate(ALL):
             own = marks[number * MOST_LINES : (number + 1) * MOST_LINES]
             lines[name] = [line for line, mark in enumerate(own) if mark]
         with (self._folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps({"test": test, "seconds": round(seconds, 3), "lines": lines}) + "\n")
-        self._failed = False
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._failed = self._failed or report.failed
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
+        if "MUTATION_EVERY_START" not in os.environ:
+            return
         from contract_tests.target.process import ServerProcess  # only here, because it reads the command
 
         with tempfile.TemporaryDirectory() as folder, ServerProcess(folder):
