@@ -398,8 +398,9 @@ class Judge:
     def by_server(self, copy: Copy, mutants: list[Mutant]) -> None:
         """Run the tests of this server that reach a mutant until one fails that does so again, but not without it."""
         (mutant,) = mutants
-        own = set(self.own) - self._failing
-        reaching = [test for test in self._reached.tests(mutant) if test in own]
+        # What a fixture of a module reaches is written down for the first test that needs it, and is for all of them.
+        functions = {test.partition("[")[0] for test in self._reached.tests(mutant)}
+        reaching = [test for test in self.own if test.partition("[")[0] in functions and test not in self._failing]
         near, files = self._near(mutant), defaultdict[str, float](float)
         for test in reaching:
             files[file_of(test)] += self._reached.seconds[test]
