@@ -96,7 +96,7 @@ ABORT_LOG_SECONDS = 0.2  # the same, after a second signal, which ends the serve
 # --- The database, if DATABASE_URL is set -----------------------------------------------------------------------------
 # Beyond a bound, the answer is 503 `unavailable` with Retry-After. A change that was being committed may have happened.
 
-DATABASE_CONNECTIONS = 12  # of a server: each thread of the lanes holds one, and may need a second for a moment
+DATABASE_CONNECTIONS = 12  # of a server: one for each reader, two for each thread of the other lanes, two for the rest
 DATABASE_READERS = 4  # threads in place of the one of READS, since they mostly wait for the database
 DATABASE_CONNECT_SECONDS = 3  # for a new connection, and before a connection without an answer is given up
 DATABASE_LOOK_SECONDS = 2  # until the look of each second has a connection: less than HEALTH_SECONDS, to tell why

@@ -5,15 +5,14 @@ server with this fault, until one of them fails. Then print a table of which tes
 anything was not caught, or if one of those tests fails on the healthy server, too. A server that does not even answer
 /health shows nothing about the tests, so its fault counts as not caught.
 
-With --postgres, the servers are on PostgreSQL, which the tests start. Then the faults are those that its store can
-have, too, and those that only it can have.
+With --postgres, the servers are on PostgreSQL, which the tests start. It runs the faults that any store can have, and
+those that only PostgreSQL can have.
 
---quick runs one fault of each category, and only the test that is known to catch it.
+--quick runs one fault of each category but postgres, and only the test that is known to catch it.
 """
 
 import argparse
 import contextlib
-import functools
 import http.client
 import io
 import os
@@ -125,8 +124,7 @@ def run(tests: Iterable[str], **environ: str) -> tuple[int, str, str]:
     return done.returncode, failed[1] if failed else "", done.stdout + done.stderr
 
 
-@functools.cache
-def obstacle(command: tuple[str, ...]) -> str:
+def obstacle(command: list[str]) -> str:
     """Return why a server that this command starts does not serve, or an empty text."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -157,12 +155,12 @@ class Trial:
         return self
 
     def _run(self, command: list[str]) -> None:
-        started = time.monotonic()
-        if reason := obstacle(tuple(command)):
+        if reason := obstacle(command):
             self.output = f"the server does not serve with this fault: {reason}"
         elif self.tests:
             if self.requirement == OF_THIS_SERVER:  # its test gives it a database, if it needs one
                 command = [*COMMAND, "--broken", self.fault]
+            started = time.monotonic()
             _, self.caught_by, self.output = run(
                 self.tests,
                 CONTRACT_SERVER_COMMAND=shlex.join(command),
@@ -222,16 +220,21 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
     parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
+    if arguments.quick and arguments.postgres:
+        parser.error("--quick is about servers on a file")
     if unknown := set(arguments.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list shows them")
     if arguments.list:
         for name, fault in FAULTS.items():
-            print(f"{name}: {fault.description} ({', '.join(fault.requirements) or fault.test})")
+            only = f" only on {fault.store}:" if fault.store else ""
+            print(f"{name}:{only} {fault.description} ({', '.join(fault.requirements) or fault.test})")
         return 0
 
     started, done, store = time.monotonic(), [], "postgres" if arguments.postgres else "file"
     names = [name for name, fault in FAULTS.items() if arguments.category in (None, fault.category)]
-    chosen = [name for name in names if name in (arguments.faults or names)]
+    chosen = [name for name in names if name in (arguments.faults or names) and FAULTS[name].store in (None, store)]
+    for name in set(arguments.faults) - set(chosen):
+        print(f"{name}: not run, because only a server on {FAULTS[name].store} can have it")
     for name in [name for name in chosen if not arguments.quick and not is_here(FAULTS[name].needs)]:
         chosen.remove(name)
         print(f"{name}: not run, because it needs {FAULTS[name].needs}: tox run -e {FAULTS[name].category} installs it")
