@@ -704,7 +704,7 @@ def test_a_setting_that_is_missing_is_named(start_server, setting, value):
         "AWS_ACCESS_KEY_ID": "a key",
         "AWS_SECRET_ACCESS_KEY": "a secret",
     }
-    with pytest.raises(RuntimeError, match=setting):
+    with pytest.raises(RuntimeError, match=f"{setting} "):
         start_server(**settings | {setting: value})
 
 
