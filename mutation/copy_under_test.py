@@ -250,7 +250,7 @@ class Copy:
             return "", ""
         if code == -1:
             output += f"\nno end after {seconds:.0f} s"
-            found = re.findall(r"^(server_tests/.+?)(?: (?:PASSED|SKIPPED)\b.*)?$", output, re.MULTILINE)[-1:]
+            found = re.findall(r"^(server_tests/.+?) *(?:(?:PASSED|SKIPPED)\b.*)?$", output, re.MULTILINE)[-1:]
         else:
             found = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
         return found[0] if found else tests[0], output[-1000:]

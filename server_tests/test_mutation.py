@@ -2,7 +2,7 @@
 
 import pytest
 
-from mutation.__main__ import CONTRACT, KNOWN, Known, Results, verdict_of
+from mutation.__main__ import CONTRACT, KNOWN, SERVER, Known, Reached, Results, record, verdict_of
 from mutation.copy_under_test import Copy
 from mutation.line_map import ALL as MODULES
 from mutation.mutants import ROOT, mutants
@@ -54,6 +54,29 @@ def test_a_result_that_was_cut_off_is_judged_again(tmp_path):
     results = Results(file)
     assert verdict_of(first, Known(KNOWN), results) == "by contract"
     assert results.get(second, CONTRACT) is None
+
+
+def test_which_lines_a_test_reaches_in_any_process(tmp_path):
+    """One of these tests calls the server's code itself, and the other one starts a server. They run at once."""
+    tests = [
+        "server_tests/test_parts.py::test_a_keyword_that_nobody_checks_is_refused[schema1-contentEncoding]",
+        "server_tests/test_server.py::test_a_refused_setting_ends_the_process",
+    ]
+    reached = Reached(tmp_path)
+    with Copy() as copy:
+        record(reached, copy, tests, SERVER)
+    of_itself, of_a_server = (reached.lines[test] for test in tests)
+    assert of_itself["server/json_schema.py"]
+    assert of_a_server["backup_server.py"]
+
+
+def test_a_mutant_that_hangs_is_caught_by_the_test_that_hangs():
+    file = "server_tests/test_that_hangs.py"
+    with Copy() as copy:
+        (copy.root / file).write_text("import time\ndef test_1():\n    pass\ndef test_2():\n    time.sleep(600)\n")
+        test, how = copy.first_failure([f"{file}::test_1", f"{file}::test_2"], 10)
+    assert test == f"{file}::test_2"
+    assert "no end after 10 s" in how
 
 
 def test_a_fault_is_caught_and_an_equivalent_is_not():
