@@ -139,10 +139,10 @@ def address_that_became_known_first_is_forgotten() -> None:
 def neighbour_stops_the_owner() -> None:
     """The limit of an address holds for accounts to which it is known, too."""
 
-    @instead_of(Guessing, "wait")
-    def wait(real: Any, self: Guessing, user_id: str | None, address: str, may_be_known: bool = True) -> Wait | None:
-        is_limited = is_reached(self._addresses, Source.of(None, address).address, clock.now())
-        return Wait(300, self._addresses.limit) if is_limited else real(self, user_id, address, may_be_known)
+    @instead_of(Guessing, "_wait")
+    def wait(real: Any, self: Guessing, source: Source, moment: int) -> Wait | None:
+        is_limited = is_reached(self._addresses, source.address, moment)
+        return Wait(300, self._addresses.limit) if is_limited else real(self, source, moment)
 
 
 @breaks("guessing.pair")
