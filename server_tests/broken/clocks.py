@@ -195,7 +195,8 @@ def attempts_past_the_limit_count() -> None:
     def wait(real: Any, guessing: Guessing, user_id: str | None, address: str, *more: Any) -> Any:
         found = real(guessing, user_id, address, *more)
         if found:
-            guessing._addresses.add(keyed_hash(address), clock.monotonic())
+            key = keyed_hash(address)
+            guessing._tables.run(lambda moment: guessing._addresses.add(key, moment), [key], [key])
         return found
 
 
@@ -276,8 +277,13 @@ def deletion_forgets_failed_credentials() -> None:
     @instead_of_handler("deleteUser")
     def delete_user(real: Any, server: Server, request: Request, user: User) -> Response:
         response: Response = real(server, request, user=user)
-        for _ in range(100):
-            server.guessing._accounts.take_back(keyed_hash(user.user_id))
+        guessing, key = server.guessing, keyed_hash(user.user_id)
+
+        def forget(moment: int) -> None:
+            for _ in range(100):
+                guessing._accounts.take_back(key)
+
+        guessing._tables.run(forget, [key], [key])
         return response
 
 
