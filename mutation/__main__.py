@@ -96,11 +96,7 @@ def main() -> int:
 
 def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:
     """Return the mutants to judge, in their random order."""
-    modules = known.modules(arguments.store)
-    found = [mutant for module in modules for mutant in mutants(module) if fnmatchcase(mutant.key, arguments.only)]
-    if arguments.store == "postgres":  # of the other modules, what no client can see is judged with the file
-        own = set(modules) - set(known.modules("file"))
-        found = [mutant for mutant in found if mutant.module in own or not known.hidden(mutant)]
+    found = [mutant for mutant in known.mutants(arguments.store) if fnmatchcase(mutant.key, arguments.only)]
     if arguments.of != "all":
         found = [mutant for mutant in found if bool(known.hidden(mutant)) == (arguments.of == "hidden")]
     return sorted(found, key=lambda mutant: mutant.rank(arguments.seed))[: arguments.mutants]
@@ -125,10 +121,22 @@ class Known:
         """Return why a mutant is no fault, or None if it is one."""
         return self._reason("equivalent", mutant)
 
-    def modules(self, store: str) -> list[str]:
-        """Return the modules of a server on this store."""
+    def mutants(self, store: str) -> list[Mutant]:
+        """Return the mutants that are judged with servers on this store.
+
+        With PostgreSQL, what no client can see is judged only of the modules that a server on a file does not have.
+        """
         without = self._stores[store]["without"].split()
-        return [name for name in ALL if not any(fnmatchcase(name, pattern) for pattern in without)]
+        found = [
+            mutant
+            for module in ALL
+            for mutant in mutants(module)
+            if not any(fnmatchcase(f"{module}:{mutant.function}", pattern) for pattern in without)
+        ]
+        if store == "file":
+            return found
+        of_a_file = {mutant.module for mutant in self.mutants("file")}
+        return [mutant for mutant in found if mutant.module not in of_a_file or not self.hidden(mutant)]
 
     def server_tests(self, store: str) -> list[str]:
         """Return the files of this server's own tests, for this store."""
