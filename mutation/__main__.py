@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from mutation.copy_under_test import Broken, Copy
-from mutation.line_map import ALL
+from mutation.line_map import MODULES
 from mutation.mutants import ROOT, Mutant, mutants
 from mutation.reached import EVERY_START
 
@@ -129,7 +129,7 @@ class Known:
         without = self._stores[store]["without"].split()
         found = [
             mutant
-            for module in ALL
+            for module in MODULES
             for mutant in mutants(module)
             if not any(fnmatchcase(f"{module}:{mutant.function}", pattern) for pattern in without)
         ]
@@ -197,7 +197,7 @@ class Reached:
     def __init__(self, folder: Path) -> None:
         self.lines: dict[str, dict[str, set[int]]] = {}
         self.seconds: dict[str, float] = {}
-        digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in ALL)).hexdigest()
+        digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in MODULES)).hexdigest()
         self._folder = folder / digest[:16]  # in another state of the server, the lines are others
         self._folder.mkdir(parents=True, exist_ok=True)
         self.read()
@@ -229,7 +229,7 @@ class Reached:
 def uses(name: str) -> dict[str, set[int]]:
     """Return the lines, by module, that use the constant of this name."""
     found = defaultdict(set)
-    for module in ALL:
+    for module in MODULES:
         for node in ast.walk(ast.parse((ROOT / module).read_bytes())):
             if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
                 if name == (node.id if isinstance(node, ast.Name) else node.attr):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from mutation.line_map import ALL
+from mutation.line_map import MODULES
 from mutation.mutants import ROOT, Mutant
 
 LEFT_OUT = shutil.ignore_patterns(".*", "node_modules", "__pycache__", "dist", "results")
@@ -57,7 +57,7 @@ class Copy:
 
     def __enter__(self) -> Self:
         shutil.copytree(ROOT, self.root, ignore=LEFT_OUT)
-        self._healthy = {name: (self.root / name).read_bytes() for name in ALL}
+        self._healthy = {name: (self.root / name).read_bytes() for name in MODULES}
         if self._database:
             self._database.__enter__()
         return self

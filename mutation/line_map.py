@@ -16,9 +16,9 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 SITE = Path(__file__).with_name("site")  # its sitecustomize.py marks in each process that has this folder on its path
 FOUND = sorted((ROOT / "server").rglob("*.py"))
-ALL = ("backup_server.py", *(str(path.relative_to(ROOT)) for path in FOUND))
+MODULES = ("backup_server.py", *(str(path.relative_to(ROOT)) for path in FOUND))
 MOST_LINES = 5000  # of one module
-SIZE = len(ALL) * MOST_LINES
+SIZE = len(MODULES) * MOST_LINES
 
 
 def install() -> None:
@@ -28,7 +28,7 @@ def install() -> None:
     """
     with open(os.environ["MUTATION_MAP"], "r+b") as file:
         marks = mmap.mmap(file.fileno(), SIZE)
-    places = {str(ROOT / name): number * MOST_LINES for number, name in enumerate(ALL)}
+    places = {str(ROOT / name): number * MOST_LINES for number, name in enumerate(MODULES)}
 
     def mark(code: CodeType, line: int) -> Any:
         if (place := places.get(code.co_filename)) is None:

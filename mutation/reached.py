@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mutation import line_map
-from mutation.line_map import ALL, MOST_LINES, SIZE
+from mutation.line_map import MODULES, MOST_LINES, SIZE
 
 EVERY_START = "every start"  # the name of a test that only starts a server, and stops it
 
@@ -36,7 +36,7 @@ class Reader:
         marks = self._marks[:]
         self._marks[:] = bytes(SIZE)
         lines = {}
-        for number, name in enumerate(ALL):
+        for number, name in enumerate(MODULES):
             own = marks[number * MOST_LINES : (number + 1) * MOST_LINES]
             lines[name] = [line for line, mark in enumerate(own) if mark]
         with (self._folder / f"{os.getpid()}.jsonl").open("a") as file:

@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,7 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=2, metavar="WORKERS", help="how many to run at a time (2)")
     parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a run like Ctrl-C, and the databases with it
     if arguments.quick and arguments.postgres:
         parser.error("--quick is about servers on a file")
     if unknown := set(arguments.faults) - set(FAULTS):
@@ -235,6 +237,8 @@ def main() -> int:
     chosen = [name for name in names if name in (arguments.faults or names) and FAULTS[name].store in (None, store)]
     for name in set(arguments.faults) - set(chosen):
         print(f"{name}: not run, because only a server on {FAULTS[name].store} can have it")
+    if not chosen:
+        parser.error(f"a server on {store} can have none of these faults (--postgres: servers on PostgreSQL)")
     for name in [name for name in chosen if not arguments.quick and not is_here(FAULTS[name].needs)]:
         chosen.remove(name)
         print(f"{name}: not run, because it needs {FAULTS[name].needs}: tox run -e {FAULTS[name].category} installs it")

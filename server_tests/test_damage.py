@@ -96,15 +96,15 @@ def test_an_account_is_verified_on_one_day_of_seven(start_server):
     moment = 1_795_510_800
     server = start_server(frozen=moment)
     today = moment // 86_400
-    days = (today, today + 1)
-    for number, day in enumerate(days):
-        ids = iter(lambda first=number: str(first) + secrets.token_hex(32)[1:], "")
-        user_id = next(each for each in ids if zlib.crc32(each.encode()) % 7 == day % 7)
+    backups = {today: b"of today", today + 1: b"of tomorrow"}
+    for day, blob in backups.items():
+        user_ids = iter(lambda: secrets.token_hex(32), "")
+        user_id = next(each for each in user_ids if zlib.crc32(each.encode()) % 7 == day % 7)
         user = server.client((user_id, secrets.token_hex(32)))
         assert user.register_user().status_code == 201
-        assert user.store_backup(b"backup %d of 2" % number).status_code == 201
-    for number in range(len(days)):
-        server.damage(b"backup %d of 2" % number)
+        assert user.store_backup(blob).status_code == 201
+    for blob in backups.values():
+        server.damage(blob)
 
     def damaged() -> int:
         return server.client().get_admin_stats(server.admin_key).json()["damaged"]

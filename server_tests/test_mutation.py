@@ -4,7 +4,7 @@ import pytest
 
 from mutation.__main__ import CONTRACT, KNOWN, SERVER, Known, Reached, Results, record, verdict_of
 from mutation.copy_under_test import Copy
-from mutation.line_map import ALL as MODULES
+from mutation.line_map import MODULES
 from mutation.mutants import ROOT, mutants
 
 CAUGHT = "backup_server.py | check_signature | if abs(request.arrival.at // 1000 - created) > skew: | "
