@@ -300,6 +300,19 @@ def test_a_large_body_waits_beside_the_database(start_server):
     assert eventually(lambda: unnamed() == [])
 
 
+def test_a_body_of_unknown_length_waits_beside_the_database_too(start_server):
+    server = start_server(**MANY)
+    user, body = registered(server), body_of(token_bytes(MOST))
+    proofs = raw.signed(server, user.credentials, "POST", "/api/backup", body)
+    headers = (*proofs, "Content-Type: application/json", "Transfer-Encoding: chunked")
+    head = raw.request("POST", "/api/backup", headers=headers)
+    with raw.connected(server) as connection:
+        connection.sendall(head.replace(raw.HOST, raw.host(server)) + b"%x\r\n%s" % (len(body), body))
+        assert eventually(lambda: any("(deleted)" in each for each in descriptors(server)))
+        connection.sendall(b"\r\n0\r\n\r\n")
+        assert answer_of(server, connection) == "201"
+
+
 # ---- Connections ---------------------------------------------------------------------------------------------------
 
 
@@ -534,6 +547,24 @@ def test_a_request_that_is_half_there_does_not_hold_up_a_stop(start_server):
         assert answer_of(server, refused) == "401 signature_missing"
         server.process.terminate()
         assert server.process.wait(5) == 0
+
+
+def test_what_has_begun_to_arrive_is_answered_during_a_stop(start_server):
+    """The rest of an upload arrives, and the rest of an answer is read."""
+    server = start_server(command=bounded(DRAIN_INCOMPLETE_SECONDS=15), **MANY)
+    user, reader, body = registered(server), registered(server), body_of(b"half")
+    assert outcome(reader.store_backup(token_bytes(MOST))) == "201"
+    headers = raw.signed(server, reader.credentials, "GET", "/api/backup")
+    with raw.connected(server) as half, connection_from(server, "127.0.0.2", 4096) as slow:
+        half.sendall(upload_head(server, user, body) + body[:-1])
+        slow.sendall(raw.request("GET", "/api/backup", headers=headers))
+        assert slow.recv(1, socket.MSG_PEEK)
+        server.process.terminate()
+        assert eventually(lambda: any(line["event"] == "stopping" for line in server.log()))
+        half.sendall(body[-1:])
+        assert answer_of(server, half) == "201"
+        assert raw.receive(server, slow, "GET", "/api/backup").json()["size"] == MOST
+    assert server.process.wait(10) == 0
 
 
 def test_whoever_sends_a_refused_body_sees_the_answer_during_a_stop(start_server):

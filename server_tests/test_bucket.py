@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -691,6 +692,28 @@ def test_a_change_is_heard_at_once(tmp_path):
         copier.changed(digest(b"%d" % (number % 50)), Deleted(1))
     assert time.monotonic() - began < 1
     copier.close()
+
+
+def test_a_stop_waits_for_what_is_being_copied(tmp_path, monkeypatch):
+    copied = []
+    monkeypatch.setattr(Replica, "_owned", lambda copier: None)
+    monkeypatch.setattr(Replica, "_compare", lambda copier, bucket: None)
+    monkeypatch.setattr(Replica, "_copy", lambda copier, *change: (time.sleep(1), copied.append(change)))
+    copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)
+    copier.start()
+    copier.changed(USER, Deleted(1))
+    copier.close()
+    assert len(copied) == 1
+
+
+def test_a_stop_waits_for_nobody_who_has_nothing_to_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "BUCKET_STOP_SECONDS", 60)
+    copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)
+    copier.start()
+    stop = threading.Thread(target=copier.close, daemon=True)
+    stop.start()
+    stop.join(10)
+    assert not stop.is_alive()
 
 
 @pytest.mark.parametrize(

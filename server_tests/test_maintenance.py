@@ -303,7 +303,9 @@ def test_verify_names_what_is_damaged(tmp_path, damage):
     text = run(filled.path, "verify").stdout
     assert not re.search(r"[0-9a-f]{20}", text)
     named = {each["user"] for each in result(filled.path, "verify", "--full", code=1)["damage"]} - {None}
-    if damage is not add_a_key:
+    if damage is add_a_key:
+        assert re.search(f"b'user/{user_id(1)[:8]}'…$", text, re.MULTILINE)
+    else:
         assert user_id(1) in named and named <= {user_id(1), *named_by_the_index(damage)}
         assert f"user {user_id(1)[:8]}:" in text
     assert filled.path.read_bytes() == before

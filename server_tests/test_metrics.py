@@ -167,6 +167,15 @@ def test_whoever_says_nothing_takes_nothing(start_server):
     assert server.stderr.read_text() == ""
 
 
+def test_whoever_says_nothing_does_not_hold_up_a_stop(start_server):
+    server = start_server(METRICS_PORT=0, command=bounded(METRICS_SECONDS=600))
+    url = urlsplit(server.log()[0]["metrics"])
+    with socket.create_connection((url.hostname, url.port)):
+        text_of(server)  # the silent connection was accepted before
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+
+
 @pytest.mark.parametrize("sends", [b"", b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\nX-Slow: "])
 def test_whoever_is_slow_holds_up_nobody(server, sends):
     """Not even one who sends a byte now and then, which is no silence."""

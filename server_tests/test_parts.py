@@ -26,7 +26,8 @@ import waitress.adjustments
 import waitress.parser
 
 import backup_server
-from server import clock, dbm_reader, dbm_writer, i_json, records
+from contract_tests.target import openapi
+from server import clock, dbm_reader, dbm_writer, i_json, records, store_file
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.address_limit import AddressLimit
 from server.dbm_reader import DbmReader
@@ -46,6 +47,17 @@ from server_tests.memory_store import MemoryStore
 USER = "a" * 64
 ACCOUNT = Account(created_at=1_795_510_800_000, key_sha256="c" * 64)
 PAGE = 4096  # bytes of SQLite's pages
+
+
+# ---- Settings ------------------------------------------------------------------------------------------------------
+
+
+def test_by_default_a_client_names_no_address():
+    """Not in a header of any name. On Fly, its proxy does."""
+    defaults = openapi.SPEC["x-configurable-limits"]
+    secret = {"APP_SECRET_KEY": "an-example-secret-for-the-tests-alone"}
+    settings = [backup_server.Settings.from_environ(secret | more, defaults) for more in ({}, {"FLY_APP_NAME": "x"})]
+    assert [each.address_header for each in settings] == [None, "Fly-Client-IP"]
 
 
 # ---- Limits --------------------------------------------------------------------------------------------------------
@@ -328,6 +340,7 @@ def test_what_is_i_json():
     [
         ({"type": "object", "properties": {"a": {"minLenght": 1}}}, "minLenght"),
         ({"type": "object", "properties": {"a": {"contentEncoding": "base32"}}}, "contentEncoding"),
+        ({"properties": {"a": {"type": "array", "items": {"minLenght": 1}}}}, "minLenght"),
         ({"properties": {"a": {"type": "array", "items": {"contentEncoding": "base64"}}}}, "contentEncoding"),
     ],
 )
@@ -419,6 +432,10 @@ def test_only_one_server_has_the_file(tmp_path):
 def test_a_path_that_cannot_be_a_file(tmp_path, path):
     with pytest.raises(StorageUnavailable, match="cannot be used"):
         DbmStore(tmp_path / path, 601)
+
+
+def test_what_is_no_matter_of_users_is_not_called_one(tmp_path):
+    assert store_file.whose(tmp_path / "backup.db") == ""
 
 
 def test_a_reader_of_what_is_no_store(tmp_path, capfd):
@@ -650,6 +667,16 @@ def test_what_arrives_after_the_last_answer_is_no_request(state):
 
 
 # ---- The head of a request -----------------------------------------------------------------------------------------
+
+
+def test_whose_a_request_is_does_not_depend_on_how_the_scheme_is_written():
+    def user(scheme: str) -> str:
+        parser = RequestParser(waitress.adjustments.Adjustments())
+        parser.parse_header(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {scheme} bmFtZTprZXk=".encode())
+        return parser.user
+
+    assert {user(scheme) for scheme in ("Basic", "BASIC", "basic ")} == {"bmFtZTprZXk="}
+
 
 SIXTEEN_KB = {  # what takes long if something looks at it again for each of its characters
     "spaces in an option": b"Connection: a" + b" " * 16_000 + b"b",

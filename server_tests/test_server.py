@@ -599,7 +599,8 @@ def test_the_log_tells_what_happened_and_no_secret(start_server):
     assert requests[answers[4].headers["X-Request-Id"]]["route"] == "/api/backup/versions/{version}"
     # Requests that the HTTP server refuses are logged in the same way.
     refused = [line for line in requests.values() if line["method"] is None]
-    assert sorted(line["status"] for line in refused) == [400, 413, 431]
+    codes = sorted((line["status"], line["code"]) for line in refused)
+    assert codes == [(400, "malformed_request"), (413, "payload_too_large"), (431, "headers_too_large")]
 
     log = server.stdout.read_text() + server.stderr.read_text()
     private = [user_id, storage_key, new_key, digest, base64.b64encode(blob).decode()[:60], server.secret]
