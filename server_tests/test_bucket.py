@@ -694,6 +694,20 @@ def test_a_change_is_heard_at_once(tmp_path):
     copier.close()
 
 
+def test_a_bucket_that_fails_is_left_alone_for_a_while(tmp_path, monkeypatch):
+    """Whoever has begun to try may still fail. Nobody begins."""
+    monkeypatch.setattr(bounds, "BUCKET_PAUSE_SECONDS", (60, 60))
+    attempts, fail = [], BrokenBucket().get_tagged
+    monkeypatch.setattr(BrokenBucket, "get_tagged", lambda *name: attempts.append(name) or fail(name))
+    copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)
+    copier.start()
+    for number in range(50):
+        copier.changed(digest(b"%d" % number), Deleted(1))
+    time.sleep(1)
+    copier.close()
+    assert 1 <= len(attempts) <= bounds.COPIERS + 1
+
+
 def test_a_stop_waits_for_what_is_being_copied(tmp_path, monkeypatch):
     copied = []
     monkeypatch.setattr(Replica, "_owned", lambda copier: None)

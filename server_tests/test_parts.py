@@ -27,7 +27,7 @@ import waitress.parser
 
 import backup_server
 from contract_tests.target import openapi
-from server import clock, dbm_reader, dbm_writer, i_json, records, store_file
+from server import bounds, clock, dbm_reader, dbm_writer, i_json, records, store_file
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.address_limit import AddressLimit
 from server.dbm_reader import DbmReader
@@ -38,7 +38,7 @@ from server.http_parser import RequestParser
 from server.http_server import Channel, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import Limit
-from server.log import Log, log
+from server.log import MOST_FRAMES, Log, log
 from server.recent import Recent
 from server.refused import RefusedUploads
 from server.tables import Events, keyed_hash
@@ -599,6 +599,24 @@ def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):
     assert log.lines_lost == 6
 
 
+def test_an_error_names_its_innermost_frames(pipe):
+    """Not all of them: a recursion that does not end has a thousand."""
+
+    def fail(depth: int) -> float:
+        return fail(depth - 1) if depth else 1 / 0
+
+    log = Log(pipe[1])
+    try:
+        fail(100)
+    except ZeroDivisionError as error:
+        log.error(error)
+    log.finish(5)
+    line = json.loads(os.read(pipe[0], 100_000))
+    assert (line["event"], line["error"]) == ("error", "ZeroDivisionError")
+    place = f"{Path(__file__).name}:{fail.__code__.co_firstlineno + 1}"
+    assert line["at"] == [place] * MOST_FRAMES
+
+
 def test_a_lost_line_is_counted_once():
     """However often the line that reports it is lost, too."""
     with open("/dev/full", "wb") as full:
@@ -664,6 +682,25 @@ def test_what_arrives_after_the_last_answer_is_no_request(state):
     setattr(connection, state, True)
     assert not connection.received(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (connection.requests, connection.request) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "size"),
+    [
+        (None, bounds.PARSED_BYTES),
+        (SimpleNamespace(is_wanted=True, chunked=False), bounds.READ_BYTES),
+        (SimpleNamespace(is_wanted=True, chunked=True), bounds.PARSED_BYTES),
+        (SimpleNamespace(is_wanted=False, chunked=False), bounds.PARSED_BYTES),
+    ],
+)
+def test_only_what_is_merely_copied_is_read_in_large_pieces(request_of, size):
+    """What has to be parsed keeps the main thread for longer."""
+    sizes = []
+    connection = Channel.__new__(Channel)
+    connection.request = request_of
+    connection.recv, connection.received = lambda size: sizes.append(size) or b"", lambda data: False
+    connection.handle_read()
+    assert sizes == [size]
 
 
 # ---- The head of a request -----------------------------------------------------------------------------------------
