@@ -417,6 +417,17 @@ def test_damage_is_not_forgotten_because_the_disk_stalls(tmp_path, monkeypatch):
         assert house._to_verify == [(user_id, version, 1)]
 
 
+def test_a_probe_is_followed_by_a_minute_without_one(tmp_path, monkeypatch):
+    """Each costs a sync, and the housekeeper has other things to do."""
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        house = store.housekeeper
+        house._next_probe = time.monotonic()
+        assert house._is_probe_due()
+        house._probe()
+        assert not house._is_probe_due()
+
+
 def test_an_index_that_takes_no_writes_is_made_anew(tmp_path, monkeypatch):
     """Although all that it has is right."""
     monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)

@@ -1,6 +1,7 @@
 """`maintenance.py migrate`, and the other commands on a database: a real PostgreSQL and real servers."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -326,6 +327,28 @@ def test_what_changed_between_two_runs_is_copied_and_nothing_else(tmp_path, url)
     assert contents(url) == before and names[0] not in before
     assert moved["copied"] <= 40 - done + 1
     assert not result("verify", "--database", url)["damage"]
+
+
+def test_what_is_gone_between_two_runs_is_removed(tmp_path):
+    """Whether it is the first of the accounts, the last, or one in between."""
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+    fill(first, 10)
+
+    def copy() -> None:
+        with file_side.source(first) as source, file_side.target(second) as target:
+            migration.Copy(source, target).fill(lambda *stage: None)
+
+    copy()
+    assert len(contents(second)) == 10
+    with opened(first) as store:
+        names = sorted(store.user_ids())
+        for name in (names[0], names[1], names[5], names[9]):
+            with store.account(name) as held:
+                held.delete(clock.now())
+            with store.turn():
+                store.write(functools.partial(store.forget, name, store.row(name)))
+    copy()
+    assert len(contents(first)) == 6 and contents(second) == contents(first)
 
 
 def test_the_window_ends_by_itself(tmp_path, url, start):
