@@ -657,6 +657,26 @@ def test_what_was_the_current_record():
     assert {moment: folder.as_of(moment) for moment in expected} == expected
 
 
+def test_what_a_comparison_finds_keeps_its_old_states(tmp_path):
+    """Only a deletion by the user erases them."""
+    copier = Replica(MemoryStore(), BrokenBucket, tmp_path / "id", takeover=False)
+    copier._copy_later(USER, 0)
+    assert copier._take() == (USER, Change(0, erases=False))
+
+
+def test_a_folder_that_lacks_nothing_is_left_alone(tmp_path):
+    store, account = MemoryStore(), Account(1, "0" * 64)
+    with store.account(USER) as held:
+        held.create(account)
+    copier = Replica(store, BrokenBucket, tmp_path / "id", takeover=False)
+
+    def to_copy(records):
+        return copier._to_copy(BrokenBucket(), name_of(USER), folder_with(records), USER, set())
+
+    assert to_copy({1: identity_of(record_bytes(USER, account))}) is None
+    assert to_copy({1: "another"}) == to_copy({}) == USER
+
+
 class BrokenBucket:
     def get_tagged(self, name):
         raise BucketError("for the test")

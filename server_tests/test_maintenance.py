@@ -1,6 +1,7 @@
 """maintenance.py, as an operator runs it: beside a running server, on a stopped one, and interrupted."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -949,6 +950,19 @@ def test_the_end_waits_for_a_deletion_and_begins_no_other(tmp_path):
     assert events == ["removed", "closed"] and outcomes == ["removed", "failed", "failed"]
 
 
+def test_a_listener_that_fails_rests_in_between(tmp_path, monkeypatch):
+    attempts = []
+
+    def accept(listener: Any) -> Any:
+        attempts.append(listener)
+        raise OSError(errno.EMFILE, "no descriptor is free")
+
+    monkeypatch.setattr("socket.socket.accept", accept)
+    with contextlib.closing(operator.Operator(tmp_path / "backup.db", None, None)):
+        time.sleep(0.5)
+    assert 1 <= len(attempts) < 10
+
+
 def test_what_nobody_foresaw_ends_one_request(tmp_path):
     def fails(account: operator.Listed) -> str:
         raise ZeroDivisionError
@@ -1127,6 +1141,13 @@ def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
         if command == "restore":
             assert filled.blobs in [contents(file) for file in kept_files(store)]
     assert codes[-1] == 0 and steps > {"snapshot": 5, "restore": 12, "compact": 12}[command]
+
+
+def test_what_stops_a_copy_is_not_called_damage(filled, tmp_path):
+    part = tmp_path / "part"
+    part.write_bytes(b"somebody else's")
+    with pytest.raises(inspection.Unusable, match="already exists"):
+        copies.vacuum_into(filled.path, part, lambda *stage: None)
 
 
 def test_too_little_room_changes_nothing(filled, tmp_path, monkeypatch):

@@ -697,6 +697,7 @@ def test_a_change_of_a_file_is_made_completely_or_not_at_all(tmp_path):
         assert target.find(user_id(1)) is None
         target.put(user_id(1), account, lambda version: data)
         assert (target.find(user_id(1)), target.data(user_id(1), version)) == (account, data)
+        assert target.data(user_id(1), replace(version, number=2)) is None  # it is not damaged: it is not there
 
 
 def test_a_file_needs_no_driver(tmp_path):
