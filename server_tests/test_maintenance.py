@@ -1144,10 +1144,11 @@ def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
 
 
 def test_what_stops_a_copy_is_not_called_damage(filled, tmp_path):
-    part = tmp_path / "part"
-    part.write_bytes(b"somebody else's")
+    part = Path(shutil.copy(filled.path, tmp_path / "part"))
     with pytest.raises(inspection.Unusable, match="already exists"):
         copies.vacuum_into(filled.path, part, lambda *stage: None)
+    with pytest.raises(inspection.Unusable, match="unable to open"):
+        copies.erase_dropped(tmp_path / "gone.db")
 
 
 def test_too_little_room_changes_nothing(filled, tmp_path, monkeypatch):
