@@ -1,6 +1,7 @@
 """`maintenance.py migrate`, and the other commands on a database: a real PostgreSQL and real servers."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -23,6 +25,7 @@ from contract_tests.target.process import ServerProcess
 from server import bounds, clock, file_side, migration, operator
 from server.accounts import Account, Deleted, Record, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmStore
+from server.inspection import Unusable
 from server.migration import Changed, Impossible, Lapsed
 from server.postgres import side
 from server.postgres.store import PostgresStore
@@ -698,6 +701,13 @@ def test_a_change_of_a_file_is_made_completely_or_not_at_all(tmp_path):
         target.put(user_id(1), account, lambda version: data)
         assert (target.find(user_id(1)), target.data(user_id(1), version)) == (account, data)
         assert target.data(user_id(1), replace(version, number=2)) is None  # it is not damaged: it is not there
+
+
+def test_a_file_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "backup.db"
+    monkeypatch.setattr("server.store_file.lock", mock.Mock(side_effect=OSError(errno.ENOLCK, "no locks here")))
+    with pytest.raises(Unusable, match=f"^{path}: no locks here$"), file_side.target(path):
+        pass
 
 
 def test_a_file_needs_no_driver(tmp_path):

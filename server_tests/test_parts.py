@@ -574,6 +574,10 @@ def test_a_line_of_the_log(pipe, at):
     log.finish(5)
     member = r'"event": "request", "route": null, "path": "\u00e9\n", "milliseconds": 0.5'
     lines = [f'{{"time": "2026-11-24T09:00:0{second}Z", {member}}}\n' for second in (0, 1)]
+    end = threading.Thread(target=log.finish, args=(60,), daemon=True)
+    end.start()
+    end.join(20)  # it is written long before
+    assert not end.is_alive()
     assert os.read(pipe[0], 1000).decode() == "".join(lines)
 
 
