@@ -417,6 +417,25 @@ def test_damage_is_not_forgotten_because_the_disk_stalls(tmp_path, monkeypatch):
         assert house._to_verify == [(user_id, version, 1)]
 
 
+@pytest.mark.parametrize("end", ["forgotten", "registered anew"])
+def test_what_a_deletion_has_left_is_erased_at_the_latest_when_the_name_is_free(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
+    monkeypatch.setattr(Housekeeper, "erase_deleted", lambda house, user_id: None)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        for data in (b"first", b"second"):
+            append(store, data)
+        delete(store, USER)
+        assert store.blob(USER, 1) == b"second"
+        if end == "forgotten":
+            with store.turn():
+                store.write(functools.partial(store.forget, USER, store.row(USER)))
+        else:
+            register(store)
+        assert store.blob(USER, 1) is None
+        assert not store.blob(USER, 0)  # the empty one is the sign that there is an account
+
+
 def test_a_probe_is_followed_by_a_minute_without_one(tmp_path, monkeypatch):
     """Each costs a sync, and the housekeeper has other things to do."""
     monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)

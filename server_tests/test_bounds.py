@@ -604,25 +604,25 @@ REFUSALS: dict[str, tuple[Callable[[], bytes], str]] = {
     "no JSON": (lambda: body_of(token_bytes(MOST))[:-1], "400 malformed_request"),
     "unsigned": (lambda: bytes(BODY_BYTES), "401 signature_missing"),
 }
-WITHOUT_A_COLLECTOR = """
-import gc, runpy, sys
-gc.disable()
+THEN_SERVE = """
+import runpy, sys
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def without_a_collector() -> list[str]:
-    """Return the command of a server that has no cyclic garbage collector."""
+def preceded_by(script: str) -> list[str]:
+    """Return the command of a server in whose process this script has run before."""
     interpreter, *rest = COMMAND
     assert interpreter == sys.executable
-    script = next(number for number, each in enumerate(rest) if each.endswith(".py"))
-    return [interpreter, *rest[:script], "-c", WITHOUT_A_COLLECTOR, *rest[script:]]
+    place = next(number for number, each in enumerate(rest) if each.endswith(".py"))
+    return [interpreter, *rest[:place], "-c", script + THEN_SERVE, *rest[place:]]
 
 
 @pytest.fixture(scope="module")
 def collectorless(start_shared_server):
-    return start_shared_server(command=without_a_collector(), **MANY)
+    """A server that has no cyclic garbage collector."""
+    return start_shared_server(command=preceded_by("import gc; gc.disable()"), **MANY)
 
 
 @pytest.mark.parametrize("name", REFUSALS)

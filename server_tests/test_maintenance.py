@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -271,6 +272,14 @@ def flip_a_page(filled: Filled) -> None:
     filled.path.write_bytes(data)
 
 
+def cut_a_chain(filled: Filled) -> None:
+    """Let a page in the middle of a long value name a next one that does not exist."""
+    data = bytearray(filled.path.read_bytes())
+    place = data.index(filled.blobs[user_id(1)][0][-10_000:-9_000]) // 4096 * 4096
+    data[place : place + 4] = b"\x7f" * 4
+    filled.path.write_bytes(data)
+
+
 DAMAGE = {
     flip_a_blob: {"blob"},
     flip_a_record: {"record"},
@@ -280,6 +289,7 @@ DAMAGE = {
     add_a_key: {"key"},
     flip_the_index: {"index"},
     flip_a_page: {"page"},
+    cut_a_chain: {"page", "blob"},
 }
 
 
@@ -301,6 +311,7 @@ def test_verify_names_what_is_damaged(tmp_path, damage):
     kinds = {each["kind"] for each in found["damage"]}
     assert DAMAGE[damage] <= kinds <= DAMAGE[damage] | {"stray", "missing", "page", "blob"}, found["damage"]
     assert found["accounts"] >= 2
+    assert damage is not cut_a_chain or "missing" not in kinds  # it is there, and cannot be read
     text = run(filled.path, "verify").stdout
     assert not re.search(r"[0-9a-f]{20}", text)
     named = {each["user"] for each in result(filled.path, "verify", "--full", code=1)["damage"]} - {None}
@@ -1141,6 +1152,12 @@ def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
         if command == "restore":
             assert filled.blobs in [contents(file) for file in kept_files(store)]
     assert codes[-1] == 0 and steps > {"snapshot": 5, "restore": 12, "compact": 12}[command]
+
+
+def test_a_store_that_cannot_be_locked_is_named(filled, monkeypatch):
+    monkeypatch.setattr("server.store_file.lock", mock.Mock(side_effect=OSError(errno.ENOLCK, "no locks here")))
+    with pytest.raises(inspection.Unusable, match=f"^{filled.path}: no locks here$"), copies.locked(filled.path):
+        pass
 
 
 def test_what_stops_a_copy_is_not_called_damage(filled, tmp_path):

@@ -38,7 +38,7 @@ from server.http_parser import RequestParser
 from server.http_server import Channel, WaitressLog
 from server.json_schema import ObjectValidator, UnknownKeyword
 from server.limits import Limit
-from server.log import MOST_FRAMES, Log, log
+from server.log import MOST_FRAMES, Line, Log, log
 from server.recent import Recent
 from server.refused import RefusedUploads
 from server.tables import Events, keyed_hash
@@ -601,6 +601,14 @@ def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):
     assert [line["number"] for line in lines if "number" in line] == [*range(10, 20), 25]
     assert sum(line["lines"] for line in lines if line.get("event") == "log_lost") == 6
     assert log.lines_lost == 6
+
+
+def test_what_is_written_whole_is_not_lost(monkeypatch):
+    """The reader goes away exactly at the end of a line."""
+    parts = [6, BrokenPipeError()]
+    monkeypatch.setattr(os, "write", mock.Mock(side_effect=parts))
+    lines = [Line(b"first\n"), Line(b"second\n")]
+    assert Log(-7)._write(list(lines)) == lines[1:]
 
 
 def test_an_error_names_its_innermost_frames(pipe):

@@ -26,6 +26,7 @@ from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import SERVER
 from contract_tests.target.process import COVERAGE, ServerProcess
 from server import http_server, origins
+from server_tests.test_bounds import preceded_by
 from server_tests.this_server import copy_server
 
 SECRET = "an-example-secret-for-the-tests-alone"
@@ -614,6 +615,24 @@ def test_the_log_tells_what_happened_and_no_secret(start_server):
         assert text not in log
     # The log of a fault does not have it either, but shows where the fault is.
     assert any(line["event"] == "error" and line["error"] == "ZeroDivisionError" for line in lines)
+
+
+SPEAKING = """
+import logging, threading, time
+
+def speak():
+    while True:
+        logging.getLogger("waitress").error("private")
+        time.sleep(0.1)
+
+threading.Thread(target=speak, daemon=True).start()
+"""
+
+
+def test_what_waitress_says_is_in_the_log(start_server):
+    server = start_server(command=preceded_by(SPEAKING))
+    assert eventually(lambda: any(line["event"] == "http_server" for line in server.log()))
+    assert "private" not in server.stdout.read_text()
 
 
 def test_no_secret_is_in_the_file(start_server):
