@@ -417,6 +417,19 @@ def test_damage_is_not_forgotten_because_the_disk_stalls(tmp_path, monkeypatch):
         assert house._to_verify == [(user_id, version, 1)]
 
 
+def test_a_dropped_version_is_erased_days_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        for data in (b"first", b"second", b"third"):
+            append(store, data)
+        row, now = store.row(USER), clock.now()
+        ((slot, _),) = row.dropped
+        assert store.housekeeper._to_erase(USER, row) == []
+        monkeypatch.setattr(clock, "now", lambda: now + housekeeping.ERASE_DROPPED_AFTER)
+        assert store.housekeeper._to_erase(USER, row) == [slot]
+
+
 @pytest.mark.parametrize("end", ["forgotten", "registered anew"])
 def test_what_a_deletion_has_left_is_erased_at_the_latest_when_the_name_is_free(tmp_path, monkeypatch, end):
     monkeypatch.setattr(Housekeeper, "_keep_house", lambda house: None)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
@@ -643,6 +644,23 @@ def test_no_circle_keeps_a_refused_body(collectorless, name):
 
     first = refuse(3)
     assert refuse(8) < first + SMALLEST
+
+
+def test_what_large_requests_took_is_given_back(start_server):
+    """Of each thread. Otherwise they keep 40 MB in all."""
+    if platform.libc_ver()[0] != "glibc":
+        not_run("needs glibc, which gives memory back if it is told to")
+    server = start_server(**MANY)
+    users = [registered(server) for _ in range(4)]
+    before = resident(server)
+
+    def work(user: Any) -> None:
+        assert outcome(user.store_backup(token_bytes(MOST))) == "201"
+        assert outcome(user.fetch_backup()) == "200"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, users))
+    assert eventually(lambda: resident(server) < before + 15_000_000)
 
 
 def test_a_large_body_that_cannot_be_kept_is_in_the_log(start_server, tmp_path):

@@ -1154,6 +1154,13 @@ def test_a_command_may_end_at_each_of_its_steps(tmp_path, command):
     assert codes[-1] == 0 and steps > {"snapshot": 5, "restore": 12, "compact": 12}[command]
 
 
+@pytest.mark.parametrize("frozen", [(True, False, False), (False, True, False)])
+def test_a_file_that_a_server_begins_to_use_is_looked_at_again(filled, monkeypatch, frozen):
+    monkeypatch.setattr(inspection, "is_frozen", mock.Mock(side_effect=frozen))
+    with pytest.raises(inspection.Unusable, match="has begun to use it"), inspection.opened(filled.path):
+        pass
+
+
 def test_a_store_that_cannot_be_locked_is_named(filled, monkeypatch):
     monkeypatch.setattr("server.store_file.lock", mock.Mock(side_effect=OSError(errno.ENOLCK, "no locks here")))
     with pytest.raises(inspection.Unusable, match=f"^{filled.path}: no locks here$"), copies.locked(filled.path):

@@ -299,6 +299,14 @@ def test_a_name_that_has_no_ipv4_address(monkeypatch):
         assert listener.getsockname()[0] == "::1"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[127.0.0.1]", "[::1]"])
+def test_an_address_may_be_written_as_in_a_url(host):
+    if ":" in host and not has_ipv6():
+        not_run("this machine has no IPv6")
+    with http_server.listen(host, 0) as listener:
+        assert listener.getsockname()[0] == host.strip("[]")
+
+
 HINTS = {
     "https://app.example:443": "write https://app.example.",
     "http://App.example:08080/path": "write http://app.example:8080.",
