@@ -701,6 +701,9 @@ def test_a_change_of_a_file_is_made_completely_or_not_at_all(tmp_path):
         target.put(user_id(1), account, lambda version: data)
         assert (target.find(user_id(1)), target.data(user_id(1), version)) == (account, data)
         assert target.data(user_id(1), replace(version, number=2)) is None  # it is not damaged: it is not there
+        target._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(Impossible, match=f"^{tmp_path / 'backup.db'}: "):
+            target.remove(user_id(1))
 
 
 def test_a_file_that_cannot_be_locked_is_named(tmp_path, monkeypatch):

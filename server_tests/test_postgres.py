@@ -20,8 +20,10 @@ from contract_tests.target.openapi import REPOSITORY
 from contract_tests.target.process import ServerProcess
 from contract_tests.target.target import RAISED_LIMITS
 from server.accounts import Account, StorageUnavailable, Version
+from server.guessing import Guessing
 from server.postgres import database, housekeeping
 from server.postgres.store import PostgresStore
+from server.refused import RefusedUploads
 from server_tests import edges, test_accounts
 from server_tests.postgres_cluster import Cluster
 from server_tests.run_broken import Trial
@@ -192,6 +194,17 @@ def test_limits_are_those_of_all_servers_together(start):
     clients = [servers[number % 3].client() for number in range(12)]
     answers = at_once([lambda c=c: outcome(c.register_user()) for c in clients])
     assert sorted(answers) == ["201"] * 5 + ["429 rate_limited"] * 7
+
+
+def test_what_is_remembered_at_once_is_all_remembered(store):
+    """An account's known addresses are one row, and so are the signatures of its refused uploads."""
+    guessing = Guessing(30, 50, 2, 30, 32, store.tables("guessing"))
+    addresses = [f"192.0.2.{number}" for number in range(8)]
+    assert at_once([lambda each=each: guessing.remember(USER, each) for each in addresses]) == [True] * 8
+    assert not any(guessing.remember(USER, each) for each in addresses)
+    refused = RefusedUploads(300, store.tables("refused"))
+    at_once([lambda each=each: refused.add(USER, each) for each in addresses])
+    assert all(refused.has(USER, each) for each in addresses)
 
 
 def test_a_refused_upload_is_refused_by_all(start):
