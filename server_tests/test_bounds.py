@@ -355,6 +355,16 @@ def test_the_connection_that_waits_longest_is_closed(start_server, command, coun
     assert len([line for line in server.log() if line["event"] != "request"]) < 5
 
 
+def test_whoever_comes_when_no_descriptor_is_free_is_served_later(start_server):
+    server = start_server(command=preceded_by("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(raw.connected(server))
+        assert eventually(lambda: any(line["event"] == "not_accepted" for line in server.log()))
+    assert {line["errno"] for line in server.log() if line["event"] == "not_accepted"} == {errno.EMFILE}
+    assert eventually(lambda: outcome(server.client().get_health()) == "200")
+
+
 def test_addresses_have_places_of_their_own(start_server):
     server = start_server(command=bounded(CONNECTIONS_OF_AN_ADDRESS=3))
     with contextlib.ExitStack() as stack:

@@ -524,6 +524,16 @@ def test_each_link_leads_somewhere(name: str):
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
+def test_each_event_of_the_log_is_in_the_runbook_and_the_other_way_round():
+    trees = [ast.parse(file.read_text()) for file in (SERVER[0], *ROOT.glob("server/**/*.py"))]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "event"]
+    assert all(isinstance(each, ast.Constant) for each in given)
+    listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section("The log", OPERATIONS), re.MULTILINE)
+    events = {name for names in listed for name in re.findall(r"`(\w+)`", names)} - {"event"}
+    assert events == {each.value for each in given} | {"log_lost"}  # the log's own
+
+
 def test_what_a_start_says_is_in_the_runbook():
     """Each line in the table under "The server does not start" begins with what some part of the server says."""
     said = "".join(path.read_text() for path in SERVER).replace("{name} ", "APP_SECRET_KEY ")

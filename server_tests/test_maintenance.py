@@ -1167,6 +1167,13 @@ def test_a_store_that_cannot_be_locked_is_named(filled, monkeypatch):
         pass
 
 
+def test_a_key_of_no_user_is_damaged_without_one(filled):
+    report = inspection.Report()
+    with inspection.opened(filled.path) as connection:
+        inspection.Verifier(connection, report, lambda done, total: None)._is_sound(b"format", 999_999)
+    assert [(each.kind, each.user_id) for each in report.damage] == [("index", None)]
+
+
 def test_what_stops_a_copy_is_not_called_damage(filled, tmp_path):
     part = Path(shutil.copy(filled.path, tmp_path / "part"))
     with pytest.raises(inspection.Unusable, match="already exists"):

@@ -17,6 +17,8 @@ from contract_tests.target import raw
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.openapi import REPOSITORY
 from server.health import PARTS
+from server.log import log
+from server.metrics import MetricsServer
 from server_tests.test_bounds import bounded, descriptors, upload_head
 
 COUNTED = {"requests", "problems", "request_body_bytes", "response_body_bytes", "events", "log_lines_lost"}
@@ -174,6 +176,22 @@ def test_whoever_says_nothing_does_not_hold_up_a_stop(start_server):
         text_of(server)  # the silent connection was accepted before
         server.process.terminate()
         assert server.process.wait(20) == 0
+
+
+def test_a_fault_of_the_metrics_is_in_the_log(capfd):
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = MetricsServer("127.0.0.1", port)
+    for error in (ZeroDivisionError("private"), ConnectionResetError()):
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, None)
+    server.server_close()
+    log.finish(5)
+    said = capfd.readouterr().out
+    assert said.count('"event": "error"') == said.count("ZeroDivisionError") == 1 and "private" not in said
 
 
 @pytest.mark.parametrize("sends", [b"", b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\nX-Slow: "])

@@ -706,6 +706,16 @@ def test_a_change_of_a_file_is_made_completely_or_not_at_all(tmp_path):
             target.remove(user_id(1))
 
 
+def test_a_store_that_is_half_filled_is_not_reopened(tmp_path):
+    path, state = tmp_path / "backup.db", f"from:{'a' * 32}:{'b' * 16}"
+    with file_side.target(path) as side:
+        side.begin("a" * 32, state)
+    with pytest.raises(Impossible, match="only a part of the accounts"):
+        file_side.reopen(path)
+    with file_side.source(path) as side:
+        assert side.state() == state
+
+
 def test_a_file_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
     path = tmp_path / "backup.db"
     monkeypatch.setattr("server.store_file.lock", mock.Mock(side_effect=OSError(errno.ENOLCK, "no locks here")))

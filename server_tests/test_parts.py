@@ -27,6 +27,7 @@ import waitress.parser
 
 import backup_server
 from contract_tests.target import openapi
+from contract_tests.target.calls import eventually
 from server import bounds, clock, dbm_reader, dbm_writer, i_json, records, store_file
 from server.accounts import Account, Damaged, DamagedData, Deleted, StorageFull, StorageUnavailable, Upload, Version
 from server.address_limit import AddressLimit
@@ -438,6 +439,13 @@ def test_what_is_no_matter_of_users_is_not_called_one(tmp_path):
     assert store_file.whose(tmp_path / "backup.db") == ""
 
 
+def test_the_first_folder_that_keeps_a_user_out_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "inner" / "backup.db"
+    path.parent.mkdir()
+    monkeypatch.setattr(os, "access", lambda each, mode: tmp_path not in (each, *each.parents))
+    assert f": {tmp_path} belongs to the user " in store_file.whose(path)
+
+
 def test_a_reader_of_what_is_no_store(tmp_path, capfd):
     with pytest.raises(StorageUnavailable):
         DbmReader(tmp_path / "missing.db").check()
@@ -611,6 +619,19 @@ def test_what_is_written_whole_is_not_lost(monkeypatch):
     assert Log(-7)._write(list(lines)) == lines[1:]
 
 
+def test_what_waits_in_memory_is_counted_under_the_lock(monkeypatch):
+    """Other threads count there, too."""
+    log, writes, goes_on = Log(-7), threading.Event(), threading.Event()
+    monkeypatch.setattr(log, "_write", lambda lines: (writes.set(), goes_on.wait(10), [])[-1])
+    log(number=1)
+    assert writes.wait(10)
+    with log._lock:
+        goes_on.set()
+        time.sleep(0.2)
+        assert log._bytes > 0
+    assert eventually(lambda: log._bytes == 0)
+
+
 def test_an_error_names_its_innermost_frames(pipe):
     """Not all of them: a recursion that does not end has a thousand."""
 
@@ -694,6 +715,19 @@ def test_what_arrives_after_the_last_answer_is_no_request(state):
     setattr(connection, state, True)
     assert not connection.received(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (connection.requests, connection.request) == ([], None)
+
+
+def test_a_request_that_is_being_served_is_not_refused_as_well():
+    connection, served = Channel.__new__(Channel), []
+    connection.requests_lock, connection.requests, connection.waits_since = threading.Lock(), [mock.Mock()], 0
+    connection._serve = served.append
+    refusal = threading.Thread(target=connection.refuse_late, args=(time.monotonic(),))
+    with connection.requests_lock:
+        refusal.start()
+        refusal.join(0.2)
+        connection.waits_since = None  # a lane has it now
+    refusal.join()
+    assert served == []
 
 
 @pytest.mark.parametrize(

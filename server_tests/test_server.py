@@ -637,8 +637,27 @@ threading.Thread(target=speak, daemon=True).start()
 """
 
 
+STUMBLING = """
+from server import http_server
+serve = http_server.AppTask.service
+
+def stumble(task):
+    return 1 / 0 if task.request.path == "/private" else serve(task)
+
+http_server.AppTask.service = stumble
+"""
+
+
+def test_a_fault_outside_the_app_gets_an_answer_too(start_server):
+    server = start_server(command=preceded_by(STUMBLING), DEBUG=None)
+    assert outcome(server.client().request("GET", "/private")) == "500 internal_error"
+    assert outcome(server.client().get_health()) == "200"
+    assert [line["error"] for line in server.log() if line["event"] == "error"] == ["ZeroDivisionError"]
+    assert "private" not in server.stdout.read_text()
+
+
 def test_what_waitress_says_is_in_the_log(start_server):
-    server = start_server(command=preceded_by(SPEAKING))
+    server = start_server(command=preceded_by(SPEAKING), DEBUG=None)
     assert eventually(lambda: any(line["event"] == "http_server" for line in server.log()))
     assert "private" not in server.stdout.read_text()
 
