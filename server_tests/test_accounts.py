@@ -491,6 +491,14 @@ def test_a_store_is_closed_in_time(tmp_path, impatient, capfd):
         assert eventually(lambda: getattr(reader.find(USER), "versions", ()) != ())
 
 
+def test_a_store_that_is_closed_leaves_no_thread(tmp_path):
+    before = set(threading.enumerate())
+    with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
+        register(store)
+        assert set(threading.enumerate()) - before
+    assert eventually(lambda: not set(threading.enumerate()) - before)
+
+
 def test_each_account_is_counted_even_if_the_disk_stalls_meanwhile(tmp_path, monkeypatch):
     """And a deletion that a crash cut short is finished."""
     path = tmp_path / "backup.db"

@@ -189,6 +189,8 @@ def test_what_was_moved_stays_closed_until_it_is_reopened(tmp_path, url, start):
     assert result("reopen", "--database", path) == {"reopened": True}
     assert outcome(user.store_backup(b"3", digest(b"1"))) == "201"
     assert result("reopen", "--database", path, code=1) == {"reopened": False}
+    events = [line["event"] for line in source.log() if line["event"] in ("closed", "moved", "reopened")]
+    assert events == ["closed", "moved", "reopened"]
     assert "has accounts already" in refused("migrate", path, url)
     assert same.fetch_backup().json()["sha256"] == digest(b"2")
 
