@@ -232,6 +232,17 @@ def test_a_log_that_grows_is_stored_every_day(start_server):
 
 
 @pytest.mark.requirement("space.own")
+def test_what_an_account_gave_up_is_not_free_for_others(start_server):
+    server = start_server(frozen=FROZEN, volume=GB, **MANY)
+    old = established(server, 1_000_000)
+    fill(server, GB // 10 - 5_000_000)
+    before, free = old.bytes(), free_bytes(server)
+    assert old.store(100_000) == "201"
+    assert old.bytes() < before - 500_000
+    assert not eventually(lambda: free_bytes(server) > free + 200_000, 2)
+
+
+@pytest.mark.requirement("space.own")
 def test_what_an_account_gave_up_is_reserved_only_until_it_may_grow_again(start_server):
     server = start_server(frozen=FROZEN, volume=GB, KEEP_VERSIONS="2,0,0,0", **MANY)
     old = established(server, 50_000)

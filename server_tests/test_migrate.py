@@ -396,6 +396,9 @@ def test_the_lease_on_a_database(url):
     with side.opened(url, 901) as source:
         source.close_for("01", 30)
         source.close_for("01", 30)
+        source.close_for("01", 1)
+        source.renew("01", 30)
+        time.sleep(1.2)
         source.renew("01", 30)
         source.close_for("02", 30)
         for lost in (lambda: source.renew("01", 30), lambda: source.close_for_good("01", "to:x")):
@@ -658,6 +661,13 @@ def test_verify_finds_damage_in_a_database(url, statement, kind):
         connection.execute(statement, (name,))
     damage = result("verify", code=1, DATABASE_URL=url)["damage"]
     assert kind in {each["kind"] for each in damage}
+
+
+def test_the_progress_of_verify_counts_the_accounts(url):
+    fill(url, 3)
+    seen: list[tuple[int, int]] = []
+    assert not side.verify(url, lambda *progress: seen.append(progress)).damage
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_accounts_are_listed_and_removed(url, start):

@@ -260,6 +260,8 @@ def test_damage_is_found(url, monkeypatch):
     with opened(url) as store:
         assert eventually(lambda: store.degraded() == ["scrub"] and store.stats().damaged == 2, 20)
         assert eventually(lambda: store.stats().round_seconds < 60, 20)
+        assert eventually(lambda: not store.housekeeper.is_late)
+        assert store.degraded() == ["scrub"]  # because of the damage alone
 
 
 def test_a_database_that_is_slow(start, url):
