@@ -73,7 +73,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a run like Ctrl-C
-    known = Known(KNOWN)
+    known = Known(KNOWN, arguments.store)
     chosen = sample(arguments, known)
     if arguments.list:
         for mutant in chosen:
@@ -108,10 +108,12 @@ def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:
 class Known:
     """The entries of known.toml."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, store: str = "file") -> None:
         known = tomllib.loads(file.read_text())
-        self._entries: dict[str, list[dict[str, str]]] = known
-        self._stores: dict[str, dict[str, str]] = known["stores"]
+        self._stores: dict[str, dict[str, str]] = known.pop("stores")
+        self._entries: dict[str, list[dict[str, str]]] = {
+            kind: [entry for entry in entries if entry.get("store", store) == store] for kind, entries in known.items()
+        }
 
     def hidden(self, mutant: Mutant) -> str | None:
         """Return why no client can see a mutant, or None if one can."""
@@ -146,7 +148,7 @@ class Known:
         return [entry for kind in ("hidden", "equivalent") for entry in self._entries.get(kind, [])]
 
     def matches(self, entry: dict[str, str], mutant: Mutant) -> bool:
-        parts = {name: text for name, text in entry.items() if name not in ("reason", "function")}
+        parts = {name: text for name, text in entry.items() if name not in ("reason", "function", "store")}
         function = entry.get("function", "*")
         is_same = all(getattr(mutant, name) == text for name, text in parts.items())
         return is_same and fnmatchcase(mutant.function, function)

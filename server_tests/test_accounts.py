@@ -299,7 +299,7 @@ def test_another_change_that_stalls(tmp_path, monkeypatch, impatient, change):
 
 def test_others_have_their_turns_while_a_large_account_is_deleted(tmp_path, monkeypatch):
     """Twenty blobs, each of which takes the disk 0.1 s: together more than any change waits for its turn."""
-    monkeypatch.setattr(bounds, "TURN_SECONDS", 1.5)
+    monkeypatch.setattr(bounds, "TURN_SECONDS", 1.5)  # more than one blob takes, and less than all of them
     with contextlib.closing(DbmStore(tmp_path / "backup.db", 601)) as store:
         register(store)
         register(store, OTHER)

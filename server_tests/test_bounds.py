@@ -355,8 +355,16 @@ def test_the_connection_that_waits_longest_is_closed(start_server, command, coun
     assert len([line for line in server.log() if line["event"] != "request"]) < 5
 
 
+FEW_DESCRIPTORS = """
+import resource
+from server import bounds
+bounds.RESERVED_DESCRIPTORS = 0
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+"""
+
+
 def test_whoever_comes_when_no_descriptor_is_free_is_served_later(start_server):
-    server = start_server(command=preceded_by("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"))
+    server = start_server(command=preceded_by(FEW_DESCRIPTORS))
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(raw.connected(server))
@@ -657,7 +665,7 @@ def test_no_circle_keeps_a_refused_body(collectorless, name):
 
 
 def test_what_large_requests_took_is_given_back(start_server):
-    """Of each thread. Otherwise they keep 40 MB in all."""
+    """Otherwise each thread keeps some of it."""
     if platform.libc_ver()[0] != "glibc":
         not_run("needs glibc, which gives memory back if it is told to")
     server = start_server(**MANY)

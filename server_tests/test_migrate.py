@@ -22,8 +22,8 @@ import pytest
 
 from contract_tests.target.calls import eventually, outcome
 from contract_tests.target.process import ServerProcess
-from server import bounds, clock, file_side, migration, operator
-from server.accounts import Account, Deleted, Record, StorageUnavailable, Upload, Version
+from server import bounds, clock, file_side, migration, operator, records
+from server.accounts import Account, Damaged, Deleted, Record, StorageUnavailable, Upload, Version
 from server.dbm_store import DbmStore
 from server.inspection import Unusable
 from server.migration import Changed, Impossible, Lapsed
@@ -661,6 +661,13 @@ def test_verify_finds_damage_in_a_database(url, statement, kind):
         connection.execute(statement, (name,))
     damage = result("verify", code=1, DATABASE_URL=url)["damage"]
     assert kind in {each["kind"] for each in damage}
+
+
+@pytest.mark.parametrize("read", [side.record_of, file_side.row_of])
+@pytest.mark.parametrize("text", [b"no JSON", b'{"format": %d}' % records.RECORD_FORMAT, b"[]"])
+def test_a_record_whose_form_is_wrong_is_damaged_although_its_checksum_is_right(read, text):
+    with pytest.raises(Damaged):
+        read(user_id(1), records.checksum(user_id(1), text) + b"\n" + text)
 
 
 def test_the_progress_of_verify_counts_the_accounts(url):

@@ -435,7 +435,7 @@ def test_a_path_that_cannot_be_a_file(tmp_path, path):
         DbmStore(tmp_path / path, 601)
 
 
-def test_what_is_no_matter_of_users_is_not_called_one(tmp_path):
+def test_nobody_is_named_if_the_user_may_use_every_file(tmp_path):
     assert store_file.whose(tmp_path / "backup.db") == ""
 
 
@@ -582,11 +582,16 @@ def test_a_line_of_the_log(pipe, at):
     log.finish(5)
     member = r'"event": "request", "route": null, "path": "\u00e9\n", "milliseconds": 0.5'
     lines = [f'{{"time": "2026-11-24T09:00:0{second}Z", {member}}}\n' for second in (0, 1)]
+    assert os.read(pipe[0], 1000).decode() == "".join(lines)
+
+
+def test_the_end_does_not_wait_for_what_is_written(pipe):
+    log = Log(pipe[1])
+    log(number=1)
     end = threading.Thread(target=log.finish, args=(60,), daemon=True)
     end.start()
-    end.join(20)  # it is written long before
+    end.join(20)
     assert not end.is_alive()
-    assert os.read(pipe[0], 1000).decode() == "".join(lines)
 
 
 def test_what_has_no_room_in_memory_is_lost(pipe, monkeypatch):

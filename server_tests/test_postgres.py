@@ -22,7 +22,7 @@ from contract_tests.target.target import RAISED_LIMITS
 from server.accounts import Account, StorageUnavailable, Version
 from server.guessing import Guessing
 from server.postgres import database, housekeeping
-from server.postgres.store import PostgresStore
+from server.postgres.store import PostgresStore, hash_key
 from server.refused import RefusedUploads
 from server_tests import edges, test_accounts
 from server_tests.postgres_cluster import Cluster
@@ -194,6 +194,12 @@ def test_limits_are_those_of_all_servers_together(start):
     clients = [servers[number % 3].client() for number in range(12)]
     answers = at_once([lambda c=c: outcome(c.register_user()) for c in clients])
     assert sorted(answers) == ["201"] * 5 + ["429 rate_limited"] * 7
+
+
+def test_what_is_counted_is_under_a_key_that_all_servers_know_and_nobody_else():
+    """It is made of the URL, with its password, and of the admin key."""
+    keys = {hash_key(url, admin_key) for url in ("one", "two") for admin_key in (None, "first", "second")}
+    assert len(keys) == 6
 
 
 def test_what_is_remembered_at_once_is_all_remembered(store):
