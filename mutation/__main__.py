@@ -31,7 +31,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ from mutation.reached import EVERY_START
 
 KNOWN = Path(__file__).with_name("known.toml")
 SCREEN, CONTRACT, SERVER = SUITES = "screening", "contract tests", "server tests"  # in this order
-LONGEST = 300  # seconds of own tests that a mutant meets at most, as recorded: the likely and the quick ones
-QUICK = 0.2  # seconds; tests that take longer run after those that do not
+QUICK, QUICK_OWN = 0.2, 2  # seconds; contract tests and own ones that take longer run after those that do not
 MOST_SHOWN = 20  # tests that reach a survivor are kept
 AGAIN = 2  # how often a test that has failed runs again, until it fails again: a failure that comes once is none
 
@@ -414,9 +412,8 @@ class Judge:
         near, files = self._near(mutant), defaultdict[str, float](float)
         for test in reaching:
             files[file_of(test)] += self._reached.seconds[test]
-        tests = sorted(reaching, key=lambda test: (-near[test], files[file_of(test)], self._reached.seconds[test]))
-        ends = accumulate(self._reached.seconds[test] for test in tests)
-        tests = [test for test, end in zip(tests, ends, strict=True) if end < LONGEST]
+        slow = {test for test in reaching if self._reached.seconds[test] > QUICK_OWN}
+        tests = sorted(reaching, key=lambda test: (-near[test], test in slow, files[file_of(test)], file_of(test)))
         copy.put([mutant])
         while tests:
             longest = 60 + 3 * sum(self._reached.seconds[test] for test in tests)
