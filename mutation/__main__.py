@@ -15,6 +15,7 @@ exit codes: 0 the tests catch enough, 1 they do not, 2 there is nothing to judge
 import argparse
 import ast
 import contextlib
+import fcntl
 import hashlib
 import json
 import queue
@@ -32,7 +33,7 @@ from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mutation.copy_under_test import Broken, Copy
 from mutation.line_map import MODULES
@@ -82,7 +83,8 @@ def main() -> int:
     results = Results(arguments.state / "results.jsonl")
     if not arguments.report:
         try:
-            judge_all(chosen, known, results, arguments)
+            with lock(arguments.state):
+                judge_all(chosen, known, results, arguments)
         except Broken as error:
             print(f"mutation: {error}", file=sys.stderr)
             return 2
@@ -90,6 +92,17 @@ def main() -> int:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return 130
     return report(chosen, known, results, arguments.goal)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Return a file that is locked until it is closed, so that one run has the folder. Raise Broken."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Broken(f"another run uses {folder}: wait until it has ended, or name another --state") from None
+    return file
 
 
 def sample(arguments: argparse.Namespace, known: "Known") -> list[Mutant]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mutation.__main__ import CONTRACT, KNOWN, SERVER, Known, Reached, Results, record, verdict_of
-from mutation.copy_under_test import Copy
+from mutation.__main__ import CONTRACT, KNOWN, SERVER, Known, Reached, Results, lock, record, verdict_of
+from mutation.copy_under_test import Broken, Copy
 from mutation.line_map import MODULES
 from mutation.mutants import ROOT, mutants
 
@@ -68,6 +68,13 @@ def test_which_lines_a_test_reaches_in_any_process(tmp_path):
     of_itself, of_a_server = (reached.lines[test] for test in tests)
     assert of_itself["server/json_schema.py"]
     assert of_a_server["backup_server.py"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """The second one would take the map away from the first."""
+    with lock(tmp_path), pytest.raises(Broken, match="another run uses"):
+        lock(tmp_path)
+    lock(tmp_path).close()
 
 
 def test_a_mutant_that_hangs_is_caught_by_the_test_that_hangs():
