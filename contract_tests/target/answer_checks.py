@@ -91,6 +91,8 @@ def judge(
     wrong = judge_headers(declared.get("headers", {}), headers)
     if operation is None and status != 204 and (status == 405) != ("Allow" in headers):
         wrong.setdefault("header.Allow", []).append("a 405, and no other status, must have Allow")
+    if operation is None and status not in (429, 503) and "Retry-After" in headers:
+        wrong.setdefault("header.Retry-After", []).append(f"a {status} must not have Retry-After")
     if "content" not in declared:
         wrong[own] = [f"a {status} must not have a body"] if body else []
         return wrong, None
