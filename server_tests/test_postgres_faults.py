@@ -1,7 +1,9 @@
 """The store in PostgreSQL, while the database hangs, breaks, or is the wrong one. A real PostgreSQL breaks."""
 
 import os
+import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +146,16 @@ def test_the_worst_day_in_small():
     outcome = distributed.live_through(faults, 200, 1, 300, 6, seed=1, say=lambda _: None)
     assert outcome.faults.total() == 3 and outcome.ledger.acknowledged.total() >= 200
     assert not outcome.ledger.lost and not outcome.record.wrong
+
+
+def test_a_day_that_fails_ends():
+    """The database stays away, and those who write do not insist for ever."""
+    if what := distributed.lacking():
+        not_run(what)
+
+    def fails(world: distributed.World, chance: random.Random) -> list[distributed.Server]:
+        world.primary.kill()
+        raise subprocess.CalledProcessError(1, "pg_ctl")
+
+    with pytest.raises(subprocess.CalledProcessError):
+        distributed.live_through((fails,), 200, 1, 300, 2, seed=1, say=lambda _: None)

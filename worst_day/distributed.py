@@ -184,7 +184,9 @@ def node_type() -> Any:
                     os.kill(process, signal.SIGKILL)
             while any(Path(f"/proc/{each}/cmdline").exists() and is_alive(each) for each in processes):
                 time.sleep(0.05)
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
+            # A process that is dead, but that nobody has waited for yet, would have these locks for the next one.
+            for name in ("data/postmaster.pid", ".s.PGSQL.5432.lock"):
+                (self.folder / name).unlink(missing_ok=True)
 
         def ask(self, query: str) -> list[tuple[Any, ...]]:
             import psycopg
@@ -217,6 +219,7 @@ class Record:
         )  # seconds; not of requests whose server was killed or paused
         self.succeeded: dict[str, float] = {}  # by server: when a write began that succeeded
         self.wrong: list[str] = []
+        self.is_abandoned = False  # because the day itself has failed: nobody insists any more
 
 
 class Wire:
@@ -254,6 +257,8 @@ class Wire:
         """Send a request until it is answered, each time with a new signature. Say whether it was repeated."""
         repeated = False
         while not (answer := self.send(request())):
+            if self.record.is_abandoned:
+                raise RuntimeError("the day was abandoned")
             repeated = True
         return *answer, repeated
 
@@ -503,6 +508,7 @@ def live_through(
         every = [Phone(ledger, secret, wire, chance.getrandbits(32)) for wire in wires]
         pool = stack.enter_context(ThreadPoolExecutor(phones))
         stack.callback(is_over.set)
+        stack.push(lambda kind, *_: setattr(record, "is_abandoned", kind is not None))
         lives = [pool.submit(phone.live_on, is_over.is_set) for phone in every]
         todo: list[Fault] = []
         while time.monotonic() - started < seconds:
