@@ -103,7 +103,7 @@ MALFORMED = {
 
 
 @pytest.mark.edge_may_change
-@pytest.mark.requirement("http.framing", "getHealth.400")
+@pytest.mark.requirement("http.framing", "getHealth.400", "header.Retry-After")
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_requests(target, request_bytes):
     assert outcome(raw.send(target, request_bytes)) == "400 malformed_request"

@@ -618,18 +618,6 @@ def test_the_log_tells_what_happened_and_no_secret(start_server):
     assert any(line["event"] == "error" and line["error"] == "ZeroDivisionError" for line in lines)
 
 
-SPEAKING = """
-import logging, threading, time
-
-def speak():
-    while True:
-        logging.getLogger("waitress").error("private")
-        time.sleep(0.1)
-
-threading.Thread(target=speak, daemon=True).start()
-"""
-
-
 STUMBLING = """
 from server import http_server
 serve = http_server.AppTask.service
@@ -647,6 +635,18 @@ def test_a_fault_outside_the_app_gets_an_answer_too(start_server):
     assert outcome(server.client().get_health()) == "200"
     assert [line["error"] for line in server.log() if line["event"] == "error"] == ["ZeroDivisionError"]
     assert "private" not in server.stdout.read_text()
+
+
+SPEAKING = """
+import logging, threading, time
+
+def speak():
+    while True:
+        logging.getLogger("waitress").error("private")
+        time.sleep(0.1)
+
+threading.Thread(target=speak, daemon=True).start()
+"""
 
 
 def test_what_waitress_says_is_in_the_log(start_server):

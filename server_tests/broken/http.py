@@ -139,6 +139,16 @@ def on_problem(change_problem: Callable[[Mapping[str, Any], dict[str, Any]], Non
             answer.body = json.dumps(problem).encode()
 
 
+@breaks("header.Retry-After")
+def what_cannot_be_read_is_to_be_repeated() -> None:
+    """Each answer to a request that cannot be read has Retry-After, although it would get the same answer again."""
+
+    @instead_of(backup_server, "refusal")
+    def refusal(real: Any, status: int, limits: Mapping[str, int]) -> Problem:
+        code, detail = backup_server.REFUSALS[status]
+        return Problem(code, detail.format(**limits), backup_server.BUSY_SECONDS)
+
+
 @breaks("problem.form")
 def problem_has_no_code() -> None:
     """A client cannot tell one 401 from another."""
